@@ -1,0 +1,114 @@
+"""Train a TraDe model with Seq2SeqTrainer, on data made on the fly or on a corpus folder.
+
+Run: python scripts/train.py --config scripts/configs/cpu.yaml --online --output runs/cpu
+     accelerate launch scripts/train.py --config scripts/configs/base.yaml --online --output runs/base
+A run that was killed goes on from its last checkpoint when it is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dataset_builder.online import Example, OnlineExamples, collate_examples, read_corpus, to_example
+from dataset_builder.sampler import SamplerConfig
+from dataset_builder.splits import pinned
+from trade_hf.configuration_trade import TraDeConfig
+from trade_hf.modeling_trade import TraDeForConditionalGeneration
+from trade_hf.tokenization_rasp import LINE_SIZE, MAX_LINES, VOCABULARY, build_tokenizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--online", action="store_true", help="make data on the fly")
+    source.add_argument("--corpus", type=Path, help="a folder of `trade sample --json` files")
+    parser.add_argument("--max-steps", type=int, help="in place of the config's")
+    args = parser.parse_args()
+    train(yaml.safe_load(args.config.read_text()), args.output, args.corpus, args.max_steps)
+
+
+def train(config: dict[str, Any], output: Path, corpus: Path | None, max_steps: int | None) -> None:
+    """One run, from the config to a saved model in `output`/final."""
+    sampler = SamplerConfig(**config.get("sampler", {}))
+    settings = dict(config["training"])
+    if max_steps is not None:
+        settings["max_steps"] = max_steps
+    reuse, seed = settings.pop("reuse", 1), settings.get("seed", 0)
+    validation = [to_example(item.sample) for item in pinned("validation", settings.pop("validation_size", 200), sampler)]
+    checkpoint = get_last_checkpoint(output) if output.is_dir() else None
+    arguments = Seq2SeqTrainingArguments(
+        output_dir=str(output),
+        predict_with_generate=True,
+        generation_max_length=LINE_SIZE * MAX_LINES + 2,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        ignore_data_skip=corpus is None,
+        accelerator_config={"dispatch_batches": False},
+        report_to=[],
+        **settings,
+    )
+    torch.manual_seed(seed)
+    model = TraDeForConditionalGeneration(TraDeConfig(vocab_size=len(VOCABULARY), **config.get("model", {})))
+    if corpus is None:
+        step = int(Path(checkpoint).name.split("-")[-1]) if checkpoint else 0
+        dataset: Any = OnlineExamples(f"{seed}-{step}", arguments.per_device_train_batch_size, reuse, sampler)
+    else:
+        dataset = read_corpus(corpus)
+    trainer = Seq2SeqTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        eval_dataset=validation,
+        data_collator=collate_examples,
+        compute_metrics=exact_match,
+        callbacks=[LogToFile(output / "log.jsonl")],
+    )
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters; from {checkpoint or 'scratch'}")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.is_world_process_zero():
+        trainer.save_model(str(output / "final"))
+        build_tokenizer().save_pretrained(output / "final")
+        record = {"config": config, "sampler": dataclasses.asdict(sampler), "steps": trainer.state.global_step}
+        (output / "final" / "training.json").write_text(json.dumps(record, indent=2))
+
+
+def exact_match(predictions: Any) -> dict[str, float]:
+    """`free_running_exact` on the validation set, from the tokens that `generate` gave."""
+    generated, labels = predictions.predictions, predictions.label_ids
+    hits = []
+    for row, label in zip(generated, labels, strict=True):
+        truth = label[label >= 0].tolist()
+        hits.append(row[1 : 1 + len(truth)].tolist() == truth)
+    return {"free_running_exact": float(np.mean(hits))}
+
+
+class LogToFile(TrainerCallback):
+    """One JSON line for each log of the trainer: the learning curve."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if state.is_world_process_zero and logs:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Compiled transformers: their weights on file, the compiler, the bridge to tracr, the forward pass."""

@@ -1,0 +1,305 @@
+"""TracrWeights: a compiled transformer's tensors and what they need to be read, in one safetensors file.
+
+Tensors carry Tracr's own parameter names, module and parameter joined by a slash (`token_embed/embeddings`,
+`transformer/layer_0/attn/query/w`, …), float32. Everything else is JSON in the file's metadata under the key `trade`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trade_hf.rasp.functions import Value
+
+BOS = "compiler_bos"
+PAD = "compiler_pad"
+UNEMBED = "unembed/w"
+FORMAT = "tracr-weights-1"
+
+# What a file may hold; a larger model is refused before its tensors are read.
+LIMITS = {"layers": 64, "d_model": 4096, "parameters": 50_000_000, "vocab": 512, "max_seq_len": 512}
+
+_ATTENTION = ("key", "linear", "query", "value")
+_MLP = ("linear_1", "linear_2")
+
+
+class WeightsError(ValueError):
+    """A file or a set of tensors that is no Tracr model; the message says what was expected and what came."""
+
+
+@dataclass(frozen=True, repr=False)
+class TracrWeights:
+    """A compiled transformer.
+
+    Attributes:
+      tensors: Tracr's parameters by name, float32.
+      num_heads: heads in every layer; the key size is the width of W_Q over this.
+      vocab: the token of each row of the token embedding, BOS and pad among them.
+      max_seq_len: the longest input, BOS not counted (positions are embedded 0 … max_seq_len).
+      output_values: the value that each column of the unembedding stands for; None for a numerical output.
+      unembedding: [d_model, output], the projection that Tracr keeps in a closure.
+      residual_labels: names of the residual directions where they are known; for people, never read by the model.
+    """
+
+    tensors: dict[str, np.ndarray]
+    num_heads: int
+    vocab: tuple[Value, ...]
+    max_seq_len: int
+    output_values: tuple[Value, ...] | None
+    unembedding: np.ndarray
+    residual_labels: tuple[str, ...] = field(default=())
+    bos: str = BOS
+    pad: str = PAD
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def d_model(self) -> int:
+        return self.tensors["token_embed/embeddings"].shape[1]
+
+    @property
+    def num_layers(self) -> int:
+        return sum(name.endswith("/attn/query/w") for name in self.tensors)
+
+    @property
+    def key_size(self) -> int:
+        return self.tensors["transformer/layer_0/attn/query/w"].shape[1] // self.num_heads
+
+    @property
+    def mlp_size(self) -> int:
+        return self.tensors["transformer/layer_0/mlp/linear_1/w"].shape[1]
+
+    @property
+    def input_vocab(self) -> tuple[Value, ...]:
+        """The tokens that an input can hold, in the order of the embedding."""
+        return tuple(token for token in self.vocab if token not in (self.bos, self.pad))
+
+    def layer(self, number: int, part: str) -> np.ndarray:
+        """A layer's tensor, such as `layer(0, "attn/query/w")`."""
+        return self.tensors[f"transformer/layer_{number}/{part}"]
+
+    def __repr__(self) -> str:
+        output = "numerical" if self.output_values is None else f"{len(self.output_values)} values"
+        return (
+            f"TracrWeights({self.num_layers} layers, {self.num_heads} heads, key size {self.key_size}, "
+            f"MLP size {self.mlp_size}, d_model {self.d_model}, vocabulary {list(self.input_vocab)}, "
+            f"up to {self.max_seq_len} tokens, output {output})"
+        )
+
+    # ------------------------------------------------------------ files
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write one safetensors file, whole or not at all."""
+        from safetensors.numpy import save
+
+        meta: dict[str, Any] = {
+            "format": FORMAT,
+            "vocab": list(self.vocab),
+            "bos": self.bos,
+            "pad": self.pad,
+            "max_seq_len": self.max_seq_len,
+            "num_heads": self.num_heads,
+            "input_encoding": "categorical",
+            "output_encoding": "numerical" if self.output_values is None else "categorical",
+            "output_values": None if self.output_values is None else list(self.output_values),
+            "output_directions": _one_hot_columns(self.unembedding),
+            "residual_labels": list(self.residual_labels),
+        }
+        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in self.tensors.items()}
+        if meta["output_directions"] is None:
+            tensors[UNEMBED] = np.ascontiguousarray(self.unembedding)
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            partial.write_bytes(save(tensors, metadata={"trade": json.dumps(meta)}))
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> TracrWeights:
+        """Read a safetensors file. Raises WeightsError with one line that says what was expected and what came."""
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(path)
+        if not path.is_file():
+            raise WeightsError(f"{path}: no such file")
+        _refuse_other_formats(path)
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                size = sum(int(np.prod(file.get_slice(name).get_shape(), dtype=object)) for name in file.keys())
+                if size > LIMITS["parameters"]:
+                    raise WeightsError(f"{path}: {size:,} parameters; the limit is {LIMITS['parameters']:,}")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (SafetensorError, TypeError, OverflowError, ValueError) as error:
+            if isinstance(error, WeightsError):
+                raise
+            raise WeightsError(f"{path}: expected a safetensors file: {str(error).splitlines()[0]}") from None
+        try:
+            return cls._from_file(tensors, metadata)
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from None
+
+    @classmethod
+    def _from_file(cls, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> TracrWeights:
+        if "trade" not in metadata:
+            raise WeightsError("expected the vocabulary and the lengths in the metadata under `trade`, found none")
+        try:
+            meta = json.loads(metadata["trade"])
+        except (ValueError, RecursionError):
+            raise WeightsError("the metadata under `trade` is not JSON") from None
+        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+            raise WeightsError(f"expected metadata of format {FORMAT!r}")
+        vocab = _values(meta, "vocab")
+        if not vocab:
+            raise WeightsError("expected a vocabulary in the metadata, found none")
+        output_values = _values(meta, "output_values")
+        if meta.get("output_encoding") not in ("categorical", "numerical"):
+            raise WeightsError("expected output_encoding `categorical` or `numerical` in the metadata")
+        if (output_values is None) != (meta["output_encoding"] == "numerical"):
+            raise WeightsError("expected output_values for a categorical output, and none for a numerical one")
+        unembedding = tensors.pop(UNEMBED, None)
+        if unembedding is None:
+            embedding = tensors.get("token_embed/embeddings")
+            if embedding is None or embedding.ndim != 2:
+                raise WeightsError("the tensor token_embed/embeddings is missing or has the wrong shape")
+            unembedding = _from_one_hot_columns(meta.get("output_directions"), embedding.shape[1])
+        labels = meta.get("residual_labels") or []
+        return cls(
+            tensors=tensors,
+            num_heads=_integer(meta, "num_heads"),
+            vocab=vocab,
+            max_seq_len=_integer(meta, "max_seq_len"),
+            output_values=output_values,
+            unembedding=unembedding,
+            residual_labels=tuple(map(str, labels)) if isinstance(labels, list) else (),
+            bos=str(meta.get("bos")),
+            pad=str(meta.get("pad")),
+        )
+
+
+def _refuse_other_formats(path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise WeightsError(f"{path}: expected a safetensors file, got a pickle or an archive, which is never opened")
+    if head.lstrip()[:1] in (b"{", b"["):
+        raise WeightsError(f"{path}: expected a safetensors file, got JSON")
+
+
+def _integer(meta: dict, key: str) -> int:
+    value = meta.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise WeightsError(f"expected a whole number above 0 for {key} in the metadata, got {value!r}")
+    return value
+
+
+def _values(meta: dict, key: str) -> tuple[Value, ...] | None:
+    values = meta.get(key)
+    if values is None:
+        return None
+    if not isinstance(values, list):
+        raise WeightsError(f"expected a list for {key} in the metadata")
+    return tuple(_hashable(value, key) for value in values)
+
+
+def _hashable(value: Any, key: str) -> Value:
+    if isinstance(value, list):
+        return tuple(_hashable(part, key) for part in value)
+    if isinstance(value, str | int | float):
+        return value
+    raise WeightsError(f"expected numbers and strings for {key} in the metadata, got {value!r}")
+
+
+def _one_hot_columns(matrix: np.ndarray) -> list[int] | None:
+    """The row of the 1 in each column, or None if a column is not one-hot."""
+    rows = matrix.argmax(0)
+    expected = np.zeros_like(matrix)
+    expected[rows, np.arange(matrix.shape[1])] = 1.0
+    return rows.tolist() if np.array_equal(matrix, expected) else None
+
+
+def _from_one_hot_columns(rows: Any, d_model: int) -> np.ndarray:
+    if not isinstance(rows, list) or not rows or not all(isinstance(r, int) and 0 <= r < d_model for r in rows):
+        raise WeightsError(f"expected output_directions below {d_model} in the metadata, or a tensor {UNEMBED}")
+    matrix = np.zeros((d_model, len(rows)), np.float32)
+    matrix[rows, np.arange(len(rows))] = 1.0
+    return matrix
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _check(weights: TracrWeights) -> None:
+    """Every tensor there, of the right shape and type, finite; raises WeightsError."""
+    tensors = weights.tensors
+    if "token_embed/embeddings" not in tensors or not any(name.endswith("/attn/query/w") for name in tensors):
+        raise WeightsError(f"expected Tracr's parameters (token_embed/embeddings, …), got {_some(tensors)}")
+    if tensors["token_embed/embeddings"].ndim != 2:
+        raise WeightsError("token_embed/embeddings: expected two dimensions [token, d_model]")
+    sizes = {"layers": weights.num_layers, "d_model": weights.d_model}
+    sizes |= {"vocab": len(weights.vocab), "max_seq_len": weights.max_seq_len}
+    for what, size in sizes.items():
+        if size > LIMITS[what]:
+            raise WeightsError(f"{what} is {size:,}; the limit is {LIMITS[what]:,}")
+    for special in (weights.bos, weights.pad):
+        if weights.vocab.count(special) != 1:
+            raise WeightsError(f"expected {special!r} once in the vocabulary of the embedding, got {weights.vocab}")
+    if len(set(weights.vocab)) != len(weights.vocab):
+        raise WeightsError(f"expected distinct tokens in the vocabulary, got {weights.vocab}")
+    expected = _expected_shapes(weights)
+    for name in sorted(set(tensors) ^ set(expected)):
+        state = "missing" if name in expected else "not one of Tracr's"
+        raise WeightsError(f"the tensor {name} is {state}")
+    for name, shape in expected.items():
+        _check_tensor(name, tensors[name], shape)
+    outputs = 1 if weights.output_values is None else len(weights.output_values)
+    _check_tensor(UNEMBED, weights.unembedding, (weights.d_model, outputs))
+
+
+def _check_tensor(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> None:
+    if tensor.dtype != np.float32:
+        raise WeightsError(f"{name}: expected float32, got {tensor.dtype}")
+    if tensor.shape != shape:
+        raise WeightsError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
+    if not np.isfinite(tensor).all():
+        raise WeightsError(f"{name}: expected finite numbers, got NaN or infinity")
+
+
+def _expected_shapes(weights: TracrWeights) -> dict[str, tuple[int, ...]]:
+    d_model, tensors = weights.d_model, weights.tensors
+    width = _width(tensors, "transformer/layer_0/attn/query/w")
+    if width % weights.num_heads:
+        raise WeightsError(f"expected a width of W_Q that {weights.num_heads} heads divide, got {width}")
+    hidden = _width(tensors, "transformer/layer_0/mlp/linear_1/w")
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embed/embeddings": (len(weights.vocab), d_model),
+        "pos_embed/embeddings": (weights.max_seq_len + 1, d_model),
+    }
+    for layer in range(weights.num_layers):
+        prefix = f"transformer/layer_{layer}"
+        for name in _ATTENTION:
+            rows, columns = (width, d_model) if name == "linear" else (d_model, width)
+            shapes[f"{prefix}/attn/{name}/w"], shapes[f"{prefix}/attn/{name}/b"] = (rows, columns), (columns,)
+        for name in _MLP:
+            rows, columns = (d_model, hidden) if name == "linear_1" else (hidden, d_model)
+            shapes[f"{prefix}/mlp/{name}/w"], shapes[f"{prefix}/mlp/{name}/b"] = (rows, columns), (columns,)
+    return shapes
+
+
+def _width(tensors: dict[str, np.ndarray], name: str) -> int:
+    if name not in tensors or tensors[name].ndim != 2:
+        raise WeightsError(f"the tensor {name} is missing or has the wrong shape")
+    return tensors[name].shape[1]
+
+
+def _some(tensors: dict[str, np.ndarray]) -> str:
+    names = sorted(tensors)
+    return ", ".join(names[:3]) + (f", … ({len(names)} tensors)" if len(names) > 3 else "") if names else "no tensor"

@@ -1,0 +1,34 @@
+"""TraDeConfig: sizes of the encoder–decoder."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedConfig
+
+
+class TraDeConfig(PreTrainedConfig):
+    """Sizes of a TraDe model. `vocab_size` counts the tokens of the RASP tokenizer, `max_lines` what can be decoded."""
+
+    model_type = "trade"
+
+    vocab_size: int = 128
+    d_model: int = 160
+    encoder_layers: int = 5
+    decoder_layers: int = 3
+    num_heads: int = 5
+    message_size: int = 32
+    ffn_size: int = 400
+    dropout: float = 0.0
+    max_lines: int = 32
+    line_size: int = 4
+    feature_size: int = 8
+    integer_features: int = 3
+    unit_types: int = 8
+    max_layers: int = 32
+    value_buckets: int = 64
+    edge_channels: int = 3
+    is_encoder_decoder: bool = True
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | None = 2
+    decoder_start_token_id: int | None = 1
+    tie_word_embeddings: bool = True

@@ -1,0 +1,296 @@
+"""TraDe: an encoder over the units of a compiled transformer and a decoder that writes its RASP program.
+
+The encoder knows its units (see `processing_trade.py`) only by their kind and by the products of what one reads and
+another writes. In each layer these products act twice: as a bias of the attention, and as the weights of messages that
+run along the edges, from writers to readers and back. It is unmoved by any permutation or rotation of the residual
+stream and by the order of the units.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.cache_utils import EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
+
+from .configuration_trade import TraDeConfig
+
+# Messages run along: reader a ← writer, writer ← reader a, the same for reader b, and within a head.
+RELATIONS = 5
+
+
+class TraDePreTrainedModel(PreTrainedModel):
+    config_class = TraDeConfig
+    base_model_prefix = "model"
+    main_input_name = "weight_features"
+    input_modalities = ("weights",)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02 if module is getattr(self, "lm_head", None) else module.in_features**-0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.05)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    """[batch, time, heads · size] → [batch, heads, time, size]."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: TraDeConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.d_model)
+        self.up = nn.Linear(config.d_model, config.ffn_size)
+        self.down = nn.Linear(config.ffn_size, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.dropout(self.down(F.gelu(self.up(self.norm(x)))))
+
+
+class RelationalLayer(nn.Module):
+    """Attention among units with a bias from their relations, and messages along the relations."""
+
+    def __init__(self, config: TraDeConfig) -> None:
+        super().__init__()
+        self.heads = config.num_heads
+        self.norm = nn.LayerNorm(config.d_model)
+        self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
+        self.messages = nn.Linear(config.d_model, RELATIONS * config.message_size)
+        self.message_norm = nn.LayerNorm(RELATIONS * config.message_size)
+        self.out = nn.Linear(config.d_model + RELATIONS * config.message_size, config.d_model)
+        self.ffn = FeedForward(config)
+
+    def forward(self, x: Tensor, relations: Tensor, bias: Tensor) -> Tensor:
+        normed = self.norm(x)
+        query, key, value = (_split(part, self.heads) for part in self.qkv(normed).chunk(3, -1))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        messages = relations @ _split(self.messages(normed), RELATIONS)
+        joined = [part.transpose(1, 2).flatten(2) for part in (attended, messages)]
+        x = x + self.out(torch.cat([joined[0], self.message_norm(joined[1])], -1))
+        return self.ffn(x)
+
+
+class TraDeEncoder(TraDePreTrainedModel):
+    """Units and their relations → hidden states [batch, unit, d_model]."""
+
+    def __init__(self, config: TraDeConfig) -> None:
+        super().__init__(config)
+        self.type_embedding = nn.Embedding(config.unit_types, config.d_model)
+        self.layer_embedding = nn.Embedding(config.max_layers, config.d_model)
+        self.value_embedding = nn.Embedding(config.value_buckets, config.d_model)
+        self.scalars = nn.Linear(config.feature_size - config.integer_features, config.d_model)
+        self.relation_bias = nn.Linear(2 * RELATIONS, config.encoder_layers * config.num_heads)
+        self.layers = nn.ModuleList(RelationalLayer(config) for _ in range(config.encoder_layers))
+        self.norm = nn.LayerNorm(config.d_model)
+        self.post_init()
+
+    def forward(
+        self, weight_features: Tensor, weight_edges: Tensor, attention_mask: Tensor | None = None, **kwargs
+    ) -> BaseModelOutput:
+        integers = self.config.integer_features
+        kind, layer, value = weight_features[..., :integers].long().unbind(-1)
+        scalars = weight_features[..., integers:].to(self.scalars.weight.dtype)
+        x = self.type_embedding(kind) + self.layer_embedding(layer) + self.value_embedding(value) + self.scalars(scalars)
+        a, b, same_head = weight_edges.to(x.dtype).unbind(1)
+        same_head = same_head / same_head.sum(-1, keepdim=True).clamp(min=1)
+        relations = torch.stack([a, a.mT, b, b.mT, same_head], 1)
+        if attention_mask is None:
+            attention_mask = torch.ones(x.shape[:2], device=x.device)
+        biases = self.attention_biases(relations, attention_mask)
+        for block, bias in zip(self.layers, biases, strict=True):
+            x = block(x, relations, bias)
+        return BaseModelOutput(last_hidden_state=self.norm(x))
+
+    def attention_biases(self, relations: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        """For each layer [batch, head, unit, unit]: linear in the relations and in whether they are there at all."""
+        features = torch.cat([relations, (relations.abs() > 0.01).to(relations.dtype)], 1).flatten(2)
+        biases = self.relation_bias.weight @ features + self.relation_bias.bias[:, None]
+        biases = biases.unflatten(2, relations.shape[2:])
+        biases = biases.masked_fill(attention_mask[:, None, None, :] == 0, -1e4)
+        return biases.chunk(self.config.encoder_layers, 1)
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: TraDeConfig, index: int) -> None:
+        super().__init__()
+        self.index, self.heads = index, config.num_heads
+        self.self_norm = nn.LayerNorm(config.d_model)
+        self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
+        self.self_out = nn.Linear(config.d_model, config.d_model)
+        self.cross_norm = nn.LayerNorm(config.d_model)
+        self.cross_query = nn.Linear(config.d_model, config.d_model)
+        self.cross_key_value = nn.Linear(config.d_model, 2 * config.d_model)
+        self.cross_out = nn.Linear(config.d_model, config.d_model)
+        self.ffn = FeedForward(config)
+
+    def forward(
+        self, x: Tensor, causal: Tensor, memory: Tensor, memory_mask: Tensor, cache: EncoderDecoderCache | None
+    ) -> Tensor:
+        query, key, value = (_split(part, self.heads) for part in self.qkv(self.self_norm(x)).chunk(3, -1))
+        if cache is not None:
+            key, value = cache.self_attention_cache.update(key, value, self.index)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=causal)
+        x = x + self.self_out(attended.transpose(1, 2).flatten(2))
+        query = _split(self.cross_query(self.cross_norm(x)), self.heads)
+        key, value = self.memory_keys(memory, cache)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=memory_mask)
+        x = x + self.cross_out(attended.transpose(1, 2).flatten(2))
+        return self.ffn(x)
+
+    def memory_keys(self, memory: Tensor, cache: EncoderDecoderCache | None) -> tuple[Tensor, Tensor]:
+        if cache is not None and cache.is_updated.get(self.index):
+            layer = cache.cross_attention_cache.layers[self.index]
+            return layer.keys, layer.values
+        key, value = (_split(part, self.heads) for part in self.cross_key_value(memory).chunk(2, -1))
+        if cache is not None:
+            key, value = cache.cross_attention_cache.update(key, value, self.index)
+            cache.is_updated[self.index] = True
+        return key, value
+
+
+class TraDeDecoder(TraDePreTrainedModel):
+    """Tokens so far and the encoder's states → hidden states [batch, token, d_model].
+
+    A token's place is told by its line and by its component in the line (operation, two arguments, function).
+    """
+
+    def __init__(self, config: TraDeConfig) -> None:
+        super().__init__(config)
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.line = nn.Embedding(config.max_lines + 1, config.d_model)
+        self.component = nn.Embedding(config.line_size, config.d_model)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.decoder_layers))
+        self.norm = nn.LayerNorm(config.d_model)
+        self.post_init()
+
+    def forward(
+        self, input_ids: Tensor, memory: Tensor, memory_mask: Tensor | None, cache: EncoderDecoderCache | None = None
+    ) -> Tensor:
+        past = cache.get_seq_length() if cache is not None else 0
+        places = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)
+        lines = (places // self.config.line_size).clamp(max=self.config.max_lines)
+        x = self.embedding(input_ids) + self.line(lines) + self.component(places % self.config.line_size)
+        total = past + input_ids.shape[1]
+        causal = places[:, None] >= torch.arange(total, device=input_ids.device)[None, :]
+        if memory_mask is None:
+            memory_mask = torch.ones(memory.shape[:2], device=memory.device)
+        mask = torch.zeros_like(memory[:, None, None, :, 0]).masked_fill(memory_mask[:, None, None, :] == 0, -1e4)
+        for block in self.layers:
+            x = block(x, causal, memory, mask, cache)
+        return self.norm(x)
+
+
+class TraDeModel(TraDePreTrainedModel):
+    """Encoder and decoder without the head that predicts tokens."""
+
+    def __init__(self, config: TraDeConfig) -> None:
+        super().__init__(config)
+        self.encoder = TraDeEncoder(config)
+        self.decoder = TraDeDecoder(config)
+        self.post_init()
+
+    def get_encoder(self, *args, **kwargs) -> TraDeEncoder:
+        return self.encoder
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.decoder.embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.decoder.embedding = value
+
+    def forward(
+        self,
+        weight_features: Tensor | None = None,
+        weight_edges: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> Seq2SeqModelOutput:
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(weight_features, weight_edges, attention_mask)
+        memory = encoder_outputs[0]
+        hidden = self.decoder(decoder_input_ids, memory, attention_mask, past_key_values)
+        return Seq2SeqModelOutput(
+            last_hidden_state=hidden, past_key_values=past_key_values, encoder_last_hidden_state=memory
+        )
+
+
+class TraDeForConditionalGeneration(TraDePreTrainedModel, GenerationMixin):
+    """The decompiler: weights of a compiled transformer in, tokens of its RASP program out."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.decoder.embedding.weight"}
+
+    def __init__(self, config: TraDeConfig) -> None:
+        super().__init__(config)
+        self.model = TraDeModel(config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_encoder(self, *args, **kwargs) -> TraDeEncoder:
+        return self.model.encoder
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.lm_head = value
+
+    def forward(
+        self,
+        weight_features: Tensor | None = None,
+        weight_edges: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        return_dict: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs,
+    ) -> Seq2SeqLMOutput:
+        """`labels` [batch, token] with -100 where there is none; the loss is the mean over tokens."""
+        if decoder_input_ids is None and labels is not None:
+            decoder_input_ids = self.shift_right(labels)
+        if not use_cache:
+            past_key_values = None
+        outputs = self.model(
+            weight_features=weight_features,
+            weight_edges=weight_edges,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+        )
+        logits = self.lm_head(outputs.last_hidden_state)
+        loss = None
+        if labels is not None:
+            reduction = "mean" if num_items_in_batch is None else "sum"
+            loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction=reduction)
+            loss = loss if num_items_in_batch is None else loss / num_items_in_batch
+        return Seq2SeqLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+        )
+
+    def shift_right(self, labels: Tensor) -> Tensor:
+        start = labels.new_full((len(labels), 1), self.config.decoder_start_token_id)
+        return torch.cat([start, labels[:, :-1]], 1).masked_fill(torch.cat([start, labels[:, :-1]], 1) == -100, self.config.pad_token_id)
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        return self.shift_right(labels)

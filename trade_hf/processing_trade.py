@@ -1,0 +1,180 @@
+"""Weights → the encoder's input: one unit for each thing that reads or writes the residual stream, and who reads whom.
+
+The basis of the residual stream is arbitrary, so no coordinate is kept. A unit is a token's or a position's embedding,
+a dimension of a head's W_Q and W_K, one of its W_V and W_O, a hidden unit of an MLP, or a column of the unembedding.
+What is kept of its vectors are their dot products: reader · writer (see `shared` design: read compositions, not
+coordinates). They are the same in any orthogonal basis, and in any basis at all where readers change along.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+TOKEN, BOS, POSITION, QUERY_KEY, VALUE_OUTPUT, HIDDEN, OUTPUT = range(1, 8)
+UNIT_TYPES = 8  # 0 is padding
+COLUMNS = ("type", "layer", "value", "bias_a", "bias_b", "amount", "merged", "self")
+INTEGER_COLUMNS = 3
+EDGE_CHANNELS = 3  # reader a, reader b, same head
+MAX_LAYERS = 32
+VALUE_BUCKETS = 64
+VALUE_OFFSET = 20  # bucket of the value 0; bucket 0 is for what is no whole number in range
+COLDNESS = 100.0  # Tracr's softmax coldness: the scale of W_Q
+EPSILON = 1e-4
+
+
+@dataclass(frozen=True)
+class Units:
+    """The encoder's input for one model.
+
+    Attributes:
+      features: [unit, len(COLUMNS)] float32.
+      edges: [unit, unit, EDGE_CHANNELS] float32; edges[i, j, 0] is what i's first reader takes from j's writer,
+        on a signed logarithmic scale.
+    """
+
+    features: np.ndarray
+    edges: np.ndarray
+
+
+def to_units(weights: Any) -> Units:
+    """The units of a TracrWeights (anything with its attributes)."""
+    builder = _Builder(weights)
+    builder.embeddings()
+    for layer in range(weights.num_layers):
+        builder.attention(layer)
+        builder.mlp(layer)
+    builder.outputs()
+    return builder.units()
+
+
+class _Builder:
+    """Collects units: their integer columns, value, writer, readers a and b, head."""
+
+    def __init__(self, weights: Any) -> None:
+        self.weights = weights
+        self.d_model = weights.tensors["token_embed/embeddings"].shape[1]
+        self.rows: list[tuple[int, int, int, float, float]] = []  # type, layer, value bucket, amount, merged units
+        self.writers: list[np.ndarray] = []
+        self.readers: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        self.heads: list[int] = []
+        embeddings = weights.tensors["token_embed/embeddings"]
+        # Nothing reads the pad token: its row stands for what all tokens share, the constant direction `one`.
+        self.shared = embeddings[weights.vocab.index(weights.pad)]
+
+    def add(self, kind: int, layer: int, writer=None, a=None, b=None, value=None, merged=1, head=-1) -> None:
+        zero = np.zeros(self.d_model, np.float32)
+        bucket, amount = _bucket(value)
+        self.rows.append((kind, layer, bucket, amount, float(merged)))
+        self.writers.append(zero if writer is None else writer)
+        self.readers[0].append(zero if a is None else a)
+        self.readers[1].append(zero if b is None else b)
+        self.heads.append(head)
+
+    def embeddings(self) -> None:
+        weights = self.weights
+        plain = [token for token in weights.vocab if token not in (weights.bos, weights.pad)]
+        numeric = all(isinstance(token, int | float) for token in plain)
+        for token, row in zip(weights.vocab, weights.tensors["token_embed/embeddings"], strict=True):
+            if token == weights.bos:
+                self.add(BOS, 0, writer=row - self.shared)
+            elif token != weights.pad:
+                value = token if numeric else plain.index(token)
+                self.add(TOKEN, 0, writer=row - self.shared, value=value)
+        for position, row in enumerate(weights.tensors["pos_embed/embeddings"][1:]):
+            self.add(POSITION, 0, writer=row, value=position)
+
+    def attention(self, layer: int) -> None:
+        parts = ("query", "key", "value", "linear")
+        query, key, value, linear = (self.weights.layer(layer, f"attn/{part}/w") for part in parts)
+        size = query.shape[1] // self.weights.num_heads
+        reads = np.abs(key).max(0) > EPSILON
+        moves = np.maximum(np.abs(value).max(0), np.abs(linear).max(1)) > EPSILON
+        for column in range(query.shape[1]):
+            head = layer * self.weights.num_heads + column // size
+            if reads[column]:
+                self.add(QUERY_KEY, layer, a=query[:, column] / COLDNESS, b=key[:, column], head=head)
+            if moves[column]:
+                self.add(VALUE_OUTPUT, layer, writer=linear[column], a=value[:, column], head=head)
+
+    def mlp(self, layer: int) -> None:
+        first, second = self.weights.layer(layer, "mlp/linear_1/w"), self.weights.layer(layer, "mlp/linear_2/w")
+        used = np.flatnonzero(np.maximum(np.abs(first).max(0), np.abs(second).max(1)) > EPSILON)
+        for members in _merge(used, first.T @ self.shared, second):
+            self.add(HIDDEN, layer, second[members[0]], a=first[:, members].sum(1), merged=len(members))
+
+    def outputs(self) -> None:
+        values = self.weights.output_values
+        plain = [token for token in self.weights.vocab if token not in (self.weights.bos, self.weights.pad)]
+        if values is not None and not all(isinstance(value, int | float) for value in values):
+            values = [plain.index(value) if value in plain else None for value in values]
+        for column, reader in enumerate(self.weights.unembedding.T):
+            self.add(OUTPUT, MAX_LAYERS - 1, a=reader, value=None if values is None else values[column])
+
+    def units(self) -> Units:
+        writers = np.stack(self.writers)
+        rows = np.array(self.rows, np.float32)
+        products = [np.stack(readers) @ writers.T for readers in self.readers]
+        biases = [np.stack(readers) @ self.shared for readers in self.readers]
+        heads = np.array(self.heads)
+        same_head = (heads[:, None] == heads[None, :]) & (heads[:, None] >= 0)
+        features = np.stack(
+            [
+                rows[:, 0],
+                np.minimum(rows[:, 1], MAX_LAYERS - 1),
+                rows[:, 2],
+                signed_log(biases[0]),
+                signed_log(biases[1]),
+                signed_log(rows[:, 3]),
+                signed_log(rows[:, 4]),
+                signed_log(np.diag(products[0])),
+            ],
+            1,
+        )
+        edges = np.stack([signed_log(products[0]), signed_log(products[1]), same_head], 2)
+        return Units(features.astype(np.float32), edges.astype(np.float32))
+
+
+def _bucket(value: Any) -> tuple[int, float]:
+    """Bucket of a whole number, and the number itself (0 where there is none)."""
+    if not isinstance(value, int | float):
+        return 0, 0.0
+    whole = int(value)
+    in_range = whole == value and 0 < whole + VALUE_OFFSET < VALUE_BUCKETS
+    return (whole + VALUE_OFFSET if in_range else 0), float(value)
+
+
+def _merge(used: np.ndarray, biases: np.ndarray, second: np.ndarray) -> list[list[int]]:
+    """Hidden units that are one unit to the reader of the residual stream.
+
+    A sequence map has one unit for each pair of values, ReLU(x + y - 1); those that write the same output are summed.
+    """
+    groups: list[list[int]] = []
+    pairs = [u for u in used.tolist() if abs(biases[u] + 1.0) < 0.1]
+    groups.extend([u] for u in used.tolist() if abs(biases[u] + 1.0) >= 0.1)
+    while pairs:
+        close = np.abs(second[pairs] - second[pairs[0]]).max(1) < 0.05
+        groups.append([u for u, same in zip(pairs, close, strict=True) if same])
+        pairs = [u for u, same in zip(pairs, close, strict=True) if not same]
+    return groups
+
+
+def signed_log(x: np.ndarray) -> np.ndarray:
+    """sign(x) · log(1 + |x|): keeps 0 and small numbers apart and large ones in range."""
+    return np.sign(x) * np.log1p(np.abs(x))
+
+
+def collate(units: list[Units]) -> dict[str, np.ndarray]:
+    """A padded batch: weight_features [batch, unit, column], weight_edges [batch, channel, unit, unit], attention_mask."""
+    size = max(len(u.features) for u in units)
+    features = np.zeros((len(units), size, len(COLUMNS)), np.float32)
+    edges = np.zeros((len(units), EDGE_CHANNELS, size, size), np.float32)
+    mask = np.zeros((len(units), size), np.int64)
+    for i, unit in enumerate(units):
+        n = len(unit.features)
+        features[i, :n] = unit.features
+        edges[i, :, :n, :n] = unit.edges.transpose(2, 0, 1)
+        mask[i, :n] = 1
+    return {"weight_features": features, "weight_edges": edges, "attention_mask": mask}

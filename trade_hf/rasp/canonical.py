@@ -1,0 +1,344 @@
+"""Canonical form: one program for all programs whose compiled weights are equal up to order.
+
+The weights do not tell names, dead lines, the order of operands, or the values of an intermediate categorical s-op:
+only its directions and who reads them. So a program is first reduced to its *structure*, which keeps just what the
+weights tell, and then written with the first named functions (in the table's order) that give this structure.
+
+Structure: live s-ops level by level (longest path from the inputs), within a level by operation, arguments and table;
+tables are over codes numbered by first appearance (`tables.py`), operands of a sequence map in order of their lines.
+A select stands just before its first reader, and equal selects are one. Equal s-ops are *not* merged: Tracr compiles
+each to units of its own.
+
+Two cases in which programs with equal weights may still differ: a selector that never selects and a numerical map that
+is 0 everywhere hide which s-op they read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, Value, tabulated
+from trade_hf.rasp.program import (
+    INDICES,
+    OP_RANK,
+    TOKENS,
+    Line,
+    Op,
+    Program,
+    Type,
+    Variable,
+    depths,
+    live_lines,
+)
+from trade_hf.rasp.tables import Tables, binary_image, first_appearance, tabulate, unary_image
+
+# Names are searched within this many trials; beyond, the line that failed furthest down becomes an explicit table.
+MAX_TRIALS = 20_000
+MAX_TIES = 120  # orders of equal s-ops that are compared before the first one is taken
+
+Key = tuple  # (operation, arguments, selector's table, table): what distinguishes an s-op from all others
+
+
+@dataclass(frozen=True)
+class Node:
+    """One line of a structure: operation, arguments (lines of the structure), table over codes or numbers."""
+
+    op: Op
+    args: tuple[Variable, ...]
+    entries: tuple = ()
+    factors: Function | None = None
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the compiled weights tell of a program, with vocabulary and output values.
+
+    Attributes:
+      nodes: the lines in canonical order.
+      inputs: values of each numerical s-op (it decides the steps of a map that reads it), by line.
+      output_values: the output's values by code; None for a numerical output.
+    """
+
+    nodes: tuple[Node, ...]
+    numbers: tuple[tuple, ...]
+    vocab: tuple[Value, ...]
+    max_seq_len: int
+    output_values: tuple[Value, ...] | None
+
+
+def canonicalise(program: Program, vocab: Iterable[Value], max_seq_len: int) -> Program:
+    """The canonical form. Over a vocabulary that is not of numbers, functions speak of the k-th token, from 0.
+
+    Raises UnsupportedError for programs that Tracr cannot compile.
+    """
+    return name_functions(structure_of(tabulate(program, vocab, max_seq_len)))
+
+
+def canonical_hash(program: Program, vocab: Iterable[Value], max_seq_len: int) -> str:
+    """SHA-256 (hexadecimal) of the canonical form, vocabulary and length."""
+    structure = structure_of(tabulate(program, vocab, max_seq_len))
+    return hash_canonical(name_functions(structure), structure.vocab, max_seq_len)
+
+
+def hash_canonical(canonical: Program, vocab: tuple, max_seq_len: int) -> str:
+    """The hash of a program that is in canonical form already."""
+    from trade_hf.rasp.text import to_text
+
+    return hashlib.sha256(repr((to_text(canonical), vocab, max_seq_len)).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------- program → structure
+
+
+def structure_of(tables: Tables) -> Structure:
+    """Reduce a program to what its compiled weights tell."""
+    program = tables.program
+    depth = depths(program)
+    levels: dict[int, list[int]] = {}
+    for number in live_lines(program):
+        if program.type_of(number) is not Type.SELECTOR:
+            levels.setdefault(depth[number], []).append(number)
+    start = _Order(tables)
+    ordered = min(itertools.islice(start.complete([levels[d] for d in sorted(levels)]), MAX_TIES), key=_Order.key)
+    return ordered.structure()
+
+
+@dataclass
+class _Order:
+    """S-ops placed so far: their rank, their key, and how tabulated codes map to canonical ones."""
+
+    tables: Tables
+    rank: dict[Variable, int] = field(default_factory=lambda: {TOKENS: TOKENS, INDICES: INDICES})
+    keys: dict[int, Key] = field(default_factory=dict)
+    recode: dict[Variable, dict[int, int] | None] = field(default_factory=dict)
+
+    def complete(self, levels: list[list[int]]) -> Iterator[_Order]:
+        """All complete orders: one, unless s-ops are equal and their readers could tell them apart."""
+        if not levels:
+            yield self
+            return
+        found = {number: self.key_of(number) for number in levels[0]}
+        groups = [list(group) for _, group in itertools.groupby(sorted(found, key=lambda n: found[n][0]), lambda n: found[n][0])]
+        for choice in itertools.product(*(itertools.permutations(group) for group in groups)):
+            order = _Order(self.tables, dict(self.rank), dict(self.keys), dict(self.recode))
+            for number in itertools.chain.from_iterable(choice):
+                order.rank[number] = len(order.keys)
+                order.keys[number], order.recode[number] = found[number]
+            yield from order.complete(levels[1:])
+
+    def key(self) -> tuple:
+        return tuple(self.keys.values())
+
+    def in_order(self, variable: Variable) -> list[int]:
+        """The tabulated codes of an s-op, in canonical order."""
+        recode = self.recode.get(variable)
+        size = len(self.tables[variable].values)
+        return list(range(size)) if recode is None else sorted(range(size), key=recode.__getitem__)
+
+    def key_of(self, number: int) -> tuple[Key, dict[int, int] | None]:
+        line, table = self.tables.program.lines[number], self.tables[number]
+        op, args = line.op, line.args
+        if op in (Op.MAP, Op.MAP_NUMERICAL):
+            if self.tables.program.type_of(args[0]) is Type.NUMERICAL:
+                cells = list(table.entries)
+            else:
+                cells = [table.entries[code] for code in self.in_order(args[0])]
+            if op is Op.MAP_NUMERICAL:
+                return (OP_RANK[op], (self.rank[args[0]],), (), tuple(map(_number, cells))), None
+            codes, recode = _recode(cells)
+            return (OP_RANK[op], (self.rank[args[0]],), (), codes), recode
+        if op is Op.SEQUENCE_MAP:
+            width = len(self.tables[args[1]].values)
+            if args[0] == args[1]:  # compiled as a map
+                codes, recode = _recode([table.entries[code * width + code] for code in self.in_order(args[0])])
+                return (OP_RANK[Op.MAP], (self.rank[args[0]],), (), codes), recode
+            first, second = self.in_order(args[0]), self.in_order(args[1])
+            if self.rank[args[0]] < self.rank[args[1]]:
+                cells = [table.entries[i * width + j] for i in first for j in second]
+            else:
+                cells = [table.entries[i * width + j] for j in second for i in first]
+            codes, recode = _recode(cells)
+            return (OP_RANK[op], tuple(sorted(self.rank[a] for a in args)), (), codes), recode
+        if op is Op.LINEAR_SEQUENCE_MAP:
+            assert line.function is not None and line.function.factors is not None
+            pairs = sorted(zip((self.rank[a] for a in args), line.function.factors, strict=True))
+            return (OP_RANK[op], tuple(rank for rank, _ in pairs), (), tuple(factor for _, factor in pairs)), None
+        select = self.tables.program.lines[args[0]]
+        keys, queries = (self.in_order(argument) for argument in select.args)
+        chosen, width = self.tables[args[0]].entries, len(queries)
+        selector = tuple(chosen[k * width + q] for k in keys for q in queries)
+        ranks = tuple(self.rank[argument] for argument in (*select.args, *args[1:]))
+        recode = self.recode.get(args[1]) if op is Op.AGGREGATE else None
+        return (OP_RANK[op], ranks, selector, ()), recode
+
+    def structure(self) -> Structure:
+        tables, nodes, numbers = self.tables, [], []
+        place: dict[int, int] = {TOKENS: TOKENS, INDICES: INDICES}  # rank → line
+        selects: dict[tuple, int] = {}
+        ops = list(Op)
+        for number, (op_rank, ranks, selector, entries) in self.keys.items():
+            op = ops[op_rank]
+            args = tuple(place[rank] for rank in ranks)
+            if Type.SELECTOR in op.argument_types:
+                key = (args[:2], selector)
+                if key not in selects:
+                    selects[key] = len(nodes)
+                    nodes.append(Node(Op.SELECT, args[:2], selector))
+                    numbers.append(())
+                args = (selects[key], *args[2:])
+            factors = None
+            if op is Op.LINEAR_SEQUENCE_MAP:
+                factors, entries = Function(Kind.LINEAR, factors=entries), ()
+            place[self.rank[number]] = len(nodes)
+            nodes.append(Node(op, args, entries, factors))
+            numbers.append(tables[number].values if op.result is Type.NUMERICAL else ())
+        output = tables.program.output
+        values = None
+        if tables.program.type_of(output) is Type.CATEGORICAL:
+            values = tuple(tables[output].values[code] for code in self.in_order(output))
+        return Structure(tuple(nodes), tuple(numbers), tables.vocab, tables.max_seq_len, values)
+
+
+def _recode(cells: list[int]) -> tuple[tuple[int, ...], dict[int, int]]:
+    """Codes renumbered by first appearance, and the map from old to new (-1 stays)."""
+    recode: dict[int, int] = {}
+    return tuple(-1 if cell < 0 else recode.setdefault(cell, len(recode)) for cell in cells), recode
+
+
+def _number(value: Value | None) -> float:
+    """A number as the weights hold it; None, which no numerical map has, as minus infinity."""
+    return float("-inf") if value is None else float(np.float32(value))  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- structure → named functions
+
+
+def name_functions(structure: Structure) -> Program:
+    """Write a structure as a program: the first named functions, in order of lines, that give it.
+
+    Where no names do, the line that the search could not pass becomes an explicit table over fresh values 0, 1, ….
+    """
+    tables: frozenset[int] = frozenset()
+    while True:
+        search = _NameSearch(structure, tables)
+        if search.run():
+            return Program(tuple(search.lines))
+        tables |= {search.furthest if search.furthest >= 0 else _last_without_table(structure, tables)}
+
+
+def is_numeric(vocab: tuple[Value, ...]) -> bool:
+    """Whether functions can speak of the tokens' values (else they speak of the k-th token)."""
+    return all(isinstance(token, int | float) for token in vocab)
+
+
+def spoken_values(vocab: tuple[Value, ...], values: tuple[Value, ...] | None) -> tuple[Value, ...] | None:
+    """Output values as a canonical program speaks of them: by rank if they are tokens without a number."""
+    if values is None or is_numeric(vocab) or not set(values) <= set(vocab):
+        return values
+    return tuple(vocab.index(value) for value in values)
+
+
+def _last_without_table(structure: Structure, tables: frozenset[int]) -> int:
+    nodes = enumerate(structure.nodes)
+    return max(number for number, node in nodes if node.op.kind is not None and number not in tables)
+
+
+def _origin(structure: Structure) -> Variable:
+    """The line whose values the output shows: the output itself, or what its aggregates carry."""
+    variable = len(structure.nodes) - 1
+    while variable >= 0 and structure.nodes[variable].op is Op.AGGREGATE:
+        variable = structure.nodes[variable].args[1]
+    return variable
+
+
+class _NameSearch:
+    """Depth-first search in order of lines, jumping back to the lines that a failure depends on."""
+
+    def __init__(self, structure: Structure, tables: frozenset[int]) -> None:
+        self.structure = structure
+        self.tables = tables
+        self.lines: list[Line] = []
+        tokens = structure.vocab if is_numeric(structure.vocab) else tuple(range(len(structure.vocab)))
+        self.values: dict[Variable, tuple] = {TOKENS: tokens, INDICES: tuple(range(structure.max_seq_len))}
+        self.required = spoken_values(structure.vocab, structure.output_values)
+        self.named_by_output = _origin(structure)
+        self.trials = 0
+        self.furthest = -1
+
+    def run(self) -> bool:
+        return self.assign(0) is None
+
+    def assign(self, number: int) -> set[Variable] | None:
+        """Fill lines from `number` on. None if that worked, else the earlier lines that are to blame."""
+        if number == len(self.structure.nodes):
+            return None
+        node = self.structure.nodes[number]
+        blame = {argument for argument in node.args if argument >= 0}
+        for function, values in self.candidates(number, node):
+            self.trials += 1
+            if self.trials > MAX_TRIALS:
+                return set()
+            self.values[number] = values
+            self.lines[number:] = [Line(node.op, node.args, function)]
+            deeper = self.assign(number + 1)
+            if deeper is None:
+                return None
+            if number not in deeper:
+                return deeper
+            blame |= deeper - {number}
+        if node.op.kind is not None and number not in self.tables:
+            self.furthest = max(self.furthest, number)
+        return blame
+
+    def candidates(self, number: int, node: Node) -> Iterator[tuple[Function | None, tuple]]:
+        """Functions that give the node's table, each with the values that its codes then have."""
+        required = self.required if number == self.named_by_output else None
+        match node.op:
+            case Op.AGGREGATE:
+                yield None, self.values[node.args[1]]
+            case Op.SELECTOR_WIDTH:
+                yield None, tuple(range(self.structure.max_seq_len + 1))
+            case Op.AGGREGATE_NUMERICAL | Op.SELECTOR_WIDTH_NUMERICAL | Op.LINEAR_SEQUENCE_MAP:
+                yield node.factors, self.structure.numbers[number]
+            case _:
+                kind = node.op.kind
+                assert kind is not None
+                if number not in self.tables:
+                    for function in FUNCTIONS[kind].values():
+                        values = self.fits(node, function, number)
+                        if values is not None and (required is None or values == required):
+                            yield function, values
+                else:
+                    yield self.explicit(node, kind, required, number)
+
+    def fits(self, node: Node, function: Function, number: int) -> tuple | None:
+        """The values by code if `function` gives the node's table, else None."""
+        args = [self.values[argument] for argument in node.args]
+        try:
+            image = unary_image(function, args[0]) if len(args) == 1 else binary_image(function, args[0], args[1])
+        except TypeError:
+            return None
+        if node.op is Op.SELECT:
+            return () if tuple(map(int, map(bool, image))) == node.entries else None
+        if node.op is Op.MAP_NUMERICAL:
+            return self.structure.numbers[number] if tuple(map(_number, image)) == node.entries else None
+        codes, values = first_appearance(image)
+        return values if codes == node.entries else None
+
+    def explicit(self, node: Node, kind: Kind, required: tuple | None, number: int) -> tuple[Function, tuple]:
+        args = [self.values[argument] for argument in node.args]
+        arguments = list(args[0]) if len(args) == 1 else list(itertools.product(*args))
+        if node.op is Op.SELECT:
+            return tabulated(kind, {a: True for a, entry in zip(arguments, node.entries, strict=True) if entry}), ()
+        if node.op is Op.MAP_NUMERICAL:
+            return tabulated(kind, dict(zip(arguments, node.entries, strict=True))), self.structure.numbers[number]
+        values = required if required is not None else tuple(range(max(node.entries) + 1))
+        cells = zip(arguments, node.entries, strict=True)
+        return tabulated(kind, {a: values[entry] for a, entry in cells if entry >= 0}), values
+
+

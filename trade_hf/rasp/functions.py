@@ -1,0 +1,189 @@
+"""Every elementwise function and predicate of the language: one table of names, and explicit tables.
+
+A *named* function is written as the body of its lambda (`x + 1`, `x == y`, `k <= q`); a function that has no name
+is an *explicit table* from values to values. Argument names: `x` for a map, `x, y` for a sequence map, and
+`k, q` (key, query) for the predicate of a select, as in tracr's `rasp.Select`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+# What an s-op can hold at one position. Tuples come from imported programs (tracr's `make_nary_sequencemap`).
+Value = int | float | bool | str | tuple
+
+
+class Kind(Enum):
+    """What a function is for; it decides the number of arguments."""
+
+    UNARY = "x"
+    BINARY = "x, y"
+    PREDICATE = "k, q"
+    LINEAR = "factors"
+
+
+@dataclass(frozen=True)
+class Function:
+    """A named function, an explicit table, or the two factors of a linear sequence map.
+
+    Attributes:
+      kind: what the function is for.
+      name: the lambda's body as in `FUNCTIONS`, None for tables and factors.
+      table: pairs (argument, value) for a map, ((x, y), value) for a sequence map, and for a predicate the pairs
+        (key, query) that are selected, each with True. Arguments that are missing are undefined (None).
+      factors: (first factor, second factor) of a linear sequence map.
+    """
+
+    kind: Kind
+    name: str | None = None
+    table: tuple[tuple[Value, Value], ...] | None = None
+    factors: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        given = [part is not None for part in (self.name, self.table, self.factors)]
+        if sum(given) != 1:
+            raise ValueError("a Function is a name, a table or two factors: exactly one of them")
+        if (self.kind is Kind.LINEAR) != (self.factors is not None):
+            raise ValueError(f"factors belong to a linear sequence map, not to a function of {self.kind.value}")
+        if self.name is not None and self.name not in _LAMBDAS[self.kind]:
+            raise ValueError(f"no function of ({self.kind.value}) is named {self.name!r}")
+
+    @functools.cached_property
+    def _lookup(self) -> Mapping[Value, Value]:
+        return dict(self.table or ())
+
+    def __call__(self, *args: Value) -> Value | None:
+        """The value at `args` (None where a table does not define it)."""
+        if self.name is not None:
+            return _LAMBDAS[self.kind][self.name](*args)
+        if self.factors is not None:
+            return self.factors[0] * args[0] + self.factors[1] * args[1]  # type: ignore[operator]
+        if self.kind is Kind.PREDICATE:
+            return args in self._lookup
+        return self._lookup.get(args[0] if self.kind is Kind.UNARY else args)
+
+    def __str__(self) -> str:
+        if self.name is not None:
+            return self.name
+        return f"{self.factors[0]:g} * x + {self.factors[1]:g} * y" if self.factors else "table"
+
+
+def _unary() -> dict[str, Callable]:
+    table: dict[str, Callable] = {"x": lambda x: x}
+    for c in range(6):
+        table[f"x == {c}"] = lambda x, c=c: x == c
+    for c in range(1, 5):
+        table[f"x < {c}"] = lambda x, c=c: x < c
+    for c in range(6):
+        table[f"x != {c}"] = lambda x, c=c: x != c
+    for c in range(5):
+        table[f"x > {c}"] = lambda x, c=c: x > c
+    table["x % 2"] = lambda x: x % 2
+    table["x % 3"] = lambda x: x % 3
+    table["x // 2"] = lambda x: x // 2
+    table["abs(x)"] = lambda x: abs(x)
+    table["-x"] = lambda x: -x
+    for c in (1, 2, 3):
+        table[f"x + {c}"] = lambda x, c=c: x + c
+    for c in (1, 2, 3):
+        table[f"x - {c}"] = lambda x, c=c: x - c
+    for c in (1, 4):
+        table[f"{c} - x"] = lambda x, c=c: c - x
+    table["x * 2"] = lambda x: x * 2
+    table["x * 3"] = lambda x: x * 3
+    table["x * x"] = lambda x: x * x
+    table["x / 2"] = lambda x: x / 2
+    table["x < 0"] = lambda x: x < 0
+    return table
+
+
+_BINARY: dict[str, Callable] = {
+    "x + y": lambda x, y: x + y,
+    "x - y": lambda x, y: x - y,
+    "y - x": lambda x, y: y - x,
+    "x * y": lambda x, y: x * y,
+    "max(x, y)": lambda x, y: max(x, y),
+    "min(x, y)": lambda x, y: min(x, y),
+    "x == y": lambda x, y: x == y,
+    "x != y": lambda x, y: x != y,
+    "x < y": lambda x, y: x < y,
+    "x <= y": lambda x, y: x <= y,
+    "x > y": lambda x, y: x > y,
+    "x >= y": lambda x, y: x >= y,
+    "x and y": lambda x, y: x and y,
+    "y and x": lambda x, y: y and x,
+    "x or y": lambda x, y: x or y,
+    "y or x": lambda x, y: y or x,
+}
+
+_PREDICATE: dict[str, Callable] = {
+    "k == q": lambda k, q: k == q,
+    "k != q": lambda k, q: k != q,
+    "k < q": lambda k, q: k < q,
+    "k <= q": lambda k, q: k <= q,
+    "k > q": lambda k, q: k > q,
+    "k >= q": lambda k, q: k >= q,
+    "True": lambda k, q: True,
+    "False": lambda k, q: False,
+    "q == k + 1": lambda k, q: q == k + 1,
+    "q == k + 2": lambda k, q: q == k + 2,
+    "k == q + 1": lambda k, q: k == q + 1,
+    "k == q + 2": lambda k, q: k == q + 2,
+}
+
+_LAMBDAS: dict[Kind, dict[str, Callable]] = {
+    Kind.UNARY: _unary(),
+    Kind.BINARY: _BINARY,
+    Kind.PREDICATE: _PREDICATE,
+    Kind.LINEAR: {},
+}
+
+# The table of all named functions, in the order in which canonical form prefers them.
+FUNCTIONS: dict[Kind, dict[str, Function]] = {
+    kind: {name: Function(kind, name=name) for name in names} for kind, names in _LAMBDAS.items()
+}
+
+# Factors of linear sequence maps that have a token of their own; others are legal and stand for themselves.
+LINEAR_FACTORS: tuple[tuple[int, int], ...] = ((1, 1), (1, -1), (-1, 1), (1, 2), (2, 1))
+
+
+def named(kind: Kind, name: str) -> Function:
+    """The named function; raises ValueError for a name that the table does not hold."""
+    try:
+        return FUNCTIONS[kind][name]
+    except KeyError:
+        raise ValueError(f"no function of ({kind.value}) is named {name!r}") from None
+
+
+def linear(first: float, second: float) -> Function:
+    """The function of a linear sequence map: first * x + second * y."""
+    return Function(Kind.LINEAR, factors=(first, second))
+
+
+def tabulated(kind: Kind, pairs: Mapping) -> Function:
+    """An explicit table; `pairs` maps arguments (pairs of arguments for two) to values."""
+    return Function(kind, table=tuple(pairs.items()))
+
+
+def find_named(kind: Kind, pairs: Mapping) -> Function:
+    """The first named function that agrees with `pairs` everywhere, else the explicit table itself."""
+    for function in FUNCTIONS[kind].values():
+        if _agrees(function, pairs):
+            return function
+    if kind is Kind.PREDICATE:
+        pairs = {key: True for key, selected in pairs.items() if selected}
+    return tabulated(kind, pairs)
+
+
+def _agrees(function: Function, pairs: Mapping) -> bool:
+    try:
+        for args, value in pairs.items():
+            got = function(*args) if function.kind is not Kind.UNARY else function(args)
+            if got != value or isinstance(got, str) != isinstance(value, str):
+                return False
+    except (TypeError, ArithmeticError):  # say, "a" < 1: this name does not fit these values
+        return False
+    return True

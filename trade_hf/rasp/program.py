@@ -1,0 +1,143 @@
+"""A RASP program as frozen, self-checking values: Program, Line, Op.
+
+The four components of a line are those of arXiv:2410.00061: operation, first argument, second argument, and function
+or predicate. The encoding of the result (categorical or numerical, arXiv:2301.05062 section 3) is part of the operation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from trade_hf.rasp.functions import Function, Kind
+
+TOKENS = -2
+INDICES = -1
+INPUT_NAMES = {TOKENS: "tokens", INDICES: "indices"}
+
+# A variable is TOKENS, INDICES or the number of an earlier line, counted from 0.
+Variable = int
+
+
+class RaspError(ValueError):
+    """A program that is not well formed; the message says where and what was expected."""
+
+
+class Type(Enum):
+    CATEGORICAL = "categorical s-op"
+    NUMERICAL = "numerical s-op"
+    SELECTOR = "selector"
+    SOP = "s-op"  # either encoding; only as the type of an argument
+
+    def accepts(self, other: Type) -> bool:
+        return self is other or (self is Type.SOP and other is not Type.SELECTOR)
+
+
+class Op(Enum):
+    """name, types of the arguments, type of the result, kind of function (None: takes none)."""
+
+    MAP = ("map", (Type.SOP,), Type.CATEGORICAL, Kind.UNARY)
+    MAP_NUMERICAL = ("map_numerical", (Type.SOP,), Type.NUMERICAL, Kind.UNARY)
+    SEQUENCE_MAP = ("sequence_map", (Type.CATEGORICAL, Type.CATEGORICAL), Type.CATEGORICAL, Kind.BINARY)
+    LINEAR_SEQUENCE_MAP = ("linear_sequence_map", (Type.NUMERICAL, Type.NUMERICAL), Type.NUMERICAL, Kind.LINEAR)
+    SELECT = ("select", (Type.CATEGORICAL, Type.CATEGORICAL), Type.SELECTOR, Kind.PREDICATE)
+    AGGREGATE = ("aggregate", (Type.SELECTOR, Type.CATEGORICAL), Type.CATEGORICAL, None)
+    AGGREGATE_NUMERICAL = ("aggregate_numerical", (Type.SELECTOR, Type.NUMERICAL), Type.NUMERICAL, None)
+    SELECTOR_WIDTH = ("selector_width", (Type.SELECTOR,), Type.CATEGORICAL, None)
+    SELECTOR_WIDTH_NUMERICAL = ("selector_width_numerical", (Type.SELECTOR,), Type.NUMERICAL, None)
+
+    def __init__(self, text: str, argument_types: tuple[Type, ...], result: Type, kind: Kind | None) -> None:
+        self.text = text
+        self.argument_types = argument_types
+        self.result = result
+        self.kind = kind
+
+    @property
+    def arity(self) -> int:
+        return len(self.argument_types)
+
+
+OPS: dict[str, Op] = {op.text: op for op in Op}
+OP_RANK: dict[Op, int] = {op: rank for rank, op in enumerate(Op)}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line: `op(*args, function)`. Raises RaspError if the components do not fit the operation."""
+
+    op: Op
+    args: tuple[Variable, ...]
+    function: Function | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.args) != self.op.arity:
+            raise RaspError(f"{self.op.text} takes {self.op.arity} argument(s), got {len(self.args)}")
+        kind = self.function.kind if self.function else None
+        if kind is not self.op.kind:
+            wanted = f"a function of ({self.op.kind.value})" if self.op.kind else "no function"
+            raise RaspError(f"{self.op.text} takes {wanted}, got {self.function}")
+
+
+@dataclass(frozen=True)
+class Program:
+    """Lines in order; the last one is the output. Raises RaspError for a line that cannot stand where it does."""
+
+    lines: tuple[Line, ...]
+
+    def __post_init__(self) -> None:
+        if not self.lines:
+            raise RaspError("a program needs at least one line")
+        for number, line in enumerate(self.lines):
+            for argument, wanted in zip(line.args, line.op.argument_types, strict=True):
+                self._check_argument(number, line, argument, wanted)
+        if self.lines[-1].op.result is Type.SELECTOR:
+            raise RaspError(f"line {len(self.lines)}: the output must be an s-op, got a selector")
+
+    def _check_argument(self, number: int, line: Line, argument: Variable, wanted: Type) -> None:
+        if not TOKENS <= argument < number:
+            raise RaspError(
+                f"line {number + 1}: {variable_name(argument)} is used before it is defined; "
+                f"expected tokens, indices or an earlier line"
+            )
+        if not wanted.accepts(self.type_of(argument)):
+            raise RaspError(
+                f"line {number + 1}: {line.op.text} expects a {wanted.value}, "
+                f"got {variable_name(argument)}, a {self.type_of(argument).value}"
+            )
+        if line.op is Op.LINEAR_SEQUENCE_MAP and line.args[0] == line.args[1]:
+            raise RaspError(
+                f"line {number + 1}: linear_sequence_map expects two different s-ops, got {variable_name(argument)} twice"
+            )
+
+    def type_of(self, variable: Variable) -> Type:
+        return Type.CATEGORICAL if variable < 0 else self.lines[variable].op.result
+
+    @property
+    def output(self) -> Variable:
+        return len(self.lines) - 1
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+
+def variable_name(variable: Variable) -> str:
+    """`tokens`, `indices`, `v1`, `v2`, …"""
+    return INPUT_NAMES.get(variable) or f"v{variable + 1}"
+
+
+def live_lines(program: Program) -> list[Variable]:
+    """The numbers of the lines that the output depends on, in order."""
+    live = {program.output}
+    for number in range(program.output, -1, -1):
+        if number in live:
+            live.update(argument for argument in program.lines[number].args if argument >= 0)
+    return sorted(live)
+
+
+def depths(program: Program) -> dict[Variable, int]:
+    """Longest path from the inputs to each live line; selectors do not count."""
+    depth: dict[Variable, int] = {TOKENS: 0, INDICES: 0}
+    for number in live_lines(program):
+        line = program.lines[number]
+        depth[number] = max(depth[argument] for argument in line.args) + (line.op is not Op.SELECT)
+    return depth
