@@ -87,7 +87,7 @@ def compile_program(
     program: Program,
     vocab: Iterable[Value],
     max_seq_len: int,
-    names: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> TracrWeights:
     """Compile `program` as `tracr.compiler.compiling.compile_rasp_to_model` does.
 
@@ -95,7 +95,8 @@ def compile_program(
       program: the program; dead lines leave no trace.
       vocab: the input tokens, without BOS and pad.
       max_seq_len: the longest input, BOS not counted.
-      names: a name for each line, in place of `v1`, `v2`, …; they decide the order of residual directions.
+      labels: tracr's label for each line (name, underscore, number); their order is that of residual directions.
+        By default `v1_`, `v2_`, …, which sort as tracr's do for s-ops named `v1`, `v2`, ….
 
     Raises UnsupportedError for what Tracr cannot compile, ValueError for a vocabulary that holds BOS or pad.
     """
@@ -105,17 +106,16 @@ def compile_program(
             raise ValueError(f"the vocabulary must not contain {special!r}, the compiler's own token")
     if not vocab or max_seq_len < 1:
         raise ValueError("expected at least one token in the vocabulary and a length of at least 1")
-    return _Compilation(tabulate(program, vocab, max_seq_len), names).weights()
+    return _Compilation(tabulate(program, vocab, max_seq_len), labels).weights()
 
 
 class _Compilation:
     """One run of the compiler; its methods are tracr's passes, in order."""
 
-    def __init__(self, tables: Tables, names: Sequence[str] | None) -> None:
+    def __init__(self, tables: Tables, labels: Sequence[str] | None) -> None:
         self.tables = tables
         self.program = tables.program
-        # tracr's label is the name and a unique number; "_" sorts as that does against other labels.
-        self.labels = {n: f"{names[n] if names else f'v{n + 1}'}_" for n in live_lines(self.program)}
+        self.labels = {n: labels[n] if labels else f"v{n + 1}_" for n in live_lines(self.program)}
         self.labels |= {TOKENS: "tokens", INDICES: "indices"}
         self.spaces = {variable: self._space(variable) for variable in self.labels if not self._is_selector(variable)}
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -248,11 +248,11 @@ def _last_without_table(structure: Structure, tables: frozenset[int]) -> int:
     return max(number for number, node in nodes if node.op.kind is not None and number not in tables)
 
 
-def _origin(structure: Structure) -> Variable:
+def _origin(lines: Sequence[Node] | Sequence[Line]) -> Variable:
     """The line whose values the output shows: the output itself, or what its aggregates carry."""
-    variable = len(structure.nodes) - 1
-    while variable >= 0 and structure.nodes[variable].op is Op.AGGREGATE:
-        variable = structure.nodes[variable].args[1]
+    variable = len(lines) - 1
+    while variable >= 0 and lines[variable].op is Op.AGGREGATE:
+        variable = lines[variable].args[1]
     return variable
 
 
@@ -266,7 +266,7 @@ class _NameSearch:
         tokens = structure.vocab if is_numeric(structure.vocab) else tuple(range(len(structure.vocab)))
         self.values: dict[Variable, tuple] = {TOKENS: tokens, INDICES: tuple(range(structure.max_seq_len))}
         self.required = spoken_values(structure.vocab, structure.output_values)
-        self.named_by_output = _origin(structure)
+        self.named_by_output = _origin(structure.nodes)
         self.trials = 0
         self.furthest = -1
 
@@ -342,3 +342,48 @@ class _NameSearch:
         return tabulated(kind, {a: values[entry] for a, entry in cells if entry >= 0}), values
 
 
+
+
+# ---------------------------------------------------------------- k-th token → the token itself
+
+
+def spell(program: Program, vocab: tuple[Value, ...], max_seq_len: int, output_values: tuple | None) -> Program:
+    """A canonical program, which may speak of k-th tokens, as a program over the tokens themselves.
+
+    Numerical vocabularies leave it as it is. Else functions that read or write tokens become explicit tables.
+    """
+    if is_numeric(vocab):
+        return program
+    tables = tabulate(program, range(len(vocab)), max_seq_len)
+    holds_tokens = {TOKENS}
+    if spoken_values(vocab, output_values) != output_values:
+        holds_tokens.add(_origin(program.lines))
+    lines = []
+    for number, line in enumerate(program.lines):
+        if line.op is Op.AGGREGATE and line.args[1] in holds_tokens:
+            holds_tokens.add(number)
+        if line.function is not None and line.op is not Op.LINEAR_SEQUENCE_MAP and number in tables.by_variable:
+            if any(variable in holds_tokens for variable in (*line.args, number)):
+                line = Line(line.op, line.args, _spelled(tables, number, vocab, holds_tokens))
+        lines.append(line)
+    return Program(tuple(lines))
+
+
+def _spelled(tables: Tables, number: int, vocab: tuple[Value, ...], holds_tokens: set[Variable]) -> Function:
+    """The line's function as a table with tokens in place of their ranks."""
+
+    def shown(variable: Variable, value: Value) -> Value:
+        return vocab[value] if variable in holds_tokens else value  # type: ignore[index]
+
+    line = tables.program.lines[number]
+    assert line.function is not None and line.op.kind is not None
+    pairs = {}
+    for args in itertools.product(*(tables[argument].values for argument in line.args)):
+        value = line.function(*args)
+        key = tuple(shown(argument, arg) for argument, arg in zip(line.args, args, strict=True))
+        if line.op is Op.SELECT:
+            if value:
+                pairs[key] = True
+        elif value is not None:
+            pairs[key if len(key) > 1 else key[0]] = shown(number, value)
+    return tabulated(line.op.kind, pairs)

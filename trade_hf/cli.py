@@ -1,0 +1,215 @@
+"""The command line: trade demo | decompile | compile | verify | sample.
+
+People get text, `--json` gets JSON. Bad input gets one line on standard error and exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from trade_hf.rasp.functions import Value
+
+DEFAULT_VOCAB = "0,1,2,3,4"
+DEFAULT_LENGTH = 5
+MAX_PROGRAM_BYTES = 4_000_000
+
+
+class UsageError(ValueError):
+    """Bad input; the message is the one line that the user sees."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `trade`; returns the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"trade: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="trade", description="Decompile transformers that Tracr compiled from RASP.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, run: Any, about: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(run=run)
+        sub.add_argument("--json", action="store_true", help="print JSON")
+        return sub
+
+    sub = command("decompile", _decompile, "recover the program of a compiled model and check it")
+    sub.add_argument("file", type=Path, help="a safetensors file as `trade compile` writes it")
+    sub.add_argument("--checkpoint", type=Path, help="the neural model (default: the one that ships)")
+
+    sub = command("compile", _compile, "compile a RASP program to weights, bit for bit as Tracr does")
+    sub.add_argument("program", type=Path, help="Python that builds a program with tracr")
+    sub.add_argument("-o", "--output", type=Path, required=True, help="the safetensors file to write")
+    _add_domain(sub)
+
+    sub = command("verify", _verify, "check whether a program and a compiled model agree (exit status 1: they do not)")
+    sub.add_argument("file", type=Path)
+    sub.add_argument("program", type=Path)
+
+    sub = command("sample", _sample, "random programs as in the corpus")
+    sub.add_argument("-n", type=int, default=10, help="how many")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--min-lines", type=int, default=3)
+    sub.add_argument("--max-lines", type=int, default=8)
+    _add_domain(sub)
+
+    sub = command("demo", _demo, "compile known programs with the real tracr package, decompile and check them")
+    sub.add_argument("--checkpoint", type=Path)
+    return parser
+
+
+def _add_domain(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--vocab", default=DEFAULT_VOCAB, help=f"tokens, comma-separated (default {DEFAULT_VOCAB})")
+    sub.add_argument("--max-seq-len", type=int, default=DEFAULT_LENGTH, help=f"longest input (default {DEFAULT_LENGTH})")
+
+
+def parse_vocab(text: str) -> tuple[Value, ...]:
+    """Comma-separated tokens; numbers where they read as numbers."""
+    tokens = [part.strip() for part in text.split(",")]
+    if not all(tokens):
+        raise UsageError(f"--vocab: expected tokens separated by commas, got {text!r}")
+    return tuple(_token(token) for token in tokens)
+
+
+def _token(text: str) -> Value:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if isinstance(value, int | float | str) else text
+
+
+def _read_program(path: Path) -> Any:
+    from trade_hf.rasp.program import RaspError
+    from trade_hf.rasp.text import parse
+
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    if path.stat().st_size > MAX_PROGRAM_BYTES:
+        raise UsageError(f"{path}: expected a program, got {path.stat().st_size:,} bytes")
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: expected text, got bytes that are not UTF-8") from None
+    except RaspError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def _print(data: Any, text: str, as_json: bool) -> None:
+    print(json.dumps(data, indent=2) if as_json else text.rstrip("\n"))
+
+
+# ---------------------------------------------------------------- commands
+
+
+def _decompile(args: argparse.Namespace) -> int:
+    from trade_hf.compiled.weights import TracrWeights
+    from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile
+
+    result = decompile(TracrWeights.load(args.file), args.checkpoint or DEFAULT_CHECKPOINT)
+    _print(result_row(result), f"{result.code}\n# {_marked(result)}", args.json)
+    return 0
+
+
+def result_row(result: Any) -> dict[str, Any]:
+    return {
+        "code": result.code,
+        "status": result.status.value,
+        "certificate": result.certificate,
+        "score": round(result.score, 4),
+    }
+
+
+def _marked(result: Any) -> str:
+    """The certificate, with a plain word in front if nothing is proven."""
+    return result.certificate if result.verdict.is_verified else f"NOT VERIFIED: {result.certificate}"
+
+
+def _compile(args: argparse.Namespace) -> int:
+    from trade_hf.compiled.compiler import compile_program
+
+    vocab = parse_vocab(args.vocab)
+    if len(set(vocab)) != len(vocab):
+        raise UsageError(f"--vocab: expected distinct tokens, got {args.vocab}")
+    weights = compile_program(_read_program(args.program), vocab, args.max_seq_len)
+    weights.save(args.output)
+    _print({"file": str(args.output), "model": repr(weights)}, f"{args.output}: {weights!r}", args.json)
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from trade_hf.compiled.weights import TracrWeights
+    from trade_hf.verification import verify
+
+    verdict = verify(_read_program(args.program), TracrWeights.load(args.file))
+    data = {"status": verdict.status.value, "certificate": str(verdict), "checked": verdict.checked}
+    data |= {"counterexample": verdict.counterexample, "expected": verdict.expected, "got": verdict.got}
+    text = str(verdict)
+    if verdict.counterexample is not None:
+        text += f"\n  program: {list(verdict.expected or ())}\n  model:   {list(verdict.got or ())}"
+    _print(data, text, args.json)
+    return 1 if verdict.status.value == "refuted" else 0
+
+
+def _sample(args: argparse.Namespace) -> int:
+    from dataset_builder.sampler import SamplerConfig, sample_programs
+    from trade_hf.rasp.canonical import hash_canonical
+    from trade_hf.rasp.text import to_text
+
+    vocab = parse_vocab(args.vocab)
+    if not all(isinstance(token, int) for token in vocab):
+        raise UsageError(f"--vocab: the sampler works on whole numbers, got {args.vocab}")
+    if args.n < 0 or not 1 <= args.min_lines <= args.max_lines <= 15 or not 1 <= args.max_seq_len <= 12:
+        raise UsageError("expected -n of at least 0, 1 ≤ --min-lines ≤ --max-lines ≤ 15 and --max-seq-len from 1 to 12")
+    config = SamplerConfig(vocab, args.max_seq_len, args.min_lines, args.max_lines)  # type: ignore[arg-type]
+    samples = sample_programs(args.seed, config)
+    rows = [
+        {
+            "code": to_text(sample.program),
+            "canonical_hash": hash_canonical(sample.program, sample.vocab, sample.max_seq_len),
+            "vocab": list(sample.vocab),
+            "max_seq_len": sample.max_seq_len,
+        }
+        for _, sample in zip(range(args.n), samples, strict=False)
+    ]
+    _print(rows, "\n".join(str(row["code"]) for row in rows), args.json)
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from trade_hf.demo import run_demo
+
+    rows = []
+    for row in run_demo(args.checkpoint):
+        rows.append(row)
+        if not args.json:
+            print(f"━━ {row['name']}\n\ntrue program\n{_indent(row['true_code'])}\n")
+            print(f"decompiled from the weights\n{_indent(row['code'])}\n\n→ {row['shown']}\n", flush=True)
+    if args.json:
+        print(json.dumps([{key: value for key, value in row.items() if key != "shown"} for row in rows], indent=2))
+    return 0
+
+
+def _indent(code: str) -> str:
+    lines = [line for line in code.strip().splitlines() if line and not line.startswith("from ")]
+    return "\n".join(f"    {line}" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

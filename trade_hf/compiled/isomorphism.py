@@ -1,0 +1,174 @@
+"""Are two models' weights equal up to the order of residual directions, hidden units, head dimensions and heads?
+
+Colour refinement (Weisfeiler–Leman) on the graph whose vertices are those things and whose edges are the weights; where
+colours tie, one vertex is fixed and refinement goes on. The reordering that is found is applied and every entry compared,
+so a positive answer never rests on colours.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from trade_hf.compiled.weights import TracrWeights
+
+MAX_BRANCHES = 64
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """Vertices with a fixed colour, and weighted edges of a fixed kind, sorted by nothing.
+
+    Vertices: residual directions first, then for each layer its heads, head dimensions and hidden units.
+    """
+
+    colours: list
+    sources: np.ndarray
+    targets: np.ndarray
+    labels: np.ndarray  # [edge, 2]: kind, weight
+
+
+def are_identical(first: TracrWeights, second: TracrWeights) -> bool:
+    """Whether one is the other in another order; vocabulary, lengths and output values must be the same too."""
+    if first.max_seq_len != second.max_seq_len or set(first.vocab) != set(second.vocab):
+        return False
+    if (first.bos, first.pad) != (second.bos, second.pad) or first.d_model != second.d_model:
+        return False
+    if (first.output_values is None) != (second.output_values is None):
+        return False
+    if set(first.output_values or ()) != set(second.output_values or ()) or first.num_layers != second.num_layers:
+        return False
+    graphs = _graph(first), _graph(second)
+    if any(len(a) != len(b) for a, b in ((graphs[0].colours, graphs[1].colours), (graphs[0].sources, graphs[1].sources))):
+        return False
+    if sorted(map(repr, graphs[0].colours)) != sorted(map(repr, graphs[1].colours)):
+        return False
+    return _match(*graphs, budget=itertools.count())
+
+
+def _graph(weights: TracrWeights) -> _Graph:
+    colours: list = [("direction",)] * weights.d_model
+    edges: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]] = []
+    kinds = itertools.count()
+
+    def vertices(colour: list) -> np.ndarray:
+        start = len(colours)
+        colours.extend(colour)
+        return np.arange(start, len(colours))
+
+    def connect(rows: np.ndarray, columns: np.ndarray, matrix: np.ndarray, kind: int) -> None:
+        row, column = np.nonzero(matrix)
+        edges.append((rows[row], columns[column], matrix[row, column], kind))
+
+    residual = np.arange(weights.d_model)
+    tokens = vertices([("token", token) for token in weights.vocab])
+    connect(tokens, residual, weights.tensors["token_embed/embeddings"], next(kinds))
+    positions = vertices([("position", i) for i in range(weights.max_seq_len + 1)])
+    connect(positions, residual, weights.tensors["pos_embed/embeddings"], next(kinds))
+    outputs = vertices([("output", value) for value in weights.output_values or (None,)])
+    connect(residual, outputs, weights.unembedding, next(kinds))
+    bias = vertices([("bias",)])
+    for layer in range(weights.num_layers):
+        _add_attention(weights, layer, residual, bias, vertices, connect, kinds)
+        names = [f"transformer/layer_{layer}/mlp/linear_{i}" for i in (1, 2)]
+        first, second = (weights.tensors[f"{name}/w"] for name in names)
+        used = np.flatnonzero(np.abs(first).max(0) + np.abs(second).max(1) + np.abs(weights.tensors[f"{names[0]}/b"]))
+        hidden = vertices([("hidden", layer)] * len(used))
+        connect(residual, hidden, first[:, used], next(kinds))
+        connect(hidden, residual, second[used], next(kinds))
+        connect(bias, hidden, weights.tensors[f"{names[0]}/b"][None, used], next(kinds))
+        connect(bias, residual, weights.tensors[f"{names[1]}/b"][None], next(kinds))
+    sources, targets = (np.concatenate([edge[i] for edge in edges]) for i in (0, 1))
+    kind = np.concatenate([np.full(len(edge[0]), edge[3]) for edge in edges])
+    weight = np.concatenate([edge[2] for edge in edges])
+    return _Graph(colours, sources, targets, np.stack([kind, weight.astype(np.float64)], 1))
+
+
+def _add_attention(weights, layer, residual, bias, vertices, connect, kinds) -> None:
+    size = weights.key_size
+    prefix = f"transformer/layer_{layer}/attn"
+    kinds_of = {name: next(kinds) for name in ("query", "key", "value", "linear", "qb", "kb", "vb", "lb", "qk", "ov")}
+    connect(bias, residual, weights.tensors[f"{prefix}/linear/b"][None], kinds_of["lb"])
+    for h in range(weights.num_heads):
+        columns = slice(h * size, (h + 1) * size)
+        parts = {name: weights.tensors[f"{prefix}/{name}/w"][:, columns] for name in ("query", "key", "value")}
+        parts["linear"] = weights.tensors[f"{prefix}/linear/w"][columns].T
+        biases = {name: weights.tensors[f"{prefix}/{name}/b"][columns] for name in ("query", "key", "value")}
+        if not any(np.any(matrix) for matrix in (*parts.values(), *biases.values())):
+            continue
+        head = vertices([("head", layer)])
+        for dims, names in (("qk", ("query", "key")), ("ov", ("value", "linear"))):
+            used = np.flatnonzero(sum(np.abs(parts[name]).max(0) for name in names))
+            dimensions = vertices([(dims, layer)] * len(used))
+            connect(head, dimensions, np.ones((1, len(used)), np.float32), kinds_of[dims])
+            connect(residual, dimensions, parts[names[0]][:, used], kinds_of[names[0]])
+            connect(residual, dimensions, parts[names[1]][:, used], kinds_of[names[1]])
+            for name in names:
+                if name in biases:
+                    connect(bias, dimensions, biases[name][None, used], kinds_of[f"{name[0]}b"])
+
+
+def _refine(graphs: tuple[_Graph, _Graph], colours: list[np.ndarray]) -> list[np.ndarray] | None:
+    """Stable colours of both graphs, numbered alike; None as soon as they tell the graphs apart."""
+    offset = len(colours[0])
+    colour = np.concatenate(colours)
+    sources = np.concatenate([graphs[0].sources, graphs[1].sources + offset])
+    targets = np.concatenate([graphs[0].targets, graphs[1].targets + offset])
+    labels = np.unique(np.concatenate([graph.labels for graph in graphs]), axis=0, return_inverse=True)[1].reshape(-1)
+    ends = np.concatenate([sources, targets])
+    others = np.concatenate([targets, sources])
+    marks = np.concatenate([2 * labels, 2 * labels + 1])
+    count = len(np.unique(colour))
+    while True:
+        order = np.lexsort((colour[others], marks, ends))
+        seen: list[list] = [[] for _ in range(len(colour))]
+        for end, mark, other in zip(ends[order].tolist(), marks[order].tolist(), colour[others[order]].tolist(), strict=True):
+            seen[end].append((mark, other))
+        signatures = [(old, *neighbours) for old, neighbours in zip(colour.tolist(), seen, strict=True)]
+        number = {signature: i for i, signature in enumerate(sorted(set(signatures)))}
+        colour = np.array([number[signature] for signature in signatures])
+        if not np.array_equal(np.sort(colour[:offset]), np.sort(colour[offset:])):
+            return None
+        if len(number) == count:
+            return [colour[:offset], colour[offset:]]
+        count = len(number)
+
+
+def _match(first: _Graph, second: _Graph, budget: itertools.count, fixed: list[np.ndarray] | None = None) -> bool:
+    if next(budget) > MAX_BRANCHES:
+        return False
+    if fixed is None:
+        number = {colour: i for i, colour in enumerate(sorted({repr(c) for c in first.colours}))}
+        fixed = [np.array([number[repr(c)] for c in graph.colours]) for graph in (first, second)]
+    colours = _refine((first, second), fixed)
+    if colours is None:
+        return False
+    values, counts = np.unique(colours[0], return_counts=True)
+    if (counts == 1).all():
+        return _is_reordering(first, second, np.argsort(colours[0]), np.argsort(colours[1]))
+    tied = values[counts > 1][0]
+    mine = np.flatnonzero(colours[0] == tied)[0]
+    for theirs in np.flatnonzero(colours[1] == tied):
+        trial = [colours[0].copy(), colours[1].copy()]
+        trial[0][mine] = trial[1][theirs] = len(first.colours)
+        if _match(first, second, budget, trial):
+            return True
+    return False
+
+
+def _is_reordering(first: _Graph, second: _Graph, mine: np.ndarray, theirs: np.ndarray) -> bool:
+    """Whether sending mine[i] to theirs[i] makes one graph the other, every edge and weight compared."""
+    if any(first.colours[a] != second.colours[b] for a, b in zip(mine.tolist(), theirs.tolist(), strict=True)):
+        return False
+    send = np.empty_like(mine)
+    send[mine] = theirs
+
+    def rows(sources: np.ndarray, targets: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        table = np.column_stack([sources, targets, labels])
+        return table[np.lexsort(table.T)]
+
+    return np.array_equal(
+        rows(send[first.sources], send[first.targets], first.labels), rows(second.sources, second.targets, second.labels)
+    )

@@ -1,0 +1,63 @@
+"""Changes of a model that leave its function as it was: another order, another basis of the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from trade_hf.compiled.weights import TracrWeights
+
+_READERS = ("attn/query/w", "attn/key/w", "attn/value/w", "mlp/linear_1/w")  # [d_model, unit]
+_WRITERS = ("attn/linear/w", "attn/linear/b", "mlp/linear_2/w", "mlp/linear_2/b")  # [unit, d_model]
+
+
+def permute(weights: TracrWeights, seed: int) -> TracrWeights:
+    """Residual directions, hidden units, head dimensions and heads in a random order."""
+    rng = np.random.default_rng(seed)
+    basis = rng.permutation(weights.d_model)
+    labels = tuple(weights.residual_labels[i] for i in basis) if weights.residual_labels else ()
+    moved = _change_basis(weights, lambda w: w[..., basis], lambda w: w[basis], labels)
+    tensors = dict(moved.tensors)
+    for layer in range(weights.num_layers):
+        _reorder_units(tensors, f"transformer/layer_{layer}", weights, rng)
+    return replace(moved, tensors=tensors)
+
+
+def rotate(weights: TracrWeights, seed: int) -> TracrWeights:
+    """The residual stream in a random orthogonal basis."""
+    rng = np.random.default_rng(seed)
+    q, r = np.linalg.qr(rng.standard_normal((weights.d_model, weights.d_model)))
+    rotation = (q * np.sign(np.diag(r))).astype(np.float32)
+    return _change_basis(weights, lambda w: w @ rotation, lambda w: rotation.T @ w, ())
+
+
+def _change_basis(
+    weights: TracrWeights,
+    write: Callable[[np.ndarray], np.ndarray],
+    read: Callable[[np.ndarray], np.ndarray],
+    labels: tuple[str, ...],
+) -> TracrWeights:
+    tensors = {}
+    for name, tensor in weights.tensors.items():
+        if name.endswith(_READERS):
+            tensor = read(tensor)
+        elif name.endswith((*_WRITERS, "embeddings")):
+            tensor = write(tensor)
+        tensors[name] = tensor
+    return replace(weights, tensors=tensors, unembedding=read(weights.unembedding), residual_labels=labels)
+
+
+def _reorder_units(tensors: dict[str, np.ndarray], prefix: str, weights: TracrWeights, rng: np.random.Generator) -> None:
+    hidden = rng.permutation(weights.mlp_size)
+    for part, axis in (("mlp/linear_1/w", 1), ("mlp/linear_1/b", 0), ("mlp/linear_2/w", 0)):
+        tensors[f"{prefix}/{part}"] = np.take(tensors[f"{prefix}/{part}"], hidden, axis)
+    heads, size = rng.permutation(weights.num_heads), weights.key_size
+    keys = np.concatenate([head * size + rng.permutation(size) for head in heads])
+    values = np.concatenate([head * size + rng.permutation(size) for head in heads])
+    for order, parts in ((keys, ("query", "key")), (values, ("value",))):
+        for part in parts:
+            tensors[f"{prefix}/attn/{part}/w"] = tensors[f"{prefix}/attn/{part}/w"][:, order]
+            tensors[f"{prefix}/attn/{part}/b"] = tensors[f"{prefix}/attn/{part}/b"][order]
+    tensors[f"{prefix}/attn/linear/w"] = tensors[f"{prefix}/attn/linear/w"][values]
