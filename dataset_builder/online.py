@@ -44,7 +44,9 @@ class OnlineExamples(IterableDataset):
       config: what is sampled.
     """
 
-    def __init__(self, seed: int | str, batch_size: int, reuse: int = 1, config: SamplerConfig = SamplerConfig()) -> None:
+    def __init__(
+        self, seed: int | str, batch_size: int, reuse: int = 1, config: SamplerConfig = SamplerConfig()
+    ) -> None:
         self.seed, self.batch_size, self.reuse, self.config = seed, batch_size, reuse, config
 
     def __iter__(self) -> Iterator[Example]:

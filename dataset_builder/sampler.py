@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -61,19 +61,30 @@ ONE_KEY = 0.5  # share of selects that compare with indices for equality, so tha
 KEEP_SELECTOR = 0.15  # chance that a selector stays available after it was used
 
 
-def _families() -> tuple[dict[str, list[str]], dict[str, float]]:
-    """Unary functions by kind, so that the many comparisons do not crowd out the rest."""
-    families: dict[str, list[str]] = {}
-    for name in FUNCTIONS[Kind.UNARY]:
-        if name == "x":
-            continue
-        family = next((mark for mark in ("==", "!=", "<", ">", "%", "//", "/", "*", "abs", "+") if mark in name), "-")
-        families.setdefault(family, []).append(name)
-    weights = {"==": 3.0, "!=": 1.0, "<": 2.0, ">": 2.0, "%": 2.0, "+": 1.0, "-": 1.5, "*": 1.0}
-    return families, {family: weights.get(family, 0.5) for family in families}
+# Relative frequencies of functions by name; what is not listed has weight 1. Of names for the same split of values
+# (`x > 2` and `x < 3`, `x + 1` and `x + 3`) one is frequent: which of them is meant is often not in the weights.
+_RARE = 0.15
+FUNCTION_WEIGHTS: dict[str, float] = {
+    "x": 0.0,
+    **{f"x != {c}": _RARE for c in range(6)},
+    **{f"x > {c}": _RARE for c in range(5)},
+    **dict.fromkeys(("x + 2", "x + 3", "x - 2", "x - 3", "1 - x", "x * 3", "x / 2", "x * x", "abs(x)", "x < 0"), _RARE),
+    **dict.fromkeys(("x % 2", "x % 3", "x // 2", "4 - x"), 2.0),
+    **dict.fromkeys(("x != y", "x <= y", "x >= y", "x and y", "y and x", "x or y", "y or x"), _RARE),
+    "False": 0.0,
+}
 
 
-_FAMILIES, _FAMILY_WEIGHTS = _families()
+def _weights(kind: Kind, only: Callable[[str], bool] = lambda name: True) -> dict[str, float]:
+    return {name: FUNCTION_WEIGHTS.get(name, 1.0) for name in FUNCTIONS[kind] if only(name)}
+
+
+def _compares(name: str) -> bool:
+    return any(mark in name for mark in ("==", "!=", "<", ">"))
+
+
+_DRAWN = {kind: _weights(kind) for kind in (Kind.UNARY, Kind.BINARY, Kind.PREDICATE)}
+_COMPARISONS = _weights(Kind.UNARY, _compares)
 _ONE_KEY_PREDICATES = [name for name in FUNCTIONS[Kind.PREDICATE] if "==" in name]
 
 
@@ -101,7 +112,9 @@ class Draw:
         return item
 
 
-def sample_programs(seed: int | str, config: SamplerConfig = SamplerConfig(), reasons: Counter | None = None) -> Iterator[Sample]:
+def sample_programs(
+    seed: int | str, config: SamplerConfig = SamplerConfig(), reasons: Counter | None = None
+) -> Iterator[Sample]:
     """An endless stream of canonical programs. `reasons` counts what was rejected and why (and "kept")."""
     draw = Draw(seed)
     screen = Screen.of(config)
@@ -110,11 +123,14 @@ def sample_programs(seed: int | str, config: SamplerConfig = SamplerConfig(), re
         try:
             program = draw_program(draw, config)
             structure = screen.check(program)
+            canonical = name_functions(structure)
+            if any(line.function and line.function.table is not None for line in canonical.lines):
+                raise Rejected("no names found")  # within the trials that the search for names is given
         except Rejected as rejected:
             reasons[rejected.reason] += 1
             continue
         reasons["kept"] += 1
-        yield Sample(name_functions(structure), structure, config.vocab, config.max_seq_len)
+        yield Sample(canonical, structure, config.vocab, config.max_seq_len)
 
 
 def draw_program(draw: Draw, config: SamplerConfig) -> Program:
@@ -192,7 +208,7 @@ class _Pool:
         return [
             v
             for v in self.variables(Type.NUMERICAL)
-            if self.lines[v].op is Op.MAP_NUMERICAL and _is_comparison(self.lines[v].function)
+            if self.lines[v].op is Op.MAP_NUMERICAL and _compares(str(self.lines[v].function))
         ]
 
     def arguments(self, draw: Draw, op: Op, shrink: bool) -> tuple[Variable, ...]:
@@ -211,20 +227,11 @@ class _Pool:
         return tuple(args)
 
 
-def _is_comparison(function: Function | None) -> bool:
-    return function is not None and any(mark in str(function) for mark in ("==", "!=", "<", ">"))
-
-
 def _function(draw: Draw, op: Op) -> Function | None:
     match op.kind:
-        case Kind.UNARY:
-            families = _FAMILY_WEIGHTS
-            if op is Op.MAP_NUMERICAL and draw.chance(0.6):
-                families = {mark: weight for mark, weight in families.items() if mark in ("==", "!=", "<", ">")}
-            return FUNCTIONS[Kind.UNARY][draw.one_of(_FAMILIES[draw.weighted(families)])]
-        case Kind.LINEAR:
-            return linear(*draw.one_of(LINEAR_FACTORS))
         case None:
             return None
-    names = [name for name in FUNCTIONS[op.kind] if name != "False"]
-    return FUNCTIONS[op.kind][draw.one_of(names)]
+        case Kind.LINEAR:
+            return linear(*draw.one_of(LINEAR_FACTORS))
+    weights = _COMPARISONS if op is Op.MAP_NUMERICAL and draw.chance(0.6) else _DRAWN[op.kind]
+    return FUNCTIONS[op.kind][draw.weighted(weights)]

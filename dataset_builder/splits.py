@@ -31,7 +31,9 @@ class Item:
     canonical_hash: str
 
 
-def stream(split: str, seed: int | str, config: SamplerConfig = SamplerConfig(), reasons: Counter | None = None) -> Iterator[Item]:
+def stream(
+    split: str, seed: int | str, config: SamplerConfig = SamplerConfig(), reasons: Counter | None = None
+) -> Iterator[Item]:
     """An endless stream of one split's programs; programs may come again."""
     for sample in sample_programs(seed, config, reasons):
         canonical_hash = hash_canonical(sample.program, sample.vocab, sample.max_seq_len)

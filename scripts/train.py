@@ -22,7 +22,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset_builder.online import Example, OnlineExamples, collate_examples, read_corpus, to_example
+from dataset_builder.online import OnlineExamples, collate_examples, read_corpus, to_example
 from dataset_builder.sampler import SamplerConfig
 from dataset_builder.splits import pinned
 from trade_hf.configuration_trade import TraDeConfig
@@ -49,7 +49,9 @@ def train(config: dict[str, Any], output: Path, corpus: Path | None, max_steps: 
     if max_steps is not None:
         settings["max_steps"] = max_steps
     reuse, seed = settings.pop("reuse", 1), settings.get("seed", 0)
-    validation = [to_example(item.sample) for item in pinned("validation", settings.pop("validation_size", 200), sampler)]
+    validation = [
+        to_example(item.sample) for item in pinned("validation", settings.pop("validation_size", 200), sampler)
+    ]
     checkpoint = get_last_checkpoint(output) if output.is_dir() else None
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(output),

@@ -76,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_domain(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--vocab", default=DEFAULT_VOCAB, help=f"tokens, comma-separated (default {DEFAULT_VOCAB})")
-    sub.add_argument("--max-seq-len", type=int, default=DEFAULT_LENGTH, help=f"longest input (default {DEFAULT_LENGTH})")
+    sub.add_argument(
+        "--max-seq-len", type=int, default=DEFAULT_LENGTH, help=f"longest input (default {DEFAULT_LENGTH})"
+    )
 
 
 def parse_vocab(text: str) -> tuple[Value, ...]:
@@ -158,7 +160,7 @@ def _verify(args: argparse.Namespace) -> int:
     from trade_hf.verification import verify
 
     verdict = verify(_read_program(args.program), TracrWeights.load(args.file))
-    data = {"status": verdict.status.value, "certificate": str(verdict), "checked": verdict.checked}
+    data: dict[str, Any] = {"status": verdict.status.value, "certificate": str(verdict), "checked": verdict.checked}
     data |= {"counterexample": verdict.counterexample, "expected": verdict.expected, "got": verdict.got}
     text = str(verdict)
     if verdict.counterexample is not None:

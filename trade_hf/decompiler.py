@@ -1,9 +1,9 @@
 """The facade: weights in, program out, with a verdict on whether the two agree.
 
-    from trade_hf import decompile
-    result = decompile("model.safetensors")   # or a tracr AssembledTransformerModel, or a TracrWeights
-    print(result.code)
-    print(result.certificate)
+from trade_hf import decompile
+result = decompile("model.safetensors")   # or a tracr AssembledTransformerModel, or a TracrWeights
+print(result.code)
+print(result.certificate)
 """
 
 from __future__ import annotations
@@ -77,10 +77,14 @@ class Decompilation:
         return f"{self.code}# {self.certificate}\n"
 
 
-@functools.lru_cache(maxsize=4)
 def load_model(checkpoint: str | os.PathLike = DEFAULT_CHECKPOINT) -> TraDeForConditionalGeneration:
-    """A checkpoint in float32 on the CPU; raises FileNotFoundError where there is none."""
-    if not (Path(checkpoint) / "config.json").is_file():
+    """A checkpoint in float32 on the CPU, kept once loaded; raises FileNotFoundError where there is none."""
+    return _load_model(Path(checkpoint))
+
+
+@functools.lru_cache(maxsize=4)
+def _load_model(checkpoint: Path) -> TraDeForConditionalGeneration:
+    if not (checkpoint / "config.json").is_file():
         raise FileNotFoundError(f"{checkpoint}: expected a folder with a TraDe checkpoint, found no config.json")
     return TraDeForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
 
@@ -181,9 +185,7 @@ def _generate(batch: list[TracrWeights], model: TraDeForConditionalGeneration, *
 
 
 @torch.inference_mode()
-def teacher_forced(
-    batch: list[TracrWeights], ids: list[list[int]], model: TraDeForConditionalGeneration
-) -> list[bool]:
+def teacher_forced(batch: list[TracrWeights], ids: list[list[int]], model: TraDeForConditionalGeneration) -> list[bool]:
     """For each model, whether every token of `ids` is the likeliest one after its true prefix."""
     arrays = collate([to_units(weights) for weights in batch])
     labels = np.full((len(ids), max(map(len, ids))), -100)

@@ -29,7 +29,9 @@ class TraDePreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.02 if module is getattr(self, "lm_head", None) else module.in_features**-0.5)
+            nn.init.normal_(
+                module.weight, std=0.02 if module is getattr(self, "lm_head", None) else module.in_features**-0.5
+            )
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
@@ -99,7 +101,12 @@ class TraDeEncoder(TraDePreTrainedModel):
         integers = self.config.integer_features
         kind, layer, value = weight_features[..., :integers].long().unbind(-1)
         scalars = weight_features[..., integers:].to(self.scalars.weight.dtype)
-        x = self.type_embedding(kind) + self.layer_embedding(layer) + self.value_embedding(value) + self.scalars(scalars)
+        x = (
+            self.type_embedding(kind)
+            + self.layer_embedding(layer)
+            + self.value_embedding(value)
+            + self.scalars(scalars)
+        )
         a, b, same_head = weight_edges.to(x.dtype).unbind(1)
         same_head = same_head / same_head.sum(-1, keepdim=True).clamp(min=1)
         relations = torch.stack([a, a.mT, b, b.mT, same_head], 1)
@@ -279,7 +286,9 @@ class TraDeForConditionalGeneration(TraDePreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             reduction = "mean" if num_items_in_batch is None else "sum"
-            loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction=reduction)
+            loss = F.cross_entropy(
+                logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction=reduction
+            )
             loss = loss if num_items_in_batch is None else loss / num_items_in_batch
         return Seq2SeqLMOutput(
             loss=loss,
@@ -290,7 +299,9 @@ class TraDeForConditionalGeneration(TraDePreTrainedModel, GenerationMixin):
 
     def shift_right(self, labels: Tensor) -> Tensor:
         start = labels.new_full((len(labels), 1), self.config.decoder_start_token_id)
-        return torch.cat([start, labels[:, :-1]], 1).masked_fill(torch.cat([start, labels[:, :-1]], 1) == -100, self.config.pad_token_id)
+        return torch.cat([start, labels[:, :-1]], 1).masked_fill(
+            torch.cat([start, labels[:, :-1]], 1) == -100, self.config.pad_token_id
+        )
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         return self.shift_right(labels)

@@ -167,7 +167,8 @@ def signed_log(x: np.ndarray) -> np.ndarray:
 
 
 def collate(units: list[Units]) -> dict[str, np.ndarray]:
-    """A padded batch: weight_features [batch, unit, column], weight_edges [batch, channel, unit, unit], attention_mask."""
+    """A padded batch: weight_features [batch, unit, column], weight_edges [batch, channel, unit, unit], attention_mask
+    [batch, unit]."""
     size = max(len(u.features) for u in units)
     features = np.zeros((len(units), size, len(COLUMNS)), np.float32)
     edges = np.zeros((len(units), EDGE_CHANNELS, size, size), np.float32)

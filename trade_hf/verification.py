@@ -1,8 +1,8 @@
 """Do a program and a compiled transformer agree? The answer is a certificate that says how it was found.
 
 Three ways, the strongest first:
-- identical weights: the program, compiled, has the model's weights up to the order of residual directions, hidden units,
-  head dimensions and heads. An explicit reordering is found and every tensor compared, so this is a proof.
+- identical weights: the program, compiled, has the model's weights up to the order of residual directions, hidden
+  units, head dimensions and heads. An explicit reordering is found and every tensor compared, so this is a proof.
 - equivalent: the program and the model give the same on every input of every length up to the maximum.
 - agrees: the same on a stated number of sampled inputs, where there are too many to run them all.
 Otherwise a counterexample.
@@ -119,7 +119,9 @@ def _agree(meant: Evaluation, got: Output) -> np.ndarray:
     if meant.values is None:
         same = np.abs(meant.codes - got.codes) <= TOLERANCE
     else:
-        same = np.where(meant.codes < 0, got.undefined, (got.codes == _positions(meant.values, got.values)[meant.codes]))
+        same = np.where(
+            meant.codes < 0, got.undefined, (got.codes == _positions(meant.values, got.values)[meant.codes])
+        )
         same &= (meant.codes < 0) | ~got.undefined
     return (same | ~meant.real).all(1)
 

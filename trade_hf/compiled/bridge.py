@@ -45,7 +45,9 @@ def from_tracr_model(model: Any) -> TracrWeights:
         unembedding[residual.index(direction), column] = 1.0
     vocab = sorted(encoder.encoding_map, key=encoder.encoding_map.__getitem__)
     return TracrWeights(
-        tensors={f"{module}/{name}": np.asarray(array) for module, arrays in params.items() for name, array in arrays.items()},
+        tensors={
+            f"{module}/{name}": np.asarray(array) for module, arrays in params.items() for name, array in arrays.items()
+        },
         num_heads=config.num_heads,
         vocab=tuple(vocab),
         max_seq_len=params["pos_embed"]["embeddings"].shape[0] - 1,
@@ -75,7 +77,7 @@ def to_tracr(program: Program) -> Any:
                 sop = rasp.LinearSequenceMap(*args, *line.function.factors)
             case Op.SELECT:
                 assert line.function is not None
-                sop = rasp.Select(*args, comparison_of.get(line.function.name, line.function))
+                sop = rasp.Select(*args, comparison_of.get(line.function.name or "", line.function))
             case Op.AGGREGATE:
                 sop = rasp.Aggregate(*args)
             case Op.AGGREGATE_NUMERICAL:

@@ -154,7 +154,7 @@ class _Compilation:
             case Op.AGGREGATE | Op.AGGREGATE_NUMERICAL:
                 head = self._head(line.args[0], self.spaces[number], bos_weight=0.5)
                 value_space = self.spaces[line.args[1]]
-                head.ov = {(value, output): 1.0 for value, output in zip(value_space, self.spaces[number], strict=True)}
+                head.ov = dict.fromkeys(zip(value_space, self.spaces[number], strict=True), 1.0)
                 return _Component(head, None, {*head.queries, *head.keys, *value_space, *self.spaces[number]})
             case _:
                 return self._selector_width(number)
@@ -183,7 +183,7 @@ class _Compilation:
                     mlp.first[direction, outputs[entry]] = 1.0
             return mlp
         name = f"_hidden_{self.labels[number]}_"
-        hidden = [(name, (*x, *y)) for x in first for y in second]
+        hidden: list[Direction] = [(name, (*x, *y)) for x in first for y in second]
         mlp = _Mlp(hidden, first={(ONE, unit): -1.0 for unit in hidden})
         for unit, (i, j), entry in zip(hidden, np.ndindex(len(first), len(second)), entries, strict=True):
             mlp.first[first[i], unit] = 1.0
@@ -258,7 +258,7 @@ class _Compilation:
         fraction = (f"{label}_selector_width_attn_output", None)
         head = self._head(self.program.lines[number].args[0], [fraction], bos_weight=1.0)
         head.ov[bos, fraction] = 1.0
-        inputs = sorted({1 / (width + 1) for width in self.tables[number].values})
+        inputs = sorted(1 / (width + 1) for width in range(self.tables.max_seq_len + 1))
         mlp = self._thresholds(number, fraction, [(x, round((1 / x) - 1)) for x in inputs])
         mlp.hidden.append(CLEAN_BOS)
         mlp.first[bos, CLEAN_BOS] = 1.0

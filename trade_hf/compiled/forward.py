@@ -55,7 +55,10 @@ class Output:
 
 
 def run(weights: TracrWeights, inputs: np.ndarray, batch_size: int = 4096) -> Output:
-    """Run token codes [batch, position] (indices into `weights.input_vocab`, PADDING after the end) through the model."""
+    """Run token codes [batch, position] through the model.
+
+    `inputs` are indices into `weights.input_vocab`, PADDING after the end of an input.
+    """
     rows = np.array([weights.vocab.index(token) for token in weights.input_vocab])
     model = _Model(weights)
     logits = [model(inputs[i : i + batch_size], rows) for i in range(0, len(inputs), batch_size)]

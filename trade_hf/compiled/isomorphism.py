@@ -1,8 +1,8 @@
 """Are two models' weights equal up to the order of residual directions, hidden units, head dimensions and heads?
 
-Colour refinement (Weisfeiler–Leman) on the graph whose vertices are those things and whose edges are the weights; where
-colours tie, one vertex is fixed and refinement goes on. The reordering that is found is applied and every entry compared,
-so a positive answer never rests on colours.
+Colour refinement (Weisfeiler–Leman) on the graph whose vertices are those things and whose edges are the weights;
+where colours tie, one vertex is fixed and refinement goes on. The reordering that is found is applied and every entry
+compared, so a positive answer never rests on colours.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trade_hf.compiled.weights import TracrWeights
+from trade_hf.rasp.functions import Value
 
 MAX_BRANCHES = 64
 
@@ -41,7 +42,9 @@ def are_identical(first: TracrWeights, second: TracrWeights) -> bool:
     if set(first.output_values or ()) != set(second.output_values or ()) or first.num_layers != second.num_layers:
         return False
     graphs = _graph(first), _graph(second)
-    if any(len(a) != len(b) for a, b in ((graphs[0].colours, graphs[1].colours), (graphs[0].sources, graphs[1].sources))):
+    if any(
+        len(a) != len(b) for a, b in ((graphs[0].colours, graphs[1].colours), (graphs[0].sources, graphs[1].sources))
+    ):
         return False
     if sorted(map(repr, graphs[0].colours)) != sorted(map(repr, graphs[1].colours)):
         return False
@@ -63,11 +66,11 @@ def _graph(weights: TracrWeights) -> _Graph:
         edges.append((rows[row], columns[column], matrix[row, column], kind))
 
     residual = np.arange(weights.d_model)
-    tokens = vertices([("token", token) for token in weights.vocab])
+    tokens = vertices([("token", _plain(token)) for token in weights.vocab])
     connect(tokens, residual, weights.tensors["token_embed/embeddings"], next(kinds))
     positions = vertices([("position", i) for i in range(weights.max_seq_len + 1)])
     connect(positions, residual, weights.tensors["pos_embed/embeddings"], next(kinds))
-    outputs = vertices([("output", value) for value in weights.output_values or (None,)])
+    outputs = vertices([("output", _plain(value)) for value in weights.output_values or (None,)])
     connect(residual, outputs, weights.unembedding, next(kinds))
     bias = vertices([("bias",)])
     for layer in range(weights.num_layers):
@@ -84,6 +87,11 @@ def _graph(weights: TracrWeights) -> _Graph:
     kind = np.concatenate([np.full(len(edge[0]), edge[3]) for edge in edges])
     weight = np.concatenate([edge[2] for edge in edges])
     return _Graph(colours, sources, targets, np.stack([kind, weight.astype(np.float64)], 1))
+
+
+def _plain(value: Value | None) -> object:
+    """Equal values in one form: True is 1."""
+    return float(value) if isinstance(value, int | float) else value
 
 
 def _add_attention(weights, layer, residual, bias, vertices, connect, kinds) -> None:
@@ -124,7 +132,9 @@ def _refine(graphs: tuple[_Graph, _Graph], colours: list[np.ndarray]) -> list[np
     while True:
         order = np.lexsort((colour[others], marks, ends))
         seen: list[list] = [[] for _ in range(len(colour))]
-        for end, mark, other in zip(ends[order].tolist(), marks[order].tolist(), colour[others[order]].tolist(), strict=True):
+        for end, mark, other in zip(
+            ends[order].tolist(), marks[order].tolist(), colour[others[order]].tolist(), strict=True
+        ):
             seen[end].append((mark, other))
         signatures = [(old, *neighbours) for old, neighbours in zip(colour.tolist(), seen, strict=True)]
         number = {signature: i for i, signature in enumerate(sorted(set(signatures)))}
@@ -170,5 +180,6 @@ def _is_reordering(first: _Graph, second: _Graph, mine: np.ndarray, theirs: np.n
         return table[np.lexsort(table.T)]
 
     return np.array_equal(
-        rows(send[first.sources], send[first.targets], first.labels), rows(second.sources, second.targets, second.labels)
+        rows(send[first.sources], send[first.targets], first.labels),
+        rows(second.sources, second.targets, second.labels),
     )

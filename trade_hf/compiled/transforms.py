@@ -49,7 +49,9 @@ def _change_basis(
     return replace(weights, tensors=tensors, unembedding=read(weights.unembedding), residual_labels=labels)
 
 
-def _reorder_units(tensors: dict[str, np.ndarray], prefix: str, weights: TracrWeights, rng: np.random.Generator) -> None:
+def _reorder_units(
+    tensors: dict[str, np.ndarray], prefix: str, weights: TracrWeights, rng: np.random.Generator
+) -> None:
     hidden = rng.permutation(weights.mlp_size)
     for part, axis in (("mlp/linear_1/w", 1), ("mlp/linear_1/b", 0), ("mlp/linear_2/w", 0)):
         tensors[f"{prefix}/{part}"] = np.take(tensors[f"{prefix}/{part}"], hidden, axis)

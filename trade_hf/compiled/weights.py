@@ -7,6 +7,7 @@ Tensors carry Tracr's own parameter names, module and parameter joined by a slas
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,7 +119,7 @@ class TracrWeights:
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             partial.write_bytes(save(tensors, metadata={"trade": json.dumps(meta)}))
-            os.replace(partial, target)
+            partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -134,10 +135,11 @@ class TracrWeights:
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
-                size = sum(int(np.prod(file.get_slice(name).get_shape(), dtype=object)) for name in file.keys())
+                names = list(file.keys())
+                size = sum(math.prod(file.get_slice(name).get_shape()) for name in names)
                 if size > LIMITS["parameters"]:
                     raise WeightsError(f"{path}: {size:,} parameters; the limit is {LIMITS['parameters']:,}")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in names}
         except (SafetensorError, TypeError, OverflowError, ValueError) as error:
             if isinstance(error, WeightsError):
                 raise
@@ -168,8 +170,10 @@ class TracrWeights:
         unembedding = tensors.pop(UNEMBED, None)
         if unembedding is None:
             embedding = tensors.get("token_embed/embeddings")
-            if embedding is None or embedding.ndim != 2:
-                raise WeightsError("the tensor token_embed/embeddings is missing or has the wrong shape")
+            if embedding is None:
+                raise WeightsError(f"expected Tracr's parameters (token_embed/embeddings, …), got {_some(tensors)}")
+            if embedding.ndim != 2:
+                raise WeightsError("token_embed/embeddings has the wrong shape: expected [token, d_model]")
             unembedding = _from_one_hot_columns(meta.get("output_directions"), embedding.shape[1])
         labels = meta.get("residual_labels") or []
         return cls(

@@ -9,8 +9,9 @@ tables are over codes numbered by first appearance (`tables.py`), operands of a 
 A select stands just before its first reader, and equal selects are one. Equal s-ops are *not* merged: Tracr compiles
 each to units of its own.
 
-Two cases in which programs with equal weights may still differ: a selector that never selects and a numerical map that
-is 0 everywhere hide which s-op they read.
+Programs with equal weights may still differ in form in these cases, none of which the sampler makes: a selector that
+never selects and a numerical map that is 0 everywhere hide which s-op they read; and of a sequence map of an s-op with
+itself only the diagonal is compiled, so that two values that stand off it alone cannot be told apart.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +48,10 @@ Key = tuple  # (operation, arguments, selector's table, table): what distinguish
 
 @dataclass(frozen=True)
 class Node:
-    """One line of a structure: operation, arguments (lines of the structure), table over codes or numbers."""
+    """One line of a structure: operation, arguments (lines of the structure), table over codes or numbers.
+
+    Of a sequence map of an s-op with itself, `entries` holds the diagonal and the number of values.
+    """
 
     op: Op
     args: tuple[Variable, ...]
@@ -123,7 +128,10 @@ class _Order:
             yield self
             return
         found = {number: self.key_of(number) for number in levels[0]}
-        groups = [list(group) for _, group in itertools.groupby(sorted(found, key=lambda n: found[n][0]), lambda n: found[n][0])]
+        groups = [
+            list(group)
+            for _, group in itertools.groupby(sorted(found, key=lambda n: found[n][0]), lambda n: found[n][0])
+        ]
         for choice in itertools.product(*(itertools.permutations(group) for group in groups)):
             order = _Order(self.tables, dict(self.rank), dict(self.keys), dict(self.recode))
             for number in itertools.chain.from_iterable(choice):
@@ -154,10 +162,11 @@ class _Order:
             return (OP_RANK[op], (self.rank[args[0]],), (), codes), recode
         if op is Op.SEQUENCE_MAP:
             width = len(self.tables[args[1]].values)
-            if args[0] == args[1]:  # compiled as a map
-                codes, recode = _recode([table.entries[code * width + code] for code in self.in_order(args[0])])
-                return (OP_RANK[Op.MAP], (self.rank[args[0]],), (), codes), recode
             first, second = self.in_order(args[0]), self.in_order(args[1])
+            if args[0] == args[1]:
+                cells = [table.entries[i * width + j] for i in first for j in first]
+                codes, recode = _recode([*cells[:: len(first) + 1], *cells])
+                return (OP_RANK[op], (self.rank[args[0]],) * 2, (), (*codes[: len(first)], len(recode))), recode
             if self.rank[args[0]] < self.rank[args[1]]:
                 cells = [table.entries[i * width + j] for i in first for j in second]
             else:
@@ -173,11 +182,12 @@ class _Order:
         chosen, width = self.tables[args[0]].entries, len(queries)
         selector = tuple(chosen[k * width + q] for k in keys for q in queries)
         ranks = tuple(self.rank[argument] for argument in (*select.args, *args[1:]))
-        recode = self.recode.get(args[1]) if op is Op.AGGREGATE else None
-        return (OP_RANK[op], ranks, selector, ()), recode
+        return (OP_RANK[op], ranks, selector, ()), self.recode.get(args[1]) if op is Op.AGGREGATE else None
 
     def structure(self) -> Structure:
-        tables, nodes, numbers = self.tables, [], []
+        tables = self.tables
+        nodes: list[Node] = []
+        numbers: list[tuple] = []
         place: dict[int, int] = {TOKENS: TOKENS, INDICES: INDICES}  # rank → line
         selects: dict[tuple, int] = {}
         ops = list(Op)
@@ -229,6 +239,14 @@ def name_functions(structure: Structure) -> Program:
         if search.run():
             return Program(tuple(search.lines))
         tables |= {search.furthest if search.furthest >= 0 else _last_without_table(structure, tables)}
+
+
+def _beside_diagonal(entries: tuple[int, ...]) -> tuple[int, ...]:
+    """A full table of a sequence map of an s-op with itself: the values off the diagonal are never computed, but tracr
+    gives each a direction."""
+    *diagonal, count = entries
+    size, unseen = len(diagonal), iter(range(max(diagonal) + 1, count))
+    return tuple(diagonal[i] if i == j else next(unseen, 0) for i in range(size) for j in range(size))
 
 
 def is_numeric(vocab: tuple[Value, ...]) -> bool:
@@ -327,6 +345,10 @@ class _NameSearch:
             return () if tuple(map(int, map(bool, image))) == node.entries else None
         if node.op is Op.MAP_NUMERICAL:
             return self.structure.numbers[number] if tuple(map(_number, image)) == node.entries else None
+        if node.op is Op.SEQUENCE_MAP and node.args[0] == node.args[1]:
+            size = len(args[0])
+            codes, values = first_appearance((*image[:: size + 1], *image))
+            return values if (*codes[:size], len(values)) == node.entries else None
         codes, values = first_appearance(image)
         return values if codes == node.entries else None
 
@@ -337,11 +359,12 @@ class _NameSearch:
             return tabulated(kind, {a: True for a, entry in zip(arguments, node.entries, strict=True) if entry}), ()
         if node.op is Op.MAP_NUMERICAL:
             return tabulated(kind, dict(zip(arguments, node.entries, strict=True))), self.structure.numbers[number]
-        values = required if required is not None else tuple(range(max(node.entries) + 1))
-        cells = zip(arguments, node.entries, strict=True)
+        entries = node.entries
+        if node.op is Op.SEQUENCE_MAP and node.args[0] == node.args[1]:
+            entries = _beside_diagonal(node.entries)
+        values = required if required is not None else tuple(range(max(entries) + 1))
+        cells = zip(arguments, entries, strict=True)
         return tabulated(kind, {a: values[entry] for a, entry in cells if entry >= 0}), values
-
-
 
 
 # ---------------------------------------------------------------- k-th token → the token itself
@@ -377,7 +400,7 @@ def _spelled(tables: Tables, number: int, vocab: tuple[Value, ...], holds_tokens
 
     line = tables.program.lines[number]
     assert line.function is not None and line.op.kind is not None
-    pairs = {}
+    pairs: dict[Any, Value] = {}
     for args in itertools.product(*(tables[argument].values for argument in line.args)):
         value = line.function(*args)
         key = tuple(shown(argument, arg) for argument, arg in zip(line.args, args, strict=True))

@@ -8,8 +8,8 @@ them); the evaluation marks those as not valid instead of raising.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +32,8 @@ class Evaluation:
       values: what the codes stand for; None for a numerical output.
       real: [batch, position] whether the position lies within the input.
       valid: [batch] whether Tracr compiles this input faithfully: no categorical aggregate mixes different values,
-        no None is compared or made a number, and every number falls clearly into one step of a compiled map.
+        no None is compared or made a number, no number below 0 comes out of a map of a categorical s-op (Tracr's ReLU
+        cuts it off), and every number falls clearly into one step of a compiled map.
     """
 
     codes: np.ndarray
@@ -136,8 +137,9 @@ class _Run:
         entries = self.tables[number].entries
         if line.op is Op.MAP:
             return _look_up(entries, codes)
-        self.require(codes >= 0)  # Tracr's model gives 0 where RASP gives None
-        return np.array([np.nan if entry is None else float(entry) for entry in (*entries, 0)])[codes]
+        numbers = np.array([np.nan if entry is None else float(entry) for entry in (*entries, 0)])[codes]
+        self.require((codes >= 0) & (numbers >= 0))  # Tracr's model gives 0 where RASP gives None or less than 0
+        return numbers
 
     def map_of_numbers(self, number: int, line: Line, numbers: np.ndarray) -> np.ndarray:
         """A function of numbers. The compiled one is a step function over the value set: they must agree."""
@@ -148,7 +150,9 @@ class _Run:
         compiled = [_step(steps, x) for x in present.tolist()]
         if line.function.table is None:
             exact = [_safely(line.function, x) for x in present.tolist()]
-            agrees = [c is not None and e is not None and abs(c - e) < 1e-6 for c, e in zip(compiled, exact, strict=True)]
+            agrees = [
+                c is not None and e is not None and abs(c - e) < 1e-6 for c, e in zip(compiled, exact, strict=True)
+            ]
         else:
             agrees = [c is not None for c in compiled]  # a table says nothing between its entries: nearest step
         where = where.reshape(numbers.shape)
@@ -177,14 +181,14 @@ def _look_up(entries: tuple, codes: np.ndarray) -> np.ndarray:
     return np.array((*entries, NONE), np.int64)[np.where(codes < 0, -1, codes)]
 
 
-def _safely(function: Function | Callable, x: float) -> Value | None:
+def _safely(function: Function, x: float) -> Any:
     try:
         return function(x)
     except ArithmeticError:
         return None
 
 
-def _step(steps: list[tuple], x: float) -> Value | None:
+def _step(steps: list[tuple], x: float) -> Any:
     """The compiled step function at x; None within a step's slope where it would interpolate."""
     value = steps[0][1]
     for (left, _), (right, after) in zip(steps, steps[1:], strict=False):

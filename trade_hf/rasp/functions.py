@@ -11,9 +11,11 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 # What an s-op can hold at one position. Tuples come from imported programs (tracr's `make_nary_sequencemap`).
 Value = int | float | bool | str | tuple
+Pairs = Mapping[Any, Any]  # arguments (pairs of arguments for two) → values
 
 
 class Kind(Enum):
@@ -163,22 +165,27 @@ def linear(first: float, second: float) -> Function:
     return Function(Kind.LINEAR, factors=(first, second))
 
 
-def tabulated(kind: Kind, pairs: Mapping) -> Function:
+def tabulated(kind: Kind, pairs: Pairs) -> Function:
     """An explicit table; `pairs` maps arguments (pairs of arguments for two) to values."""
     return Function(kind, table=tuple(pairs.items()))
 
 
-def find_named(kind: Kind, pairs: Mapping) -> Function:
+def find_named(kind: Kind, pairs: Pairs) -> Function:
     """The first named function that agrees with `pairs` everywhere, else the explicit table itself."""
-    for function in FUNCTIONS[kind].values():
-        if _agrees(function, pairs):
+    numeric = all(_is_number(part) for key in pairs for part in (key if isinstance(key, tuple) else (key,)))
+    for name, function in FUNCTIONS[kind].items():
+        if (numeric or not any(map(str.isdigit, name))) and _agrees(function, pairs):
             return function
     if kind is Kind.PREDICATE:
         pairs = {key: True for key, selected in pairs.items() if selected}
     return tabulated(kind, pairs)
 
 
-def _agrees(function: Function, pairs: Mapping) -> bool:
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def _agrees(function: Function, pairs: Pairs) -> bool:
     try:
         for args, value in pairs.items():
             got = function(*args) if function.kind is not Kind.UNARY else function(args)

@@ -1,7 +1,8 @@
 """A RASP program as frozen, self-checking values: Program, Line, Op.
 
 The four components of a line are those of arXiv:2410.00061: operation, first argument, second argument, and function
-or predicate. The encoding of the result (categorical or numerical, arXiv:2301.05062 section 3) is part of the operation.
+or predicate. The encoding of the result (categorical or numerical, arXiv:2301.05062 section 3) is part of the
+operation.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ class Program:
             )
         if line.op is Op.LINEAR_SEQUENCE_MAP and line.args[0] == line.args[1]:
             raise RaspError(
-                f"line {number + 1}: linear_sequence_map expects two different s-ops, got {variable_name(argument)} twice"
+                f"line {number + 1}: linear_sequence_map expects two different s-ops, "
+                f"got {variable_name(argument)} twice"
             )
 
     def type_of(self, variable: Variable) -> Type:

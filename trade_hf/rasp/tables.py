@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from trade_hf.rasp.functions import Function, Value
 from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable, live_lines, variable_name
@@ -104,7 +105,7 @@ def tabulate(program: Program, vocab: Iterable[Value], max_seq_len: int) -> Tabl
 
 
 def _tabulate_line(program: Program, line: Line, tables: dict[Variable, Table], max_seq_len: int) -> Table:
-    args = [tables[argument].values for argument in line.args]
+    args: list[Any] = [tables[argument].values for argument in line.args]
     match line.op:
         case Op.MAP | Op.MAP_NUMERICAL:
             return _tabulate_map(line, args[0])

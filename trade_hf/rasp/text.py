@@ -1,10 +1,10 @@
 """Program ⇄ runnable Python for the tracr package. Text is parsed, never executed.
 
-    from tracr.rasp import rasp
+from tracr.rasp import rasp
 
-    v1 = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ).named("v1")
-    v2 = rasp.SelectorWidth(v1).named("v2")
-    program = v2
+v1 = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ).named("v1")
+v2 = rasp.SelectorWidth(v1).named("v2")
+program = v2
 """
 
 from __future__ import annotations
@@ -272,7 +272,8 @@ class _Parser:
             }[kind]
             raise RaspSyntaxError(
                 node.body,
-                f"expected a named function such as `{next(iter(FUNCTIONS[kind]))}` or a table `{form}`, got `{_shown(node.body)}`",
+                f"expected a named function such as `{next(iter(FUNCTIONS[kind]))}` or a table `{form}`, "
+                f"got `{_shown(node.body)}`",
             )
         return function
 
@@ -284,7 +285,7 @@ def _table(body: ast.expr, kind: Kind) -> Function | None:
             if isinstance(body, ast.Compare) and ast.unparse(body.left) == "(k, q)" and isinstance(body.ops[0], ast.In):
                 pairs = ast.literal_eval(body.comparators[0])
                 if len(body.ops) == 1 and isinstance(pairs, list) and all(_is_pair(pair) for pair in pairs):
-                    return tabulated(kind, {pair: True for pair in pairs})
+                    return tabulated(kind, dict.fromkeys(pairs, True))
             return None
         key = "x" if kind is Kind.UNARY else "(x, y)"
         if isinstance(body, ast.Call) and isinstance(body.func, ast.Attribute) and body.func.attr == "get":
@@ -320,7 +321,7 @@ def _expect(node: ast.Call, args: list[ast.expr], count: int, keywords: dict, al
             raise RaspSyntaxError(node, f"{name} must be {'False' if name == 'simplify' else 'None or 0'}")
 
 
-def _number(node: ast.expr) -> Value:
+def _number(node: ast.expr) -> float:
     try:
         value = ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError):

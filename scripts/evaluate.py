@@ -1,0 +1,191 @@
+"""Score a checkpoint on a held-out split, which is regenerated from its pinned seed.
+
+Run: python scripts/evaluate.py --split test --limit 500 --variant permuted --json --out results/test-permuted.json
+
+teacher_forced_exact    every token right after its true prefix
+free_running_exact      the greedy program is the canonical one
+identical_weights       the greedy program compiles to the model's weights, up to order (a superset of exact)
+compiles                the greedy program compiles
+functional_equivalence  the greedy program gives the same on every input
+certified_equivalence   after verified decoding (greedy, then beam search), proven identical or equivalent
+wrongly_certified       certified, but the recompiled program and the model differ somewhere when both are run
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dataset_builder.sampler import SamplerConfig
+from dataset_builder.splits import PINNED_SEED, Item, pinned
+from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.forward import run
+from trade_hf.compiled.transforms import permute, rotate
+from trade_hf.compiled.weights import TracrWeights
+from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile, greedy_programs, load_model, teacher_forced
+from trade_hf.rasp.evaluate import all_inputs
+from trade_hf.rasp.tables import UnsupportedError
+from trade_hf.rasp.text import to_text
+from trade_hf.tokenization_rasp import to_ids
+from trade_hf.verification import TOLERANCE, Status, Verdict, verify
+
+VARIANTS: dict[str, Callable[[TracrWeights, int], TracrWeights]] = {
+    "tracr": lambda weights, seed: weights,
+    "permuted": permute,
+    "rotated": rotate,
+}
+BATCH = 50
+SHARES = (
+    "teacher_forced_exact",
+    "free_running_exact",
+    "identical_weights",
+    "compiles",
+    "functional_equivalence",
+    "certified_equivalence",
+    "wrongly_certified",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT)
+    parser.add_argument("--split", choices=sorted(PINNED_SEED), default="test")
+    parser.add_argument("--variant", choices=sorted(VARIANTS), default="permuted")
+    parser.add_argument("--limit", type=int, default=500)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--out", type=Path, help="also write the JSON here")
+    args = parser.parse_args()
+    result = evaluate_checkpoint(args.checkpoint, args.split, args.variant, args.limit)
+    text = json.dumps(result, indent=2)
+    if args.out:
+        args.out.write_text(text + "\n")
+    print(text if args.json else "\n".join(f"{key}: {result[key]}" for key in ("n", *SHARES)))
+
+
+def evaluate_checkpoint(checkpoint: Path, split: str, variant: str, limit: int) -> dict[str, Any]:
+    """All figures of one checkpoint on the first `limit` programs of a split."""
+    start = time.monotonic()
+    items = pinned(split, limit, SamplerConfig())
+    model = load_model(checkpoint)
+    rows: list[dict[str, Any]] = []
+    for first in tqdm(range(0, len(items), BATCH), desc=f"{split}, {variant}", disable=None):
+        batch = items[first : first + BATCH]
+        weights = [
+            VARIANTS[variant](
+                compile_program(item.sample.program, item.sample.vocab, item.sample.max_seq_len), first + i
+            )
+            for i, item in enumerate(batch)
+        ]
+        forced = teacher_forced(weights, [to_ids(item.sample.program) for item in batch], model)
+        greedy = greedy_programs(weights, model)
+        for item, model_weights, right, candidate in zip(batch, weights, forced, greedy, strict=True):
+            program = candidate.program if candidate else None
+            verdict = verify(program, model_weights) if program else Verdict(Status.REFUTED, 0, 0, reason="unfinished")
+            rows.append(_row(item, model_weights, right, program, verdict, checkpoint))
+    shares = {name: [row[name] for row in rows] for name in SHARES}
+    return {
+        "split": split,
+        "variant": variant,
+        "n": len(rows),
+        **{name: round(float(np.mean(values)), 4) for name, values in shares.items()},
+        "interval_95": {name: wilson(sum(values), len(values)) for name, values in shares.items()},
+        "free_running_exact_by_lines": _by_lines(rows, "free_running_exact"),
+        "seconds": round(time.monotonic() - start, 1),
+        "environment": {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "threads": torch.get_num_threads(),
+        },
+        "failures": [row["failure"] for row in rows if row["failure"]][:50],
+    }
+
+
+def _row(
+    item: Item, weights: TracrWeights, forced: bool, program: Any, verdict: Verdict, checkpoint: Path
+) -> dict[str, Any]:
+    truth = item.sample.program
+    exact = program == truth
+    # Identical weights are judged in Tracr's own order, whatever the variant's basis.
+    recompiled = compile_program(truth, item.sample.vocab, item.sample.max_seq_len)
+    identical = verdict.status is Status.IDENTICAL or exact
+    if not identical and program is not None:
+        identical = verify(program, recompiled, limit=0).status is Status.IDENTICAL
+    if verdict.is_verified:
+        certified, status = program, verdict.status
+    else:
+        result = decompile(weights, checkpoint)
+        certified, status = (result.program if result.verdict.is_verified else None), result.status
+    return {
+        "lines": len(truth),
+        "teacher_forced_exact": forced,
+        "free_running_exact": exact,
+        "identical_weights": identical,
+        "compiles": _compiles(program, weights),
+        "functional_equivalence": verdict.is_verified,
+        "certified_equivalence": certified is not None,
+        "wrongly_certified": certified is not None and _differs(certified, weights),
+        "failure": None
+        if exact
+        else {
+            "true": to_text(truth),
+            "greedy": to_text(program) if program else None,
+            "verdict": str(verdict),
+            "after_verified_decoding": status.value,
+        },
+    }
+
+
+def _compiles(program: Any, weights: TracrWeights) -> bool:
+    if program is None:
+        return False
+    try:
+        compile_program(program, weights.input_vocab, weights.max_seq_len)
+    except UnsupportedError:
+        return False
+    return True
+
+
+def _differs(program: Any, weights: TracrWeights) -> bool:
+    """Run the recompiled program and the model on every input, without the verifier."""
+    compiled = compile_program(program, weights.input_vocab, weights.max_seq_len)
+    inputs = all_inputs(len(weights.input_vocab), weights.max_seq_len)
+    first, second = run(compiled, inputs), run(weights, inputs)
+    if first.values is None or second.values is None:
+        same = np.abs(first.codes - second.codes) <= 2 * TOLERANCE
+    else:
+        values = [np.array(out.values, dtype=object)[out.codes] for out in (first, second)]
+        same = (first.undefined & second.undefined) | (values[0] == values[1])
+    return not bool(same[first.real].all())
+
+
+def wilson(hits: int, n: int, z: float = 1.96) -> list[float]:
+    """95 % interval of a share (Wilson score)."""
+    if n == 0:
+        return [0.0, 1.0]
+    share, spread = hits / n, z * z / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    return [round(max(0.0, centre - half), 4), round(min(1.0, centre + half), 4)]
+
+
+def _by_lines(rows: list[dict[str, Any]], name: str) -> dict[int, dict[str, float]]:
+    lengths = sorted({row["lines"] for row in rows})
+    groups = {n: [row[name] for row in rows if row["lines"] == n] for n in lengths}
+    return {n: {"n": len(values), "share": round(float(np.mean(values)), 4)} for n, values in groups.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The command line as a user meets it: results for people and machines, one line for what is wrong."""
+
+import json
+import pickle
+
+import pytest
+from cases import CASES, LENGTH, VOCAB
+
+from trade_hf.cli import main
+from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.weights import TracrWeights
+from trade_hf.rasp.canonical import canonical_hash
+from trade_hf.rasp.text import parse, to_text
+
+
+@pytest.fixture
+def program_file(tmp_path):
+    path = tmp_path / "histogram.py"
+    path.write_text(to_text(CASES[1].program))
+    return path
+
+
+@pytest.fixture
+def model_file(tmp_path):
+    path = tmp_path / "histogram.safetensors"
+    compile_program(CASES[1].program, VOCAB, LENGTH).save(path)
+    return path
+
+
+def test_compile_and_verify(program_file, tmp_path, capsys):
+    target = tmp_path / "out.safetensors"
+    assert main(["compile", str(program_file), "-o", str(target)]) == 0
+    assert TracrWeights.load(target).input_vocab == VOCAB
+    assert main(["verify", str(target), str(program_file)]) == 0
+    assert "identical weights" in capsys.readouterr().out
+    program_file.write_text(to_text(CASES[0].program))
+    assert main(["verify", str(target), str(program_file), "--json"]) == 1
+    verdict = json.loads(capsys.readouterr().out)
+    assert verdict["status"] == "refuted" and verdict["counterexample"]
+
+
+def test_other_vocabularies(program_file, tmp_path, capsys):
+    target = tmp_path / "out.safetensors"
+    command = ["compile", str(program_file), "-o", str(target), "--vocab", "a,b,c", "--max-seq-len", "3", "--json"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["file"] == str(target)
+    assert TracrWeights.load(target).input_vocab == ("a", "b", "c")
+
+
+def test_decompile(model_file, tiny_checkpoint, capsys):
+    assert main(["decompile", str(model_file), "--checkpoint", str(tiny_checkpoint), "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert set(row) == {"code", "status", "certificate", "score"}
+    parse(row["code"])
+    assert main(["decompile", str(model_file), "--checkpoint", str(tiny_checkpoint)]) == 0
+    assert "NOT VERIFIED" in capsys.readouterr().out  # this checkpoint knows nothing
+
+
+def test_sample(capsys):
+    assert main(["sample", "-n", "3", "--seed", "5", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [set(row) for row in rows] == [{"code", "canonical_hash", "vocab", "max_seq_len"}] * 3
+    for row in rows:
+        assert canonical_hash(parse(row["code"]), row["vocab"], row["max_seq_len"]) == row["canonical_hash"]
+    assert main(["sample", "-n", "3", "--seed", "5"]) == 0
+    assert capsys.readouterr().out.count("program = ") == 3
+
+
+def _bad_files(tmp_path):
+    contents = {
+        "text.safetensors": b"not a model",
+        "model.pkl": pickle.dumps([1]),
+        "file.json": b'{"a": 1}',
+        "syntax.py": b"v1 = rasp.Map(",
+        "types.py": b"v1 = rasp.Aggregate(rasp.tokens, rasp.tokens)\nprogram = v1",
+        "undefined.py": b"program = v7",
+        "binary.py": b"\xff\xfe\x00",
+        "good.py": to_text(CASES[1].program).encode(),
+        "indices.py": b"program = rasp.Map(lambda x: x, rasp.indices)",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+
+
+BAD = [
+    (["decompile", "nothing.safetensors"], "nothing.safetensors: no such file"),
+    (["decompile", "text.safetensors"], "expected a safetensors file"),
+    (["decompile", "model.pkl"], "got a pickle or an archive, which is never opened"),
+    (["decompile", "file.json"], "got JSON"),
+    (["compile", "nothing.py", "-o", "x"], "nothing.py: no such file"),
+    (["compile", "syntax.py", "-o", "x"], "syntax.py: line 1, column 14"),
+    (["compile", "types.py", "-o", "x"], "types.py: line 1, column 6: aggregate expects a selector"),
+    (["compile", "undefined.py", "-o", "x"], "v7 is used before it is defined"),
+    (["compile", "binary.py", "-o", "x"], "expected text, got bytes that are not UTF-8"),
+    (["compile", "indices.py", "-o", "x"], "a program must read tokens"),
+    (["compile", "good.py", "-o", "x", "--vocab", "a,compiler_bos"], "must not contain 'compiler_bos'"),
+    (["compile", "good.py", "-o", "x", "--vocab", "a,,b"], "expected tokens separated by commas"),
+    (["compile", "good.py", "-o", "x", "--vocab", "1,1"], "expected distinct tokens"),
+    (["compile", "good.py", "-o", "x", "--max-seq-len", "0"], "a length of at least 1"),
+    (["compile", "good.py", "-o", "no/such/folder/x"], "No such file or directory"),
+    (["verify", "text.safetensors", "good.py"], "expected a safetensors file"),
+    (["sample", "--vocab", "a,b"], "whole numbers"),
+    (["sample", "-n", "-1"], "expected -n of at least 0"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), BAD, ids=range(len(BAD)))
+def test_bad_input_gets_one_line_and_status_2(command, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _bad_files(tmp_path)
+    assert main(command) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.startswith("trade: ")
+    assert captured.err.count("\n") == 1 and not captured.out
+    assert not (tmp_path / "x").exists()
+
+
+def test_usage_errors_exit_with_2(capsys):
+    for command in ([], ["no-such-command"], ["sample", "-n", "many"]):
+        with pytest.raises(SystemExit) as stop:
+            main(command)
+        assert stop.value.code == 2
+    capsys.readouterr()

@@ -1,0 +1,123 @@
+"""Our compiler, evaluator and forward pass against the tracr package, the oracle."""
+
+import numpy as np
+import pytest
+from cases import CASES, LENGTH, VOCAB
+from tracr.compiler import compiling, lib, test_cases
+from tracr.rasp import rasp
+
+from trade_hf.compiled.bridge import from_tracr, from_tracr_model, to_tracr
+from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.forward import run
+from trade_hf.rasp.evaluate import all_inputs, evaluate
+from trade_hf.rasp.tables import UnsupportedError, sort_values
+from trade_hf.rasp.text import parse, to_text
+
+LIBRARY = {case["testcase_name"]: case for case in test_cases.TEST_CASES}
+LIBRARY["length of lib"] = {"program": lib.length, "vocab": {"a", "b"}, "max_seq_len": 4}
+UNSUPPORTED = {case["testcase_name"]: case for case in test_cases.UNSUPPORTED_TEST_CASES}
+
+
+def assert_same_weights(ours, theirs):
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    for name, tensor in theirs.tensors.items():
+        assert np.array_equal(ours.tensors[name], tensor), name
+    assert np.array_equal(ours.unembedding, theirs.unembedding)
+    assert (ours.vocab, ours.output_values, ours.max_seq_len) == (
+        theirs.vocab,
+        theirs.output_values,
+        theirs.max_seq_len,
+    )
+
+
+def same(first, second):
+    return len(first) == len(second) and all(
+        a == b or (isinstance(a, float) and abs(a - b) < 1e-4) for a, b in zip(first, second, strict=True)
+    )
+
+
+def check_against_tracr(program, sop, model, vocab, length, seed=0):
+    """Evaluator and forward pass on a few inputs of full length (JAX compiles each length anew)."""
+    ours = compile_program(program, vocab, length)
+    inputs = all_inputs(len(vocab), length) if len(vocab) ** length < 20_000 else np.zeros((1, length), int)
+    full = np.flatnonzero((inputs >= 0).all(1))
+    rows = np.random.default_rng(seed).choice(full, min(4, len(full)), replace=False)
+    meant, given = evaluate(program, inputs[rows], vocab, length), run(ours, inputs[rows])
+    for i, row in enumerate(rows):
+        tokens = [vocab[code] for code in inputs[row]]
+        if meant.valid[i]:
+            assert same(meant.decode(i), sop(tokens)), tokens
+        assert same(given.decode(i), model.apply([ours.bos, *tokens]).decoded[1:]), tokens
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_library_programs(name):
+    case = LIBRARY[name]
+    vocab, length = case["vocab"], case["max_seq_len"]
+    model = compiling.compile_rasp_to_model(case["program"], vocab, length)
+    imported = from_tracr(case["program"], vocab, length)
+    ours = compile_program(imported.program, vocab, length, imported.labels)
+    assert_same_weights(ours, from_tracr_model(model))
+    assert parse(to_text(imported.program)) == imported.program
+    if "test_input" in case and len(case["test_input"]) <= length:
+        order = tuple(sort_values(vocab))
+        codes = np.array([[order.index(token) for token in case["test_input"]]])
+        assert evaluate(imported.program, codes, order, length).decode(0) == case["expected_output"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_table_of_cases(case):
+    namespace = {}
+    exec(to_text(case.program), namespace)  # our own text, built from a Program, run as a user would
+    model = compiling.compile_rasp_to_model(namespace["program"], set(VOCAB), LENGTH)
+    assert_same_weights(compile_program(case.program, VOCAB, LENGTH), from_tracr_model(model))
+    check_against_tracr(case.program, namespace["program"], model, VOCAB, LENGTH)
+
+
+@pytest.mark.parametrize("number", range(60))
+def test_random_programs(samples, number):
+    sample = samples[number]
+    sop = to_tracr(sample.program)
+    model = compiling.compile_rasp_to_model(sop, set(sample.vocab), sample.max_seq_len)
+    assert_same_weights(compile_program(sample.program, sample.vocab, sample.max_seq_len), from_tracr_model(model))
+    if number < 20:
+        check_against_tracr(sample.program, sop, model, sample.vocab, sample.max_seq_len, number)
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_what_tracr_refuses_is_refused(name):
+    case = UNSUPPORTED[name]
+    with pytest.raises(UnsupportedError):
+        from_tracr(case["program"], case["vocab"], case["max_seq_len"])
+
+
+def test_refusals():
+    with pytest.raises(UnsupportedError, match="must read tokens"):
+        compile_program(parse("program = rasp.Map(lambda x: x + 1, rasp.indices)"), VOCAB, LENGTH)
+    with pytest.raises(ValueError, match="must not contain 'compiler_bos'"):
+        compile_program(parse("program = rasp.Map(lambda x: x, rasp.tokens)"), {"a", "compiler_bos"}, LENGTH)
+    with pytest.raises(UnsupportedError, match="averages 0 and 1 alone"):
+        text = """v1 = rasp.numerical(rasp.Map(lambda x: x, rasp.tokens))
+v2 = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)
+program = rasp.numerical(rasp.Aggregate(v2, v1, default=0))"""
+        compile_program(parse(text), VOCAB, LENGTH)
+    with pytest.raises(UnsupportedError, match="more than the key size"):
+        text = """v1 = rasp.SequenceMap(lambda x, y: x + y, rasp.tokens, rasp.indices)
+v2 = rasp.SequenceMap(lambda x, y: x * y, v1, rasp.tokens)
+v3 = rasp.Map(lambda x: x == 1, rasp.tokens)
+v4 = rasp.Select(v3, v3, rasp.Comparison.EQ)
+program = rasp.Aggregate(v4, v2)"""
+        compile_program(parse(text), VOCAB, LENGTH)
+    with pytest.raises(TypeError, match="expected a tracr s-op"):
+        from_tracr("tokens", VOCAB, LENGTH)
+    with pytest.raises(TypeError, match="expected a tracr AssembledTransformerModel"):
+        from_tracr_model(rasp.tokens)
+
+
+def test_mixed_lengths_in_one_batch(samples):
+    for sample in samples[:10]:
+        weights = compile_program(sample.program, sample.vocab, sample.max_seq_len)
+        inputs = all_inputs(len(sample.vocab), sample.max_seq_len)[::37]
+        together = run(weights, inputs)
+        for row in range(0, len(inputs), 9):
+            assert run(weights, inputs[row : row + 1]).decode(0) == pytest.approx(together.decode(row), abs=1e-5)

@@ -1,0 +1,130 @@
+"""Programs and their text: round trips, errors with line and column, nothing that a user feeds in gets through."""
+
+import itertools
+
+import pytest
+from cases import CASES, LENGTH, VOCAB
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataset_builder.sampler import sample_programs
+from trade_hf.rasp.evaluate import evaluate
+from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, find_named, linear, tabulated
+from trade_hf.rasp.program import TOKENS, Line, Op, Program, RaspError
+from trade_hf.rasp.text import RaspSyntaxError, parse, to_text
+from trade_hf.tokenization_rasp import VOCABULARY, allowed_next, build_tokenizer, from_ids, to_ids, to_tokens
+
+SAMPLES = list(itertools.islice(sample_programs("language"), 100))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_text_round_trip_and_meaning(case):
+    program = case.program
+    assert parse(to_text(program)) == program
+    codes = [[VOCAB.index(token) for token in case.given] + [-1] * (LENGTH - len(case.given))]
+    import numpy as np
+
+    result = evaluate(program, np.array(codes), VOCAB, LENGTH)
+    got = result.decode(0)
+    assert got == pytest.approx(case.expect) if result.values is None else got == case.expect
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=range(len(SAMPLES)))
+def test_round_trips_of_random_programs(sample):
+    assert parse(to_text(sample.program)) == sample.program
+    ids = to_ids(sample.program)
+    assert from_ids(ids) == sample.program
+    assert all(ids[i] in allowed_next(ids[:i]) for i in range(len(ids)))
+    tokenizer = build_tokenizer()
+    assert tokenizer(" ".join(to_tokens(sample.program)))["input_ids"] + [tokenizer.eos_token_id] == ids
+    assert tokenizer.decode(ids, skip_special_tokens=True).split() == to_tokens(sample.program)
+
+
+ERRORS = [
+    ("x = 1", "line 1, column 5: expected a variable or a call of rasp.…, got `1`"),
+    ("program = rasp.tokens", "the output must be a line of its own"),
+    ("v1 = rasp.Map(lambda x: x + 100, rasp.tokens)", "line 1, column 25: expected a named function such as `x`"),
+    ("v1 = rasp.Map(lambda y: y, rasp.tokens)", "expected `lambda x: …`, got `lambda y: …`"),
+    ("v1 = rasp.Aggregate(rasp.tokens, rasp.tokens)", "aggregate expects a selector, got tokens"),
+    ("v1 = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)\nprogram = v1", "must be an s-op, got a selector"),
+    ("import os", "line 1, column 1: expected `name = rasp.…`, got `import os`"),
+    ("from os import system", "expected `from tracr.rasp import rasp`"),
+    ("\n\nv1 = (", "line 3, column 6"),
+    ("program = v9", "line 1, column 11: v9 is used before it is defined"),
+    ("v1 = rasp.Length(rasp.tokens)", "expected one of rasp.{numerical"),
+    ("v1 = rasp.Map(lambda x: __import__('os').system('ls'), rasp.tokens)", "expected a named function"),
+    ("v1 = rasp.Map(lambda x: {0: open('f')}.get(x), rasp.tokens)", "expected a named function"),
+    ("v1 = rasp.Map(lambda x: x, rasp.tokens, 3)", "takes 2 argument(s)"),
+    ("v1 = rasp.numerical(rasp.SequenceMap(lambda x, y: x + y, rasp.tokens, rasp.indices))", "Tracr has no numerical"),
+    ("v1 = rasp.LinearSequenceMap(rasp.tokens, rasp.indices, 1, 2)", "expects a numerical s-op, got tokens"),
+    ("v1 = rasp.Map(lambda x: x, rasp.tokens)", "expected `program = …` as the last line"),
+    ("\0", "expected Python that builds a RASP program"),
+    ("(" * 5000, "expected Python that builds a RASP program"),
+    ("x = " + "-" * 20000 + "1", "expected"),
+    ("", "expected `program = …`"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), ERRORS, ids=range(len(ERRORS)))
+def test_errors_say_where_and_what(text, message):
+    with pytest.raises(RaspError) as error:
+        parse(text)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet=st.sampled_from("vrasp.=()lambdx:, 0123\n{}[]'\"MTSelctAgk<>+-*_\0é"), max_size=120))
+def test_no_text_gets_past_the_parser(text):
+    try:
+        parse(text)
+    except RaspError as error:
+        assert str(error)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_broken_programs_give_errors_not_crashes(data):
+    text = to_text(data.draw(st.sampled_from(SAMPLES)).program)
+    start = data.draw(st.integers(0, len(text) - 1))
+    end = data.draw(st.integers(start, min(len(text), start + 12)))
+    broken = text[:start] + data.draw(st.text(max_size=4)) + text[end:]
+    try:
+        parse(broken)
+    except RaspError as error:
+        assert str(error)
+
+
+def test_wrong_lines_are_refused():
+    identity = FUNCTIONS[Kind.UNARY]["x"]
+    with pytest.raises(RaspError, match="map takes 1 argument"):
+        Line(Op.MAP, (TOKENS, TOKENS), identity)
+    with pytest.raises(RaspError, match="select takes a function of"):
+        Line(Op.SELECT, (TOKENS, TOKENS), identity)
+    with pytest.raises(RaspError, match="v3 is used before it is defined"):
+        Program((Line(Op.MAP, (2,), identity),))
+    with pytest.raises(RaspError, match="at least one line"):
+        Program(())
+    with pytest.raises(RaspError, match="two different s-ops"):
+        number = Line(Op.MAP_NUMERICAL, (TOKENS,), identity)
+        Program((number, Line(Op.LINEAR_SEQUENCE_MAP, (0, 0), linear(1, 1))))
+
+
+def test_functions_name_themselves():
+    assert find_named(Kind.UNARY, {0: False, 1: True, 2: False}) == FUNCTIONS[Kind.UNARY]["x == 1"]
+    assert find_named(Kind.UNARY, {"a": 1}).table == (("a", 1),)
+    assert find_named(Kind.PREDICATE, {(0, 0): True, (0, 1): False, (1, 1): True}).name == "k == q"
+    with pytest.raises(ValueError, match="exactly one"):
+        Function(Kind.UNARY)
+    assert tabulated(Kind.UNARY, {1: 2})(5) is None
+
+
+def test_grammar_refuses_what_does_not_type_check():
+    words = [VOCABULARY[i] for i in allowed_next([])]
+    assert "aggregate" not in words and "</s>" not in words and "select" in words
+    ids = [VOCABULARY.index(word) for word in ("select", "tokens", "tokens")]
+    assert all(VOCABULARY[i].startswith("p:") for i in allowed_next(ids))
+    with pytest.raises(RaspSyntaxError):
+        parse("x")
+    with pytest.raises(RaspError, match="no token for the function"):
+        to_ids(Program((Line(Op.MAP, (TOKENS,), tabulated(Kind.UNARY, {0: 5})),)))

@@ -1,0 +1,108 @@
+"""The model: unmoved by the basis, generates within the grammar, learns, saves and loads."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from dataset_builder.online import OnlineExamples, collate_examples, to_example
+from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.transforms import permute, rotate
+from trade_hf.configuration_trade import TraDeConfig
+from trade_hf.decompiler import beam_programs, decompile, greedy_programs, load_model, teacher_forced
+from trade_hf.modeling_trade import TraDeForConditionalGeneration
+from trade_hf.processing_trade import COLUMNS, EDGE_CHANNELS, collate, to_units
+from trade_hf.tokenization_rasp import VOCABULARY, to_ids, to_tokens
+
+
+def encode(model, units):
+    batch = {name: torch.from_numpy(array) for name, array in collate([units]).items()}
+    with torch.inference_mode():
+        return model.get_encoder()(**batch).last_hidden_state[0].sum(0)
+
+
+@pytest.mark.parametrize("change", [permute, rotate])
+def test_the_encoder_is_unmoved_by_the_basis(tiny_checkpoint, samples, change):
+    model = load_model(tiny_checkpoint)
+    for seed, sample in enumerate(samples[:20]):
+        weights = compile_program(sample.program, sample.vocab, sample.max_seq_len)
+        units = to_units(weights)
+        assert units.features.shape == (len(units.features), len(COLUMNS))
+        assert units.edges.shape == (len(units.features),) * 2 + (EDGE_CHANNELS,)
+        assert torch.allclose(encode(model, units), encode(model, to_units(change(weights, seed))), atol=0.05)
+
+
+def test_padding_changes_nothing(tiny_checkpoint, samples):
+    model = load_model(tiny_checkpoint)
+    units = [to_units(compile_program(s.program, s.vocab, s.max_seq_len)) for s in samples[:6]]
+    batch = {name: torch.from_numpy(array) for name, array in collate(units).items()}
+    with torch.inference_mode():
+        together = model.get_encoder()(**batch).last_hidden_state
+    for i, unit in enumerate(units):
+        assert torch.allclose(together[i, : len(unit.features)].sum(0), encode(model, unit), atol=1e-3)
+
+
+def test_an_untrained_model_still_writes_programs(tiny_checkpoint, samples):
+    """The grammar leaves nothing else: whatever the tokens' likelihoods, the output parses and type-checks."""
+    model = load_model(tiny_checkpoint)
+    weights = [compile_program(s.program, s.vocab, s.max_seq_len) for s in samples[:3]]
+    greedy = greedy_programs(weights, model)
+    assert all(candidate is not None for candidate in greedy)
+    beams = beam_programs(weights[0], model, 4)
+    assert len(beams) == 4 and [b.score for b in beams] == sorted((b.score for b in beams), reverse=True)
+    result = decompile(weights[0], tiny_checkpoint, beams=2)
+    assert not result.verdict.is_verified
+    assert result.candidates >= 1 and result.code.startswith("from tracr.rasp import rasp")
+
+
+def test_cached_and_uncached_decoding_agree(tiny_checkpoint, samples):
+    model = load_model(tiny_checkpoint)
+    weights = [compile_program(s.program, s.vocab, s.max_seq_len) for s in samples[:4]]
+    batch = {name: torch.from_numpy(array) for name, array in collate([to_units(w) for w in weights]).items()}
+    options = {"do_sample": False, "max_new_tokens": 12}
+    assert torch.equal(model.generate(**batch, **options), model.generate(**batch, **options, use_cache=False))
+    assert model.generate(**batch, max_new_tokens=8, do_sample=True, num_return_sequences=2).shape[0] == 8
+
+
+def test_save_and_load(tiny_checkpoint, tmp_path, samples):
+    model = load_model(tiny_checkpoint)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    again = TraDeForConditionalGeneration.from_pretrained(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    program = samples[0].program
+    assert tokenizer(" ".join(to_tokens(program)))["input_ids"] == to_ids(program)[:-1]
+
+
+def test_it_learns_a_handful_of_programs(samples):
+    torch.manual_seed(0)
+    examples = [to_example(sample) for sample in samples[:8]]
+    model = TraDeForConditionalGeneration(
+        TraDeConfig(
+            vocab_size=len(VOCABULARY), d_model=48, encoder_layers=2, decoder_layers=1, num_heads=3, ffn_size=64
+        )
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    batch = collate_examples(examples)
+    for _ in range(150):
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 0.1
+    weights = [compile_program(s.program, s.vocab, s.max_seq_len) for s in samples[:8]]
+    model.eval()
+    found = greedy_programs(weights, model)
+    assert sum(c is not None and c.program == s.program for c, s in zip(found, samples[:8], strict=True)) >= 7
+    assert sum(teacher_forced(weights, [to_ids(s.program) for s in samples[:8]], model)) >= 7
+
+
+def test_online_examples_come_in_batches_of_similar_size():
+    stream = iter(OnlineExamples("test", batch_size=4, reuse=2))
+    examples = [next(stream) for _ in range(64)]
+    spread = [np.ptp([len(e.units.features) for e in examples[i : i + 4]]) for i in range(0, 64, 4)]
+    assert np.median(spread) <= 8
+    batch = collate_examples(examples[:4])
+    assert batch["weight_features"].shape[0] == batch["labels"].shape[0] == 4
+    assert (batch["labels"][:, 0] >= 0).all()

@@ -1,0 +1,100 @@
+"""Verdicts: proofs where there are any, counterexamples that hold, never a wrong "equivalent"."""
+
+import itertools
+
+import numpy as np
+import pytest
+from cases import CASES, LENGTH, VOCAB
+
+from dataset_builder.mutants import mutants
+from dataset_builder.sampler import Draw
+from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.transforms import permute, rotate
+from trade_hf.rasp.evaluate import all_inputs, count_inputs, evaluate, random_inputs
+from trade_hf.rasp.tables import UnsupportedError
+from trade_hf.rasp.text import parse
+from trade_hf.verification import Status, verify
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_a_program_agrees_with_its_weights_in_any_basis(case):
+    weights = compile_program(case.program, VOCAB, LENGTH)
+    assert verify(case.program, weights).status is Status.IDENTICAL
+    assert verify(case.program, permute(weights, 3)).status is Status.IDENTICAL
+    rotated = verify(case.program, rotate(weights, 3))
+    assert str(rotated) == "equivalent on all 3,905 inputs" and rotated.is_verified
+
+
+def test_refutations_show_an_input_that_differs():
+    reverse = next(case for case in CASES if case.name == "reverse").program
+    weights = compile_program(reverse, VOCAB, LENGTH)
+    other = next(case for case in CASES if case.name.startswith("sort")).program
+    verdict = verify(other, weights)
+    assert verdict.status is Status.REFUTED and verdict.expected != verdict.got
+    assert str(verdict) == f"refuted by {list(verdict.counterexample)}"
+    assert not verdict.is_verified
+
+
+def test_one_differing_input_is_found():
+    """Two programs that differ on a single input of 3,905."""
+    head = "v1 = rasp.Select(rasp.tokens, rasp.indices, lambda k, q: (k, q) in [(4, 0)])\nv2 = rasp.SelectorWidth(v1)\n"
+    first = parse(head + "program = rasp.Map(lambda x: {5: 1, 0: 0, 1: 0, 2: 0, 3: 0, 4: 0}.get(x), v2)")
+    second = parse(head + "program = rasp.Map(lambda x: {5: 0, 0: 0, 1: 1, 2: 0, 3: 0, 4: 0}.get(x), v2)")
+    third = parse(head + "program = rasp.Map(lambda x: {5: 0, 0: 0, 1: 0, 2: 0, 3: 0, 4: 0}.get(x), v2)")
+    weights = compile_program(first, VOCAB, LENGTH)
+    assert verify(second, weights).status is Status.REFUTED
+    verdict = verify(third, weights)
+    assert verdict.status is Status.REFUTED and verdict.counterexample == (4, 4, 4, 4, 4)
+
+
+def test_mutants_are_judged_as_brute_force_judges_them(samples):
+    draw, seen = Draw("verify"), set()
+    inputs = all_inputs(len(VOCAB), LENGTH)
+    for sample in samples[:12]:
+        weights = compile_program(sample.program, sample.vocab, sample.max_seq_len)
+        truth = evaluate(sample.program, inputs, sample.vocab, sample.max_seq_len)
+        for mutant in itertools.islice(mutants(sample.program, draw), 3):
+            try:
+                verdict = verify(mutant, weights)
+                meant = evaluate(mutant, inputs, sample.vocab, sample.max_seq_len)
+            except UnsupportedError:
+                continue
+            seen.add(verdict.status)
+            if (meant.values is None) != (truth.values is None):
+                assert verdict.status is Status.REFUTED
+                continue
+            valid = meant.valid & truth.valid
+            agree = all(
+                meant.decode(r) == pytest.approx(truth.decode(r), nan_ok=True)
+                if meant.values is None
+                else meant.decode(r) == truth.decode(r)
+                for r in np.flatnonzero(valid)[::3]
+            )
+            if verdict.is_verified:
+                assert agree
+            elif agree and meant.valid.all() and truth.valid.all():
+                assert verdict.counterexample is not None
+    assert Status.REFUTED in seen
+
+
+def test_above_the_limit_a_sample_is_taken_and_said_so():
+    weights = rotate(compile_program(CASES[1].program, VOCAB, LENGTH), 1)
+    verdict = verify(CASES[1].program, weights, limit=100)
+    assert verdict.status is Status.AGREES and not verdict.is_verified
+    assert str(verdict) == "agrees on 10,000 of 3,905 inputs"
+
+
+def test_programs_that_do_not_fit_are_refuted_with_a_reason():
+    weights = compile_program(CASES[1].program, VOCAB, LENGTH)
+    numerical = next(case for case in CASES if case.name.startswith("fraction")).program
+    assert "numerical" in str(verify(numerical, weights))
+    indices_only = parse("program = rasp.Map(lambda x: x + 1, rasp.indices)")
+    assert "must read tokens" in str(verify(indices_only, weights))
+
+
+def test_inputs_are_listed_completely():
+    assert count_inputs(5, 5) == 3905 == len(np.unique(all_inputs(5, 5), axis=0))
+    drawn = random_inputs(5, 5, 2000, 0)
+    assert np.array_equal(drawn, random_inputs(5, 5, 2000, 0))
+    lengths = (drawn >= 0).sum(1)
+    assert (lengths == 5).mean() == pytest.approx(3125 / 3905, abs=0.05) and lengths.min() >= 1

@@ -1,0 +1,179 @@
+"""Weights files: round trips, and one clear line for everything that is none."""
+
+import json
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cases import CASES, LENGTH, VOCAB
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from trade_hf.compiled import weights as weights_module
+from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.forward import run
+from trade_hf.compiled.transforms import permute, rotate
+from trade_hf.compiled.weights import TracrWeights, WeightsError
+from trade_hf.rasp.evaluate import all_inputs
+from trade_hf.rasp.text import parse
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    return compile_program(CASES[2].program, VOCAB, LENGTH)
+
+
+@pytest.fixture
+def file(compiled, tmp_path):
+    path = tmp_path / "model.safetensors"
+    compiled.save(path)
+    return path
+
+
+def assert_equal(first, second):
+    assert first.tensors.keys() == second.tensors.keys()
+    assert all(np.array_equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
+    assert np.array_equal(first.unembedding, second.unembedding)
+    for name in ("num_heads", "vocab", "max_seq_len", "output_values", "residual_labels", "bos", "pad"):
+        assert getattr(first, name) == getattr(second, name), name
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_round_trip(case, tmp_path):
+    weights = compile_program(case.program, VOCAB, LENGTH)
+    for number, version in enumerate((weights, permute(weights, 1), rotate(weights, 1))):
+        path = tmp_path / f"{number}.safetensors"
+        version.save(path)
+        assert_equal(TracrWeights.load(path), version)
+    assert {p.name for p in tmp_path.iterdir()} == {"0.safetensors", "1.safetensors", "2.safetensors"}
+
+
+def test_tuples_and_strings_survive(tmp_path):
+    table = {("a", 0): ("a", 0), ("b", 1): "c"}
+    text = f"program = rasp.SequenceMap(lambda x, y: {table}.get((x, y)), rasp.tokens, rasp.indices)"
+    weights = compile_program(parse(text), {"a", "b"}, 2)
+    weights.save(tmp_path / "m.safetensors")
+    assert TracrWeights.load(tmp_path / "m.safetensors").output_values == weights.output_values
+
+
+@pytest.mark.parametrize("change", [permute, rotate])
+def test_transforms_keep_the_function(samples, change):
+    for seed, sample in enumerate(samples[:15]):
+        weights = compile_program(sample.program, sample.vocab, sample.max_seq_len)
+        inputs = all_inputs(len(sample.vocab), sample.max_seq_len)[::41]
+        before, after = run(weights, inputs), run(change(weights, seed), inputs)
+        assert np.allclose(before.logits, after.logits, atol=2e-3)
+
+
+def _rewrite(path, change_tensors=None, change_meta=None):
+    from safetensors import safe_open
+
+    tensors = load_file(path)
+    with safe_open(path, "numpy") as opened:
+        meta = json.loads(opened.metadata()["trade"])
+    if change_tensors:
+        change_tensors(tensors)
+    if change_meta:
+        change_meta(meta)
+    save_file(tensors, path, metadata={"trade": json.dumps(meta)})
+
+
+QUERY = "transformer/layer_0/attn/query/w"
+
+BAD_TENSORS = {
+    "missing": (lambda t: t.pop("transformer/layer_0/mlp/linear_2/w"), "layer_0/mlp/linear_2/w is missing"),
+    "no embedding": (lambda t: t.pop("token_embed/embeddings"), "token_embed/embeddings"),
+    "shape": (lambda t: t.update({"pos_embed/embeddings": t["pos_embed/embeddings"][:-1]}), "expected shape"),
+    "type": (lambda t: t.update({QUERY: t[QUERY].astype(np.float64)}), "expected float32, got float64"),
+    "NaN": (lambda t: t[QUERY].__setitem__((0, 0), np.nan), "got NaN or infinity"),
+    "infinity": (lambda t: t[QUERY].__setitem__((0, 0), np.inf), "got NaN or infinity"),
+    "extra": (lambda t: t.update({"lm_head": np.zeros(3, np.float32)}), "lm_head is not one of Tracr's"),
+    "not Tracr's": (lambda t: (t.clear(), t.update({"h.0.w": np.zeros(3, np.float32)})), "expected Tracr's parameters"),
+    "one dimension": (lambda t: t.update({QUERY: np.zeros(3, np.float32)}), "wrong shape"),
+    "one-dimensional embedding": (
+        lambda t: t.update({"token_embed/embeddings": np.zeros(3, np.float32)}),
+        "wrong shape",
+    ),
+}
+BAD_METADATA = {
+    "no vocabulary": (lambda m: m.pop("vocab"), "expected a vocabulary in the metadata"),
+    "no BOS": (lambda m: m.update(vocab=[0, 1, 2, 3, 4, 5, 6]), "expected 'compiler_bos' once"),
+    "BOS twice": (lambda m: m["vocab"].__setitem__(0, "compiler_bos"), "expected 'compiler_bos' once"),
+    "same token twice": (lambda m: m["vocab"].__setitem__(0, m["vocab"][1]), "expected distinct tokens"),
+    "heads": (lambda m: m.update(num_heads=0), "expected a whole number above 0 for num_heads"),
+    "heads do not divide": (lambda m: m.update(num_heads=97), "heads divide"),
+    "length": (lambda m: m.update(max_seq_len="5"), "expected a whole number above 0 for max_seq_len"),
+    "long": (lambda m: m.update(max_seq_len=100_000), "max_seq_len is 100,000; the limit is 512"),
+    "format": (lambda m: m.update(format="x"), "expected metadata of format"),
+    "encoding": (lambda m: m.update(output_encoding="x"), "expected output_encoding"),
+    "output values": (lambda m: m.update(output_values=None), "expected output_values"),
+    "output directions": (lambda m: m.update(output_directions=[10**6]), "expected output_directions below"),
+    "strange value": (lambda m: m["vocab"].__setitem__(0, {"a": 1}), "expected numbers and strings for vocab"),
+    "values no list": (lambda m: m.update(vocab="abc"), "expected a list for vocab"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TENSORS)
+def test_bad_tensors(file, name):
+    change, message = BAD_TENSORS[name]
+    _rewrite(file, change_tensors=change)
+    check(file, message)
+
+
+@pytest.mark.parametrize("name", BAD_METADATA)
+def test_bad_metadata(file, name):
+    change, message = BAD_METADATA[name]
+    _rewrite(file, change_meta=change)
+    check(file, message)
+
+
+def check(path, message):
+    with pytest.raises(WeightsError) as error:
+        TracrWeights.load(path)
+    assert message in str(error.value) and str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_other_files(file, compiled, tmp_path, monkeypatch):
+    check(tmp_path / "nothing", "no such file")
+    check(tmp_path, "no such file")
+    whole = file.read_bytes()
+    for name, content, message in [
+        ("pickle", pickle.dumps({"a": 1}), "got a pickle or an archive, which is never opened"),
+        ("zip", b"PK\x03\x04" + bytes(50), "got a pickle or an archive"),
+        ("json", b'{"a": 1}', "got JSON"),
+        ("empty", b"", "expected a safetensors file"),
+        ("text", b"hello, this is text", "expected a safetensors file"),
+        ("truncated", whole[:-100], "expected a safetensors file"),
+        ("cut in the header", whole[:60], "expected a safetensors file"),
+        ("huge header", (2**60).to_bytes(8, "little") + b"{}", "expected a safetensors file"),
+    ]:
+        path = tmp_path / name
+        path.write_bytes(content)
+        check(path, message)
+    save_file({"token_embed/embeddings": np.zeros((2, 2), np.float32)}, tmp_path / "bare")
+    check(tmp_path / "bare", "expected the vocabulary and the lengths in the metadata")
+    monkeypatch.setitem(weights_module.LIMITS, "parameters", 100)
+    check(file, "parameters; the limit is 100")
+    monkeypatch.setitem(weights_module.LIMITS, "parameters", 10**9)
+    monkeypatch.setitem(weights_module.LIMITS, "d_model", 4)
+    check(file, "d_model is")
+    with pytest.raises(WeightsError, match="the limit is 4"):
+        replace(compiled, num_heads=1)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_corrupted_files_give_errors_not_crashes(data, compiled, tmp_path_factory):
+    path = tmp_path_factory.mktemp("fuzz") / "m.safetensors"
+    compiled.save(path)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, min(len(content) - 1, 4000)))] = data.draw(st.integers(0, 255))
+    path.write_bytes(bytes(content))
+    try:
+        TracrWeights.load(path)
+    except WeightsError as error:
+        assert "\n" not in str(error)
