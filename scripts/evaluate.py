@@ -7,7 +7,9 @@ free_running_exact      the greedy program is the canonical one
 identical_weights       the greedy program compiles to the model's weights, up to order (a superset of exact)
 compiles                the greedy program compiles
 functional_equivalence  the greedy program gives the same on every input
-certified_equivalence   after verified decoding (greedy, then beam search), proven identical or equivalent
+decompiled_exact        what `decompile` returns is the canonical program; its candidates come from greedy and beam
+                        search, each also with its functions read from the weights, and the first proven one is taken
+certified_equivalence   what `decompile` returns is proven identical or equivalent
 wrongly_certified       certified, but the recompiled program and the model differ somewhere when both are run
 """
 
@@ -54,6 +56,7 @@ SHARES = (
     "identical_weights",
     "compiles",
     "functional_equivalence",
+    "decompiled_exact",
     "certified_equivalence",
     "wrongly_certified",
 )
@@ -135,15 +138,17 @@ def _row(
         "identical_weights": identical,
         "compiles": _compiles(program, weights),
         "functional_equivalence": verdict.is_verified,
+        "decompiled_exact": certified == truth,
         "certified_equivalence": certified is not None,
         "wrongly_certified": certified is not None and _differs(certified, weights),
         "failure": None
-        if exact
+        if certified == truth
         else {
             "true": to_text(truth),
             "greedy": to_text(program) if program else None,
             "verdict": str(verdict),
-            "after_verified_decoding": status.value,
+            "decompiled": to_text(certified) if certified else None,
+            "status": status.value,
         },
     }
 

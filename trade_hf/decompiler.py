@@ -9,6 +9,7 @@ print(result.certificate)
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -19,10 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from trade_hf.compiled.reading import read_structures
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import collate, to_units
-from trade_hf.rasp.canonical import spell
+from trade_hf.rasp.canonical import name_functions, spell
 from trade_hf.rasp.program import Program, RaspError
 from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.rasp.text import to_text
@@ -31,14 +33,19 @@ from trade_hf.verification import Status, Verdict, verify
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "trade-base"
 BEAMS = 8
+MAX_READINGS = 8  # ways to read the functions of one candidate that are tried
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A proposed program (in canonical terms) and the log-likelihood that the model gives it."""
+    """A proposed program (in canonical terms) and the log-likelihood that the model gives it.
+
+    `read`: only its operations and arguments are the model's; its functions were read from the weights.
+    """
 
     program: Program
     score: float
+    read: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class Decompilation:
       verdict: how far program and weights are known to agree.
       score: the log-likelihood that the neural model gives the program.
       candidates: how many programs were tried.
+      read: whether the model proposed operations and arguments alone, and the functions were read from the weights.
       seconds: time taken.
     """
 
@@ -57,6 +65,7 @@ class Decompilation:
     verdict: Verdict
     score: float
     candidates: int
+    read: bool
     seconds: float
 
     @property
@@ -132,18 +141,34 @@ def decompile(
             best = candidate, program, verdict
             break
     assert best is not None, "the grammar lets the model end every program"
-    return Decompilation(best[1], best[2], best[0].score, tried, time.monotonic() - start)
+    return Decompilation(best[1], best[2], best[0].score, tried, best[0].read, time.monotonic() - start)
 
 
 def propose(weights: TracrWeights, model: TraDeForConditionalGeneration, beams: int = BEAMS) -> Iterator[Candidate]:
-    """Distinct candidates: the greedy one, then those of a beam search, in order of likelihood."""
+    """Distinct candidates: the greedy one, then those of a beam search, in order of likelihood.
+
+    Each is followed by what its operations and arguments become with the functions read from the weights.
+    """
+    seen: set[Program] = set()
+    for candidate in _proposed(weights, model, beams):
+        for version in itertools.chain([candidate], with_functions_read(candidate, weights)):
+            if version.program not in seen:
+                seen.add(version.program)
+                yield version
+
+
+def _proposed(weights: TracrWeights, model: TraDeForConditionalGeneration, beams: int) -> Iterator[Candidate]:
     [greedy] = greedy_programs([weights], model)
     if greedy is not None:
         yield greedy
     if beams > 1:
-        for candidate in beam_programs(weights, model, beams):
-            if greedy is None or candidate.program != greedy.program:
-                yield candidate
+        yield from beam_programs(weights, model, beams)
+
+
+def with_functions_read(candidate: Candidate, weights: TracrWeights) -> Iterator[Candidate]:
+    """The candidate with functions as the weights have them, as named functions or explicit tables."""
+    for structure in itertools.islice(read_structures(candidate.program, weights), MAX_READINGS):
+        yield Candidate(name_functions(structure), candidate.score, read=True)
 
 
 def greedy_programs(batch: list[TracrWeights], model: TraDeForConditionalGeneration) -> list[Candidate | None]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 import warnings
 
-from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, Value, linear, tabulated
+from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, linear, tabulated
 from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, RaspError, Type, Variable, variable_name
 
 HEADER = "from tracr.rasp import rasp"

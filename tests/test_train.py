@@ -1,0 +1,93 @@
+"""The training script: online and from a corpus folder, killed and resumed."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trade_hf.cli import main as trade
+from trade_hf.decompiler import load_model
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = """
+model: {d_model: 32, encoder_layers: 1, decoder_layers: 1, num_heads: 2, message_size: 8, ffn_size: 32}
+training:
+  seed: 3
+  per_device_train_batch_size: 4
+  learning_rate: 0.001
+  lr_scheduler_type: constant
+  max_steps: 6
+  logging_steps: 1
+  save_steps: 2
+  save_total_limit: 2
+  eval_strategy: steps
+  eval_steps: 6
+  dataloader_num_workers: 1
+  validation_size: 4
+  disable_tqdm: true
+"""
+
+
+def command(tmp_path, *source):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    script = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", str(tmp_path / "config.yaml")]
+    return [*script, "--output", str(tmp_path / "run"), *source]
+
+
+def logged(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+
+
+def test_online_killed_and_resumed(tmp_path):
+    arguments = command(tmp_path, "--online", "--max-steps", "100000")
+    with subprocess.Popen(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as run:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "run").glob("checkpoint-*/trainer_state.json")):
+            assert time.monotonic() < deadline and run.poll() is None
+            time.sleep(0.2)
+        import os
+
+        os.killpg(run.pid, signal.SIGKILL)
+    before = max(row["step"] for row in logged(tmp_path))
+    last = max(
+        int(path.parent.name.split("-")[1]) for path in (tmp_path / "run").glob("checkpoint-*/trainer_state.json")
+    )
+    goal = before + 4
+    result = subprocess.run(
+        command(tmp_path, "--online", "--max-steps", str(goal)),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert f"checkpoint-{last}" in result.stdout or "checkpoint-" in result.stdout
+    assert max(row["step"] for row in logged(tmp_path)) == goal
+    assert load_model(tmp_path / "run" / "final").config.d_model == 32
+    assert json.loads((tmp_path / "run" / "final" / "training.json").read_text())["steps"] == goal
+
+
+def test_from_a_corpus_folder(tmp_path, capsys):
+    assert trade(["sample", "-n", "8", "--seed", "1", "--json"]) == 0
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "part.json").write_text(capsys.readouterr().out)
+    result = subprocess.run(
+        command(tmp_path, "--corpus", str(corpus)), capture_output=True, text=True, timeout=240, check=False
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    rows = logged(tmp_path)
+    assert rows[-1]["step"] == 6 and any("eval_free_running_exact" in row for row in rows)
+
+
+def test_an_empty_corpus_is_refused(tmp_path):
+    from dataset_builder.online import read_corpus
+
+    with pytest.raises(FileNotFoundError, match="expected JSON files"):
+        read_corpus(tmp_path)
