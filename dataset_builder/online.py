@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dataset_builder.sampler import Sample, SamplerConfig
 from dataset_builder.splits import stream
 from trade_hf.compiled.compiler import compile_program
-from trade_hf.processing_trade import Units, collate, to_units
+from trade_hf.processing_trade import Units, collate, pad_labels, to_units
 from trade_hf.tokenization_rasp import to_ids
 
 BUCKET_BATCHES = 16  # batches that are sorted by size together, so that little is padded
@@ -70,10 +69,7 @@ class OnlineExamples(IterableDataset):
 def collate_examples(examples: list[Example]) -> dict[str, Any]:
     """A padded batch of tensors with `labels` [batch, token], -100 where there is none."""
     batch = {name: torch.from_numpy(array) for name, array in collate([e.units for e in examples]).items()}
-    labels = np.full((len(examples), max(len(e.labels) for e in examples)), -100)
-    for row, example in zip(labels, examples, strict=True):
-        row[: len(example.labels)] = example.labels
-    return {**batch, "labels": torch.from_numpy(labels)}
+    return {**batch, "labels": pad_labels([example.labels for example in examples])}
 
 
 def read_corpus(folder: Path) -> list[Example]:

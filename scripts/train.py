@@ -27,6 +27,7 @@ from dataset_builder.sampler import SamplerConfig
 from dataset_builder.splits import pinned
 from trade_hf.configuration_trade import TraDeConfig
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
+from trade_hf.processing_trade import TraDeProcessor
 from trade_hf.tokenization_rasp import LINE_SIZE, MAX_LINES, VOCABULARY, build_tokenizer
 
 
@@ -84,7 +85,7 @@ def train(config: dict[str, Any], output: Path, corpus: Path | None, max_steps: 
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
         trainer.save_model(str(output / "final"))
-        build_tokenizer().save_pretrained(output / "final")
+        TraDeProcessor(build_tokenizer()).save_pretrained(output / "final")
         record = {"config": config, "sampler": dataclasses.asdict(sampler), "steps": trainer.state.global_step}
         (output / "final" / "training.json").write_text(json.dumps(record, indent=2))
 

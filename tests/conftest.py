@@ -8,6 +8,7 @@ import torch
 from dataset_builder.sampler import sample_programs
 from trade_hf.configuration_trade import TraDeConfig
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
+from trade_hf.processing_trade import TraDeProcessor
 from trade_hf.tokenization_rasp import VOCABULARY, build_tokenizer
 
 
@@ -25,7 +26,7 @@ def tiny_checkpoint(tmp_path_factory):
     )
     folder = tmp_path_factory.mktemp("tiny")
     TraDeForConditionalGeneration(config).save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
+    TraDeProcessor(build_tokenizer()).save_pretrained(folder)
     return folder
 
 

@@ -11,7 +11,7 @@ from trade_hf.compiled.transforms import permute, rotate
 from trade_hf.configuration_trade import TraDeConfig
 from trade_hf.decompiler import beam_programs, decompile, greedy_programs, load_model, teacher_forced
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
-from trade_hf.processing_trade import COLUMNS, EDGE_CHANNELS, collate, to_units
+from trade_hf.processing_trade import COLUMNS, EDGE_CHANNELS, TraDeProcessor, collate, to_units
 from trade_hf.tokenization_rasp import VOCABULARY, to_ids, to_tokens
 
 
@@ -73,6 +73,18 @@ def test_save_and_load(tiny_checkpoint, tmp_path, samples):
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
     program = samples[0].program
     assert tokenizer(" ".join(to_tokens(program)))["input_ids"] == to_ids(program)[:-1]
+
+
+def test_the_processor(tiny_checkpoint, samples):
+    processor = TraDeProcessor.from_pretrained(tiny_checkpoint)
+    chosen = samples[:3]
+    weights = [compile_program(s.program, s.vocab, s.max_seq_len) for s in chosen]
+    batch = processor(weights, [" ".join(to_tokens(s.program)) for s in chosen])
+    expected = collate_examples([to_example(s) for s in chosen])
+    assert batch.keys() == expected.keys()
+    assert all(torch.equal(batch[name], expected[name]) for name in batch)
+    assert load_model(tiny_checkpoint)(**batch).loss > 0
+    assert processor(weights[0])["weight_features"].shape[0] == 1
 
 
 def test_it_learns_a_handful_of_programs(samples):

@@ -17,18 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from trade_hf.compiled.reading import read_structures
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
-from trade_hf.processing_trade import collate, to_units
+from trade_hf.processing_trade import TraDeProcessor, pad_labels
 from trade_hf.rasp.canonical import name_functions, spell
 from trade_hf.rasp.program import Program, RaspError
 from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.rasp.text import to_text
-from trade_hf.tokenization_rasp import LINE_SIZE, MAX_LINES, allowed_next, from_ids
+from trade_hf.tokenization_rasp import LINE_SIZE, MAX_LINES, allowed_next, build_tokenizer, from_ids
 from trade_hf.verification import Status, Verdict, verify
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "trade-base"
@@ -96,6 +95,12 @@ def _load_model(checkpoint: Path) -> TraDeForConditionalGeneration:
     if not (checkpoint / "config.json").is_file():
         raise FileNotFoundError(f"{checkpoint}: expected a folder with a TraDe checkpoint, found no config.json")
     return TraDeForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+
+
+@functools.cache
+def processor() -> TraDeProcessor:
+    """Weights to the model's tensors; the same for every checkpoint, since the language fixes the tokens."""
+    return TraDeProcessor(build_tokenizer())
 
 
 def to_weights(source: Any) -> TracrWeights:
@@ -196,10 +201,8 @@ def _candidate(ids: list[int], score: float) -> Candidate | None:
 
 @torch.inference_mode()
 def _generate(batch: list[TracrWeights], model: TraDeForConditionalGeneration, **options: Any) -> Any:
-    arrays = collate([to_units(weights) for weights in batch])
-    inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return model.generate(
-        **inputs,
+        **processor()(batch),
         do_sample=False,
         max_new_tokens=LINE_SIZE * MAX_LINES + 1,
         prefix_allowed_tokens_fn=lambda _, ids: allowed_next(ids[1:].tolist()),
@@ -212,11 +215,7 @@ def _generate(batch: list[TracrWeights], model: TraDeForConditionalGeneration, *
 @torch.inference_mode()
 def teacher_forced(batch: list[TracrWeights], ids: list[list[int]], model: TraDeForConditionalGeneration) -> list[bool]:
     """For each model, whether every token of `ids` is the likeliest one after its true prefix."""
-    arrays = collate([to_units(weights) for weights in batch])
-    labels = np.full((len(ids), max(map(len, ids))), -100)
-    for row, program in zip(labels, ids, strict=True):
-        row[: len(program)] = program
-    inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    logits = model(**inputs, labels=torch.from_numpy(labels)).logits
-    right = (logits.argmax(-1).numpy() == labels) | (labels == -100)
+    labels = pad_labels(ids)
+    logits = model(**processor()(batch), labels=labels).logits
+    right = (logits.argmax(-1) == labels) | (labels == -100)
     return right.all(1).tolist()

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from transformers import BatchFeature, ProcessorMixin
 
 TOKEN, BOS, POSITION, QUERY_KEY, VALUE_OUTPUT, HIDDEN, OUTPUT = range(1, 8)
 UNIT_TYPES = 8  # 0 is padding
@@ -179,3 +181,34 @@ def collate(units: list[Units]) -> dict[str, np.ndarray]:
         edges[i, :, :n, :n] = unit.edges.transpose(2, 0, 1)
         mask[i, :n] = 1
     return {"weight_features": features, "weight_edges": edges, "attention_mask": mask}
+
+
+class TraDeProcessor(ProcessorMixin):
+    """Compiled transformers in, the model's tensors out; token ids in, words of a program out."""
+
+    def __init__(self, tokenizer: Any = None, **kwargs: Any) -> None:
+        super().__init__(tokenizer, **kwargs)
+
+    def __call__(self, weights: Any, programs: list[str] | None = None, **kwargs: Any) -> BatchFeature:
+        """A padded batch for `TraDeForConditionalGeneration`.
+
+        Args:
+          weights: a TracrWeights or a list of them.
+          programs: for training: the words of each program, as `tokenization_rasp.to_tokens` gives them, joined by
+            spaces. They become `labels` [batch, token], closed by the end token, -100 where there is none.
+        """
+        batch = collate([to_units(item) for item in (weights if isinstance(weights, list) else [weights])])
+        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+        if programs is not None:
+            tensors["labels"] = pad_labels(
+                [[*ids, self.tokenizer.eos_token_id] for ids in self.tokenizer(programs)["input_ids"]]
+            )
+        return BatchFeature(tensors)
+
+
+def pad_labels(rows: list[list[int]]) -> torch.Tensor:
+    """Token ids [batch, token], -100 (no loss) after the end of each."""
+    labels = torch.full((len(rows), max(map(len, rows))), -100)
+    for label, row in zip(labels, rows, strict=True):
+        label[: len(row)] = torch.tensor(row)
+    return labels

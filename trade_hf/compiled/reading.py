@@ -1,9 +1,9 @@
 """Read the functions of a program from the weights, once its operations and arguments are known.
 
 The decoder finds *which* s-ops there are and who reads whom; what a map or a selector does with each value is then
-plain in the weights. Every value of an s-op is a vector that some unit writes; who reads it is a dot product, so this works
-in any orthogonal basis. Lines are read in order. Where weights can be split among lines in several ways (two maps of
-one s-op), all splits are offered; the caller verifies.
+plain in the weights. Every value of an s-op is a vector that some unit writes; who reads it is a dot product, so this
+works in any orthogonal basis. Lines are read in order. Where weights can be split among lines in several ways (two maps
+of one s-op), all splits are offered; the caller verifies.
 """
 
 from __future__ import annotations
