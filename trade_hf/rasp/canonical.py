@@ -149,40 +149,59 @@ class _Order:
         return list(range(size)) if recode is None else sorted(range(size), key=recode.__getitem__)
 
     def key_of(self, number: int) -> tuple[Key, dict[int, int] | None]:
-        line, table = self.tables.program.lines[number], self.tables[number]
-        op, args = line.op, line.args
-        if op in (Op.MAP, Op.MAP_NUMERICAL):
-            if self.tables.program.type_of(args[0]) is Type.NUMERICAL:
-                cells = list(table.entries)
-            else:
-                cells = [table.entries[code] for code in self.in_order(args[0])]
-            if op is Op.MAP_NUMERICAL:
-                return (OP_RANK[op], (self.rank[args[0]],), (), tuple(map(_number, cells))), None
-            codes, recode = _recode(cells)
-            return (OP_RANK[op], (self.rank[args[0]],), (), codes), recode
-        if op is Op.SEQUENCE_MAP:
-            width = len(self.tables[args[1]].values)
-            first, second = self.in_order(args[0]), self.in_order(args[1])
-            if args[0] == args[1]:
-                cells = [table.entries[i * width + j] for i in first for j in first]
-                codes, recode = _recode([*cells[:: len(first) + 1], *cells])
-                return (OP_RANK[op], (self.rank[args[0]],) * 2, (), (*codes[: len(first)], len(recode))), recode
-            if self.rank[args[0]] < self.rank[args[1]]:
-                cells = [table.entries[i * width + j] for i in first for j in second]
-            else:
-                cells = [table.entries[i * width + j] for j in second for i in first]
-            codes, recode = _recode(cells)
-            return (OP_RANK[op], tuple(sorted(self.rank[a] for a in args)), (), codes), recode
-        if op is Op.LINEAR_SEQUENCE_MAP:
-            assert line.function is not None and line.function.factors is not None
-            pairs = sorted(zip((self.rank[a] for a in args), line.function.factors, strict=True))
-            return (OP_RANK[op], tuple(rank for rank, _ in pairs), (), tuple(factor for _, factor in pairs)), None
-        select = self.tables.program.lines[args[0]]
-        keys, queries = (self.in_order(argument) for argument in select.args)
-        chosen, width = self.tables[args[0]].entries, len(queries)
+        """What distinguishes an s-op, and how its codes are renumbered (None: as they are)."""
+        op = self.tables.program.lines[number].op
+        match op:
+            case Op.MAP | Op.MAP_NUMERICAL:
+                args, selector, entries, recode = self.map_key(number)
+            case Op.SEQUENCE_MAP:
+                args, selector, entries, recode = self.sequence_map_key(number)
+            case Op.LINEAR_SEQUENCE_MAP:
+                args, selector, entries, recode = self.linear_key(number)
+            case _:
+                args, selector, entries, recode = self.head_key(number)
+        return (OP_RANK[op], args, selector, entries), recode
+
+    def map_key(self, number: int) -> tuple[tuple, tuple, tuple, dict[int, int] | None]:
+        line, entries = self.tables.program.lines[number], self.tables[number].entries
+        [argument], cells = line.args, list(entries)
+        if self.tables.program.type_of(argument) is not Type.NUMERICAL:
+            cells = [entries[code] for code in self.in_order(argument)]
+        if line.op is Op.MAP_NUMERICAL:
+            return (self.rank[argument],), (), tuple(map(_number, cells)), None
+        codes, recode = _recode(cells)
+        return (self.rank[argument],), (), codes, recode
+
+    def sequence_map_key(self, number: int) -> tuple[tuple, tuple, tuple, dict[int, int] | None]:
+        """Operands in order of their lines; of an s-op with itself, the diagonal and the number of values."""
+        (one, two), entries = self.tables.program.lines[number].args, self.tables[number].entries
+        width, first, second = len(self.tables[two].values), self.in_order(one), self.in_order(two)
+        if one == two:
+            cells = [entries[i * width + j] for i in first for j in first]
+            codes, recode = _recode([*cells[:: width + 1], *cells])
+            return (self.rank[one],) * 2, (), (*codes[:width], len(recode)), recode
+        if self.rank[one] < self.rank[two]:
+            codes, recode = _recode([entries[i * width + j] for i in first for j in second])
+        else:
+            codes, recode = _recode([entries[i * width + j] for j in second for i in first])
+        return tuple(sorted((self.rank[one], self.rank[two]))), (), codes, recode
+
+    def linear_key(self, number: int) -> tuple[tuple, tuple, tuple, None]:
+        line = self.tables.program.lines[number]
+        assert line.function is not None and line.function.factors is not None
+        pairs = sorted(zip((self.rank[a] for a in line.args), line.function.factors, strict=True))
+        return tuple(rank for rank, _ in pairs), (), tuple(factor for _, factor in pairs), None
+
+    def head_key(self, number: int) -> tuple[tuple, tuple, tuple, dict[int, int] | None]:
+        """Aggregates and selector widths: keys, queries and the selector's table stand for the select."""
+        line = self.tables.program.lines[number]
+        select, *carried = line.args
+        sources = self.tables.program.lines[select].args
+        keys, queries = (self.in_order(argument) for argument in sources)
+        chosen, width = self.tables[select].entries, len(queries)
         selector = tuple(chosen[k * width + q] for k in keys for q in queries)
-        ranks = tuple(self.rank[argument] for argument in (*select.args, *args[1:]))
-        return (OP_RANK[op], ranks, selector, ()), self.recode.get(args[1]) if op is Op.AGGREGATE else None
+        ranks = tuple(self.rank[argument] for argument in (*sources, *carried))
+        return ranks, selector, (), self.recode.get(carried[0]) if line.op is Op.AGGREGATE else None
 
     def structure(self) -> Structure:
         tables = self.tables

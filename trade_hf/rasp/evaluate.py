@@ -67,10 +67,10 @@ def count_inputs(vocab_size: int, max_seq_len: int) -> int:
 
 def random_inputs(vocab_size: int, max_seq_len: int, count: int, seed: int) -> np.ndarray:
     """`count` inputs drawn uniformly from all inputs of all lengths: token codes [input, position]."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.RandomState(seed)  # its stream is frozen across numpy's versions, unlike default_rng's
     weights = np.array([float(vocab_size) ** (length - max_seq_len) for length in range(1, max_seq_len + 1)])
     lengths = rng.choice(np.arange(1, max_seq_len + 1), size=count, p=weights / weights.sum())
-    inputs = rng.integers(0, vocab_size, (count, max_seq_len))
+    inputs = rng.randint(0, vocab_size, (count, max_seq_len), dtype=np.int64)
     inputs[np.arange(max_seq_len) >= lengths[:, None]] = PADDING
     return inputs
 
