@@ -94,7 +94,9 @@ def load_model(checkpoint: str | os.PathLike = DEFAULT_CHECKPOINT) -> TraDeForCo
 def _load_model(checkpoint: Path) -> TraDeForConditionalGeneration:
     if not (checkpoint / "config.json").is_file():
         raise FileNotFoundError(f"{checkpoint}: expected a folder with a TraDe checkpoint, found no config.json")
-    return TraDeForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    model = TraDeForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    model.generation_config.max_length = None  # transformers' own default of 20, which would warn at every call
+    return model
 
 
 @functools.cache
