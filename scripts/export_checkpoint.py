@@ -1,4 +1,4 @@
-"""Turn a training run's final model into the checkpoint that ships: bf16, with its processor and its configuration of training.
+"""Turn a training run's final model into the checkpoint that ships: bf16, with its processor and training record.
 
 Run: python scripts/export_checkpoint.py runs/cpu/final trade_hf/assets/trade-base
 """

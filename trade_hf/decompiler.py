@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from trade_hf.compiled.reading import read_structures
 from trade_hf.compiled.weights import TracrWeights
@@ -94,7 +95,13 @@ def load_model(checkpoint: str | os.PathLike = DEFAULT_CHECKPOINT) -> TraDeForCo
 def _load_model(checkpoint: Path) -> TraDeForConditionalGeneration:
     if not (checkpoint / "config.json").is_file():
         raise FileNotFoundError(f"{checkpoint}: expected a folder with a TraDe checkpoint, found no config.json")
-    model = TraDeForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    shows_progress = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # it takes less than a second
+    try:
+        model = TraDeForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    finally:
+        if shows_progress:
+            logging.enable_progress_bar()
     model.generation_config.max_length = None  # transformers' own default of 20, which would warn at every call
     return model
 

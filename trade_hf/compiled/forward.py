@@ -68,8 +68,9 @@ def run(weights: TracrWeights, inputs: np.ndarray, batch_size: int = 4096) -> Ou
 class _Model:
     def __init__(self, weights: TracrWeights) -> None:
         self.weights = weights
-        self.tensors = {name: torch.from_numpy(np.ascontiguousarray(t)) for name, t in weights.tensors.items()}
-        self.unembedding = torch.from_numpy(np.ascontiguousarray(weights.unembedding))
+        # torch.tensor copies: arrays that come from JAX are read-only.
+        self.tensors = {name: torch.tensor(tensor) for name, tensor in weights.tensors.items()}
+        self.unembedding = torch.tensor(weights.unembedding)
 
     @torch.inference_mode()
     def __call__(self, inputs: np.ndarray, rows: np.ndarray) -> Tensor:
