@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import yaml
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -53,7 +52,7 @@ def train(config: dict[str, Any], output: Path, corpus: Path | None, max_steps: 
     validation = [
         to_example(item.sample) for item in pinned("validation", settings.pop("validation_size", 200), sampler)
     ]
-    checkpoint = get_last_checkpoint(output) if output.is_dir() else None
+    checkpoint = last_complete_checkpoint(output)
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(output),
         predict_with_generate=True,
@@ -88,6 +87,19 @@ def train(config: dict[str, Any], output: Path, corpus: Path | None, max_steps: 
         TraDeProcessor(build_tokenizer()).save_pretrained(output / "final")
         record = {"config": config, "sampler": dataclasses.asdict(sampler), "steps": trainer.state.global_step}
         (output / "final" / "training.json").write_text(json.dumps(record, indent=2))
+
+
+def last_complete_checkpoint(output: Path) -> str | None:
+    """The newest checkpoint that was written to its end. Trainer writes `trainer_state.json` last, so a kill in the
+    middle of a save leaves a folder without a readable one, which is passed over."""
+    for folder in sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+        try:
+            json.loads((folder / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        if any(folder.glob("model*.safetensors")):
+            return str(folder)
+    return None
 
 
 def exact_match(predictions: Any) -> dict[str, float]:
