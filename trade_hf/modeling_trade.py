@@ -299,9 +299,8 @@ class TraDeForConditionalGeneration(TraDePreTrainedModel, GenerationMixin):
 
     def shift_right(self, labels: Tensor) -> Tensor:
         start = labels.new_full((len(labels), 1), self.config.decoder_start_token_id)
-        return torch.cat([start, labels[:, :-1]], 1).masked_fill(
-            torch.cat([start, labels[:, :-1]], 1) == -100, self.config.pad_token_id
-        )
+        shifted = torch.cat([start, labels[:, :-1]], 1)
+        return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         return self.shift_right(labels)

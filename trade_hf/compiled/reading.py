@@ -52,11 +52,10 @@ class _Reading:
 
 @dataclass
 class _State:
-    """Lines read so far and the units that they account for."""
+    """Lines read so far."""
 
     written: dict[Variable, _Written]
     readings: dict[int, _Reading] = field(default_factory=dict)
-    claimed: frozenset[int] = frozenset()
 
 
 def read_structures(program: Program, weights: TracrWeights) -> Iterator[Structure]:
@@ -111,10 +110,10 @@ class _Reader:
         group = [n for n in range(number, len(self.program)) if self._alike(self.program.lines[n], line)]
         try:
             splits = itertools.islice(self._read_group(group, line, state), MAX_SPLITS)
-            for readings, claimed in splits:
+            for readings in splits:
                 sops = {n: reading.written for n, reading in readings.items() if len(reading.written.vectors)}
                 written = state.written | sops
-                after = _State(written, state.readings | readings, state.claimed | claimed)
+                after = _State(written, state.readings | readings)
                 yield from self.lines(number + 1, after)
         except UnreadableError:
             return
@@ -130,9 +129,7 @@ class _Reader:
             return (*self.program.lines[line.args[0]].args, *line.args[1:])
         return line.args
 
-    def _read_group(
-        self, group: list[int], line: Line, state: _State
-    ) -> Iterator[tuple[dict[int, _Reading], frozenset[int]]]:
+    def _read_group(self, group: list[int], line: Line, state: _State) -> Iterator[dict[int, _Reading]]:
         match line.op:
             case Op.MAP | Op.MAP_NUMERICAL:
                 if self.program.type_of(line.args[0]) is Type.NUMERICAL:
@@ -148,7 +145,7 @@ class _Reader:
 
     # ------------------------------------------------------------ MLP units
 
-    def _maps(self, group: list[int], source: _Written) -> Iterator[tuple[dict[int, _Reading], frozenset[int]]]:
+    def _maps(self, group: list[int], source: _Written) -> Iterator[dict[int, _Reading]]:
         reads = self.first @ source.vectors.T  # [unit, code]
         units = np.flatnonzero((np.abs(reads).max(1) > 1e-3) & (np.abs(self.biases) < NEAR)).tolist()
         numerical = [n for n in group if self.program.lines[n].op is Op.MAP_NUMERICAL]
@@ -165,15 +162,13 @@ class _Reader:
                     tables = sorted((_by_first_appearance(blocks, cover) for cover in covers), key=lambda t: t[0])
                     for n, (entries, ordered) in zip(categorical, tables, strict=True):
                         readings[n] = _Reading(entries, _Written(self.second[ordered]))
-                    yield readings, frozenset(units)
+                    yield readings
 
     def _numerical_map(self, unit: int, reads: np.ndarray) -> _Reading:
         entries = tuple(float(np.float32(_tidy(float(value)))) for value in reads)
         return _Reading(entries, _Written(self.second[[unit]], _number_set(entries)))
 
-    def _sequence_maps(
-        self, group: list[int], first: _Written, second: _Written
-    ) -> Iterator[tuple[dict[int, _Reading], frozenset[int]]]:
+    def _sequence_maps(self, group: list[int], first: _Written, second: _Written) -> Iterator[dict[int, _Reading]]:
         left, right = self.first @ first.vectors.T > 0.5, self.first @ second.vectors.T > 0.5
         units = np.flatnonzero((left.sum(1) == 1) & (right.sum(1) == 1) & (np.abs(self.biases + 1) < NEAR))
         width = len(second.vectors)
@@ -188,11 +183,9 @@ class _Reader:
                 n: _Reading(entries, _Written(self.second[ordered]))
                 for n, (entries, ordered) in zip(group, tables, strict=True)
             }
-            yield readings, frozenset(units.tolist())
+            yield readings
 
-    def _linear(
-        self, group: list[int], first: _Written, second: _Written
-    ) -> Iterator[tuple[dict[int, _Reading], frozenset[int]]]:
+    def _linear(self, group: list[int], first: _Written, second: _Written) -> Iterator[dict[int, _Reading]]:
         if len(group) > 1:
             raise UnreadableError("several linear sequence maps of the same s-ops")
         plain = np.abs(self.biases) < NEAR
@@ -208,7 +201,7 @@ class _Reader:
                 factors = (_tidy(sign * size_a), _tidy(sign * size_b * np.sign(cosine)))
                 numbers = _number_set(factors[0] * x + factors[1] * y for x in first.numbers for y in second.numbers)
                 written = _Written((sign * a / size_a)[None], numbers)
-                yield {group[0]: _Reading((), written, linear(*factors))}, frozenset([u, v])
+                yield {group[0]: _Reading((), written, linear(*factors))}
 
     def _steps(self, direction: np.ndarray, count: int) -> tuple[np.ndarray, list[int]]:
         """A step function of a number: what it adds at each of `count` - 1 thresholds, ascending, and its units."""
@@ -226,14 +219,14 @@ class _Reader:
         for unit in np.flatnonzero(alone & (layer == layer[beside])):
             yield self.second[unit]
 
-    def _map_of_numbers(self, group: list[int], state: _State) -> Iterator[tuple[dict[int, _Reading], frozenset[int]]]:
+    def _map_of_numbers(self, group: list[int], state: _State) -> Iterator[dict[int, _Reading]]:
         if len(group) > 1:
             raise UnreadableError("several maps of one numerical s-op")
         line = self.program.lines[group[0]]
         source = state.written[line.args[0]]
         steps, units = self._steps(source.vectors[0], len(source.numbers))
         for reading in self._staircases(steps, units[0], line.op is Op.MAP_NUMERICAL):
-            yield {group[0]: reading}, frozenset(units)
+            yield {group[0]: reading}
 
     def _staircases(self, steps: np.ndarray, unit: int, numerical: bool) -> Iterator[_Reading]:
         """A step function's table over its inputs, ascending; of a number only its readers tell the sign."""
@@ -263,9 +256,7 @@ class _Reader:
 
     # ------------------------------------------------------------ heads
 
-    def _attention(
-        self, group: list[int], line: Line, state: _State
-    ) -> Iterator[tuple[dict[int, _Reading], frozenset[int]]]:
+    def _attention(self, group: list[int], line: Line, state: _State) -> Iterator[dict[int, _Reading]]:
         select = self.program.lines[line.args[0]]
         keys, queries = (state.written[argument] for argument in select.args)
         value = state.written[line.args[1]] if len(line.args) > 1 else None
@@ -286,8 +277,7 @@ class _Reader:
             readings: dict[int, _Reading] = {}
             for number, (selector, written) in zip(group, chosen, strict=True):
                 readings |= self._attended(number, selector, written, value, state)
-            if self._selectors_agree(state.readings | readings):
-                yield readings, frozenset()
+            yield readings
 
     @staticmethod
     def _reads_exactly(key: np.ndarray, keys: _Written) -> bool:
@@ -325,13 +315,6 @@ class _Reader:
         if reading is None:
             raise UnreadableError("a selector width without a start")
         return {**readings, number: _Reading((), _Written(reading.written.vectors[::-1]))}
-
-    def _selectors_agree(self, readings: dict[int, _Reading]) -> bool:
-        return all(
-            line.args[0] in readings
-            for n, line in enumerate(self.program.lines)
-            if n in readings and Type.SELECTOR in line.op.argument_types
-        )
 
     # ------------------------------------------------------------ result
 
