@@ -9,7 +9,7 @@ identical_weights       the greedy program compiles to the model's weights, up t
 compiles                the greedy program compiles
 functional_equivalence  the greedy program gives the same on every input
 decompiled_exact        what `decompile` returns is the canonical program; its candidates come from greedy and beam
-                        search, each also with its functions read from the weights, and the first proven one is taken
+                        search, each also with its functions read from the weights, and the best proven one is taken
 certified_equivalence   what `decompile` returns is proven identical or equivalent
 wrongly_certified       certified, but the recompiled program and the model differ somewhere when both are run
 """
@@ -33,13 +33,15 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset_builder.sampler import SamplerConfig
-from dataset_builder.splits import PINNED_SEED, Item, pinned
+from dataset_builder.splits import PINNED_SEED, pinned
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.forward import run
+from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.transforms import permute, rotate
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile, greedy_programs, load_model, teacher_forced
 from trade_hf.rasp.evaluate import all_inputs
+from trade_hf.rasp.program import Program
 from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.rasp.text import to_text
 from trade_hf.tokenization_rasp import to_ids
@@ -90,18 +92,13 @@ def evaluate_checkpoint(checkpoint: Path, split: str, variant: str, limit: int) 
     rows: list[dict[str, Any]] = []
     for first in tqdm(range(0, len(items), BATCH), desc=f"{split}, {variant}", disable=None):
         batch = items[first : first + BATCH]
-        weights = [
-            VARIANTS[variant](
-                compile_program(item.sample.program, item.sample.vocab, item.sample.max_seq_len), first + i
-            )
-            for i, item in enumerate(batch)
-        ]
+        originals = [compile_program(i.sample.program, i.sample.vocab, i.sample.max_seq_len) for i in batch]
+        weights = [VARIANTS[variant](original, first + i) for i, original in enumerate(originals)]
         forced = teacher_forced(weights, [to_ids(item.sample.program) for item in batch], model)
         greedy = greedy_programs(weights, model)
-        for item, model_weights, right, candidate in zip(batch, weights, forced, greedy, strict=True):
+        for item, original, given, right, candidate in zip(batch, originals, weights, forced, greedy, strict=True):
             program = candidate.program if candidate else None
-            verdict = verify(program, model_weights) if program else Verdict(Status.REFUTED, 0, 0, reason="unfinished")
-            rows.append(_row(item, model_weights, right, program, verdict, checkpoint))
+            rows.append(_row(item.sample.program, original, given, right, program, checkpoint))
     shares = {name: [row[name] for row in rows] for name in SHARES}
     return {
         "split": split,
@@ -149,16 +146,17 @@ def evaluate_library(checkpoint: Path, variant: str) -> dict[str, Any]:
 
 
 def _row(
-    item: Item, weights: TracrWeights, forced: bool, program: Any, verdict: Verdict, checkpoint: Path
+    truth: Program,
+    original: TracrWeights,
+    weights: TracrWeights,
+    forced: bool,
+    program: Program | None,
+    checkpoint: Path,
 ) -> dict[str, Any]:
-    truth = item.sample.program
-    exact = program == truth
-    # Identical weights are judged in Tracr's own order, whatever the variant's basis.
-    recompiled = compile_program(truth, item.sample.vocab, item.sample.max_seq_len)
-    identical = verdict.status is Status.IDENTICAL or exact
-    if not identical and program is not None:
-        identical = verify(program, recompiled, limit=0).status is Status.IDENTICAL
-    if verdict.is_verified:
+    """One model's figures. `original` are its weights in Tracr's own basis, `weights` what the decompiler was given."""
+    compiled = None if program is None else _compiled(program, weights)
+    verdict = verify(program, weights) if program else Verdict(Status.REFUTED, 0, 0, reason="unfinished")
+    if verdict.status is Status.IDENTICAL:
         certified, status = program, verdict.status
     else:
         result = decompile(weights, checkpoint)
@@ -166,9 +164,9 @@ def _row(
     return {
         "lines": len(truth),
         "teacher_forced_exact": forced,
-        "free_running_exact": exact,
-        "identical_weights": identical,
-        "compiles": _compiles(program, weights),
+        "free_running_exact": program == truth,
+        "identical_weights": compiled is not None and are_identical(compiled, original),
+        "compiles": compiled is not None,
         "functional_equivalence": verdict.is_verified,
         "decompiled_exact": certified == truth,
         "certified_equivalence": certified is not None,
@@ -185,14 +183,11 @@ def _row(
     }
 
 
-def _compiles(program: Any, weights: TracrWeights) -> bool:
-    if program is None:
-        return False
+def _compiled(program: Program, weights: TracrWeights) -> TracrWeights | None:
     try:
-        compile_program(program, weights.input_vocab, weights.max_seq_len)
+        return compile_program(program, weights.input_vocab, weights.max_seq_len)
     except UnsupportedError:
-        return False
-    return True
+        return None
 
 
 def _differs(program: Any, weights: TracrWeights) -> bool:

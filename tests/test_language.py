@@ -47,6 +47,10 @@ ERRORS = [
     ("v1 = rasp.Map(lambda y: y, rasp.tokens)", "expected `lambda x: …`, got `lambda y: …`"),
     ("v1 = rasp.Aggregate(rasp.tokens, rasp.tokens)", "aggregate expects a selector, got tokens"),
     ("v1 = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)\nprogram = v1", "must be an s-op, got a selector"),
+    (
+        "v1 = rasp.numerical(rasp.Map(lambda x: x, rasp.tokens))\nv2 = rasp.Select(v1, rasp.tokens, rasp.Comparison.EQ)",
+        "line 2, column 6: select expects a categorical s-op, got v1",
+    ),
     ("import os", "line 1, column 1: expected `name = rasp.…`, got `import os`"),
     ("from os import system", "expected `from tracr.rasp import rasp`"),
     ("\n\nv1 = (", "line 3, column 6"),

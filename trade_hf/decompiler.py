@@ -36,6 +36,9 @@ BEAMS = 8
 MAX_READINGS = 8  # ways to read the functions of one candidate that are tried
 
 
+_STRENGTH = {Status.IDENTICAL: 3, Status.EQUIVALENT: 2, Status.AGREES: 1, Status.REFUTED: 0, Status.UNVERIFIED: 0}
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A proposed program (in canonical terms) and the log-likelihood that the model gives it.
@@ -134,7 +137,8 @@ def decompile(
       beams: how many candidates the beam search proposes where the greedy one does not hold.
       budget_seconds: no further candidate is checked after this time.
 
-    The first candidate that is proven is returned; else the best that was found, whose certificate says what it lacks.
+    The first candidate with identical weights is returned; else the one with the strongest certificate, which says what
+    it lacks.
     """
     start = time.monotonic()
     weights, model = to_weights(source), load_model(checkpoint)
@@ -149,10 +153,9 @@ def decompile(
             verdict = verify(program, weights)
         except UnsupportedError as error:
             program, verdict = candidate.program, Verdict(Status.REFUTED, 0, 0, reason=f"does not compile: {error}")
-        if best is None or (verdict.status is Status.AGREES and best[2].status is not Status.AGREES):
+        if best is None or _STRENGTH[verdict.status] > _STRENGTH[best[2].status]:
             best = candidate, program, verdict
-        if verdict.is_verified:
-            best = candidate, program, verdict
+        if verdict.status is Status.IDENTICAL:
             break
     assert best is not None, "the grammar lets the model end every program"
     return Decompilation(best[1], best[2], best[0].score, tried, best[0].read, time.monotonic() - start)

@@ -7,6 +7,7 @@ operation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -88,31 +89,13 @@ class Program:
     def __post_init__(self) -> None:
         if not self.lines:
             raise RaspError("a program needs at least one line")
-        for number, line in enumerate(self.lines):
-            for argument, wanted in zip(line.args, line.op.argument_types, strict=True):
-                self._check_argument(number, line, argument, wanted)
+        for number in range(len(self.lines)):
+            check_line(self.lines, number)
         if self.lines[-1].op.result is Type.SELECTOR:
             raise RaspError(f"line {len(self.lines)}: the output must be an s-op, got a selector")
 
-    def _check_argument(self, number: int, line: Line, argument: Variable, wanted: Type) -> None:
-        if not TOKENS <= argument < number:
-            raise RaspError(
-                f"line {number + 1}: {variable_name(argument)} is used before it is defined; "
-                f"expected tokens, indices or an earlier line"
-            )
-        if not wanted.accepts(self.type_of(argument)):
-            raise RaspError(
-                f"line {number + 1}: {line.op.text} expects a {wanted.value}, "
-                f"got {variable_name(argument)}, a {self.type_of(argument).value}"
-            )
-        if line.op is Op.LINEAR_SEQUENCE_MAP and line.args[0] == line.args[1]:
-            raise RaspError(
-                f"line {number + 1}: linear_sequence_map expects two different s-ops, "
-                f"got {variable_name(argument)} twice"
-            )
-
     def type_of(self, variable: Variable) -> Type:
-        return Type.CATEGORICAL if variable < 0 else self.lines[variable].op.result
+        return type_of(self.lines, variable)
 
     @property
     def output(self) -> Variable:
@@ -120,6 +103,31 @@ class Program:
 
     def __len__(self) -> int:
         return len(self.lines)
+
+
+def type_of(lines: Sequence[Line], variable: Variable) -> Type:
+    return Type.CATEGORICAL if variable < 0 else lines[variable].op.result
+
+
+def check_line(lines: Sequence[Line], number: int) -> None:
+    """Raises RaspError if a line's arguments do not fit its operation, given the lines before it."""
+    line = lines[number]
+    for argument, wanted in zip(line.args, line.op.argument_types, strict=True):
+        if not TOKENS <= argument < number:
+            raise RaspError(
+                f"line {number + 1}: {variable_name(argument)} is used before it is defined; "
+                f"expected tokens, indices or an earlier line"
+            )
+        if not wanted.accepts(type_of(lines, argument)):
+            raise RaspError(
+                f"line {number + 1}: {line.op.text} expects a {wanted.value}, "
+                f"got {variable_name(argument)}, a {type_of(lines, argument).value}"
+            )
+    if line.op is Op.LINEAR_SEQUENCE_MAP and line.args[0] == line.args[1]:
+        raise RaspError(
+            f"line {number + 1}: linear_sequence_map expects two different s-ops, "
+            f"got {variable_name(line.args[0])} twice"
+        )
 
 
 def variable_name(variable: Variable) -> str:

@@ -13,7 +13,18 @@ import ast
 import warnings
 
 from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, linear, tabulated
-from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, RaspError, Type, Variable, variable_name
+from trade_hf.rasp.program import (
+    INDICES,
+    TOKENS,
+    Line,
+    Op,
+    Program,
+    RaspError,
+    Type,
+    Variable,
+    check_line,
+    variable_name,
+)
 
 HEADER = "from tracr.rasp import rasp"
 OUTPUT_NAME = "program"
@@ -187,7 +198,7 @@ class _Parser:
             raise RaspSyntaxError(node, f"expected at most {MAX_LINES:,} lines")
         self.lines.append(line)
         try:
-            Program(tuple(self.lines)) if line.op is not Op.SELECT else None
+            check_line(self.lines, len(self.lines) - 1)
         except RaspError as error:
             self.lines.pop()
             raise RaspSyntaxError(node, str(error).split(": ", 1)[-1]) from None
