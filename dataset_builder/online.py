@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dataset_builder.sampler import Sample, SamplerConfig
 from dataset_builder.splits import stream
 from trade_hf.compiled.compiler import compile_program
-from trade_hf.processing_trade import Units, collate, pad_labels, to_units
-from trade_hf.tokenization_rasp import to_ids
+from trade_hf.compiled.weights import TracrWeights
+from trade_hf.processing_trade import QUERY_KEY, VALUE_OUTPUT, Units, collate, pad_labels, to_units, value_bucket
+from trade_hf.rasp.program import Program, variable_name
+from trade_hf.tokenization_rasp import LINE_SIZE, VOCABULARY, to_ids
 
 BUCKET_BATCHES = 16  # batches that are sorted by size together, so that little is padded
 
@@ -26,11 +31,56 @@ class Example:
 
     units: Units
     labels: list[int]
+    unit_labels: np.ndarray
 
 
 def to_example(sample: Sample) -> Example:
-    weights = compile_program(sample.program, sample.vocab, sample.max_seq_len)
-    return Example(to_units(weights), to_ids(sample.program))
+    return example_of(sample.program, compile_program(sample.program, sample.vocab, sample.max_seq_len))
+
+
+def example_of(program: Program, weights: TracrWeights) -> Example:
+    units, ids = to_units(weights), to_ids(program)
+    return Example(units, ids, label_units(units, weights.residual_labels, program, ids))
+
+
+def label_units(units: Units, directions: tuple[str, ...], program: Program, ids: list[int]) -> np.ndarray:
+    """What each unit belongs to, which only the compiler knows: [unit, 3] ids of its line's variable and function, and
+    the bucket of the value that it writes (for a dimension of W_K: reads); -100 where there is none.
+
+    Args:
+      units: of weights as `compile_program` makes them, in Tracr's own basis.
+      directions: the names of that basis, `v3_:7` for the value 7 of line 3.
+      program: the program and
+      ids: its tokens.
+    """
+    labels = np.full((len(units.features), 3), -100, np.int64)
+    kinds, same_head = units.features[:, 0], units.edges[:, :, 2] > 0
+    # A threshold's unit writes one value in place of another: what it adds counts.
+    written = [row.argmax() if row.max() > 0 else np.abs(row).argmax() for row in units.vectors[:, 0]]
+    for unit, direction in enumerate(written):
+        line, value = _line_and_value(directions[direction]) if units.vectors[unit, 0].any() else (None, -100)
+        if kinds[unit] == QUERY_KEY:
+            movers = np.flatnonzero(same_head[unit] & (kinds == VALUE_OUTPUT))
+            line, _ = _line_and_value(directions[written[movers[0]]])
+            line = None if line is None else program.lines[line].args[0]
+            _, value = _line_and_value(directions[np.abs(units.vectors[unit, 2]).argmax()])
+        if line is not None:
+            labels[unit] = _ID[variable_name(line)], ids[LINE_SIZE * line + LINE_SIZE - 1], value
+    return labels
+
+
+_ID = {token: number for number, token in enumerate(VOCABULARY)}
+
+
+def _line_and_value(direction: str) -> tuple[int | None, int]:
+    """`v3_:7` → line 2 (counted from 0), the bucket of 7; no line for what belongs to none, -100 for no value."""
+    name, _, value = direction.partition(":")
+    line = re.match(r"_*(?:hidden_)?v(\d+)_", name)
+    try:
+        bucket = value_bucket(ast.literal_eval(value)) if value else -100
+    except (ValueError, SyntaxError):  # a token that is a word
+        bucket = -100
+    return (int(line[1]) - 1 if line else None), bucket
 
 
 class OnlineExamples(IterableDataset):
@@ -67,9 +117,12 @@ class OnlineExamples(IterableDataset):
 
 
 def collate_examples(examples: list[Example]) -> dict[str, Any]:
-    """A padded batch of tensors with `labels` [batch, token], -100 where there is none."""
+    """A padded batch of tensors with `labels` [batch, token] and `unit_labels` [batch, unit, 3], -100 for none."""
     batch = {name: torch.from_numpy(array) for name, array in collate([e.units for e in examples]).items()}
-    return {**batch, "labels": pad_labels([example.labels for example in examples])}
+    unit_labels = torch.full((*batch["attention_mask"].shape, 3), -100)
+    for row, example in zip(unit_labels, examples, strict=True):
+        row[: len(example.unit_labels)] = torch.from_numpy(example.unit_labels)
+    return {**batch, "labels": pad_labels([example.labels for example in examples]), "unit_labels": unit_labels}
 
 
 def read_corpus(folder: Path) -> list[Example]:
@@ -84,7 +137,7 @@ def read_corpus(folder: Path) -> list[Example]:
         for row in json.loads(path.read_text()):
             vocab, length = row["vocab"], row["max_seq_len"]
             program = canonicalise(parse(row["code"]), vocab, length)
-            examples.append(Example(to_units(compile_program(program, vocab, length)), to_ids(program)))
+            examples.append(example_of(program, compile_program(program, vocab, length)))
     if not examples:
         raise FileNotFoundError(f"{folder}: expected JSON files as `trade sample --json` writes them, found none")
     return examples

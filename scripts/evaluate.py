@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dataset_builder.library import library_programs
 from dataset_builder.sampler import SamplerConfig
 from dataset_builder.splits import PINNED_SEED, pinned
 from trade_hf.compiled.compiler import compile_program
@@ -119,19 +120,12 @@ def evaluate_checkpoint(checkpoint: Path, split: str, variant: str, limit: int) 
 
 def evaluate_library(checkpoint: Path, variant: str) -> dict[str, Any]:
     """Programs that nobody here wrote: one of each kind of tracr's test cases, with their vocabularies and lengths."""
-    from tracr.compiler import test_cases
-
-    from trade_hf.compiled.bridge import from_tracr
-
-    cases = {case["testcase_name"].rstrip("_0123456789"): case for case in reversed(test_cases.TEST_CASES)}
     rows = []
-    for seed, (name, case) in enumerate(sorted(cases.items())):
-        vocab, length = case["vocab"], case["max_seq_len"]
-        program = from_tracr(case["program"], vocab, length).program
-        weights = VARIANTS[variant](compile_program(program, vocab, length), seed)
+    for seed, item in enumerate(library_programs()):
+        weights = VARIANTS[variant](compile_program(item.program, item.vocab, item.max_seq_len), seed)
         result = decompile(weights, checkpoint)
         proven = result.verdict.is_verified
-        row = {"name": name, "lines": len(program), "certificate": result.certificate, "read": result.read}
+        row = {"name": item.name, "lines": len(item.program), "certificate": result.certificate, "read": result.read}
         rows.append({**row, "certified": proven, "code": result.code if proven else None})
     certified = [row["certified"] for row in rows]
     return {

@@ -11,6 +11,7 @@ from dataset_builder.sampler import sample_programs
 from trade_hf.rasp.evaluate import evaluate
 from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, find_named, linear, tabulated
 from trade_hf.rasp.program import TOKENS, Line, Op, Program, RaspError
+from trade_hf.rasp.tables import first_appearance, unary_image
 from trade_hf.rasp.text import RaspSyntaxError, parse, to_text
 from trade_hf.tokenization_rasp import VOCABULARY, allowed_next, build_tokenizer, from_ids, to_ids, to_tokens
 
@@ -40,6 +41,16 @@ def test_round_trips_of_random_programs(sample):
     assert tokenizer.decode(ids, skip_special_tokens=True).split() == to_tokens(sample.program)
 
 
+def test_what_a_program_gives_does_not_depend_on_what_was_computed_before():
+    """True, 1 and 1.0 are equal and hash alike, so a careless cache would answer one with the other."""
+    same = FUNCTIONS[Kind.UNARY]["x"]
+    for values in ((0, 1), (False, True), (0.0, 1.0), (0, 1)):
+        assert list(map(type, unary_image(same, values))) == list(map(type, values))
+        assert list(map(type, first_appearance(values)[1])) == list(map(type, values))
+    negative = unary_image(FUNCTIONS[Kind.UNARY]["-x"], (0.0,))
+    assert str(negative[0]) == "0.0"
+
+
 ERRORS = [
     ("x = 1", "line 1, column 5: expected a variable or a call of rasp.…, got `1`"),
     ("program = rasp.tokens", "the output must be a line of its own"),
@@ -48,7 +59,8 @@ ERRORS = [
     ("v1 = rasp.Aggregate(rasp.tokens, rasp.tokens)", "aggregate expects a selector, got tokens"),
     ("v1 = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)\nprogram = v1", "must be an s-op, got a selector"),
     (
-        "v1 = rasp.numerical(rasp.Map(lambda x: x, rasp.tokens))\nv2 = rasp.Select(v1, rasp.tokens, rasp.Comparison.EQ)",
+        "v1 = rasp.numerical(rasp.Map(lambda x: x, rasp.tokens))\n"
+        "v2 = rasp.Select(v1, rasp.tokens, rasp.Comparison.EQ)",
         "line 2, column 6: select expects a categorical s-op, got v1",
     ),
     ("import os", "line 1, column 1: expected `name = rasp.…`, got `import os`"),

@@ -6,18 +6,23 @@ from transformers import PreTrainedConfig
 
 
 class TraDeConfig(PreTrainedConfig):
-    """Sizes of a TraDe model. `vocab_size` counts the tokens of the RASP tokenizer, `max_lines` what can be decoded."""
+    """Sizes of a TraDe model.
+
+    `vocab_size` counts the tokens of the RASP tokenizer, `max_lines` what can be decoded; `unit_loss` is the weight in
+    training of what the encoder says of single units (variable, function, value) beside the program itself.
+    """
 
     model_type = "trade"
 
     vocab_size: int = 128
     d_model: int = 160
-    encoder_layers: int = 5
+    encoder_layers: int = 8
     decoder_layers: int = 3
     num_heads: int = 5
     message_size: int = 32
     ffn_size: int = 400
     dropout: float = 0.0
+    unit_loss: float = 0.5
     max_lines: int = 32
     line_size: int = 4
     feature_size: int = 8
@@ -25,7 +30,7 @@ class TraDeConfig(PreTrainedConfig):
     unit_types: int = 8
     max_layers: int = 32
     value_buckets: int = 64
-    edge_channels: int = 3
+    edge_channels: int = 5
     is_encoder_decoder: bool = True
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1

@@ -17,8 +17,9 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2
 
 from .configuration_trade import TraDeConfig
 
-# Messages run along: reader a ← writer, writer ← reader a, the same for reader b, and within a head.
-RELATIONS = 5
+# Messages run along: reader a ← writer, writer ← reader a, the same for reader b, within a head, among those that write
+# alike, among those that read alike.
+RELATIONS = 7
 
 
 class TraDePreTrainedModel(PreTrainedModel):
@@ -107,9 +108,9 @@ class TraDeEncoder(TraDePreTrainedModel):
             + self.value_embedding(value)
             + self.scalars(scalars)
         )
-        a, b, same_head = weight_edges.to(x.dtype).unbind(1)
-        same_head = same_head / same_head.sum(-1, keepdim=True).clamp(min=1)
-        relations = torch.stack([a, a.mT, b, b.mT, same_head], 1)
+        a, b, *alike = weight_edges.to(x.dtype).unbind(1)
+        means = [edges / edges.abs().sum(-1, keepdim=True).clamp(min=1) for edges in alike]
+        relations = torch.stack([a, a.mT, b, b.mT, *means], 1)
         if attention_mask is None:
             attention_mask = torch.ones(x.shape[:2], device=x.device)
         biases = self.attention_biases(relations, attention_mask)
@@ -243,6 +244,7 @@ class TraDeForConditionalGeneration(TraDePreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = TraDeModel(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.unit_head = nn.Linear(config.d_model, 2 * config.vocab_size + config.value_buckets)
         self.post_init()
 
     def get_encoder(self, *args, **kwargs) -> TraDeEncoder:
@@ -264,12 +266,18 @@ class TraDeForConditionalGeneration(TraDePreTrainedModel, GenerationMixin):
         encoder_outputs: BaseModelOutput | None = None,
         past_key_values: EncoderDecoderCache | None = None,
         labels: Tensor | None = None,
+        unit_labels: Tensor | None = None,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs,
     ) -> Seq2SeqLMOutput:
-        """`labels` [batch, token] with -100 where there is none; the loss is the mean over tokens."""
+        """The loss is the mean over the tokens of `labels` [batch, token], -100 where there is none.
+
+        In training, with `unit_labels` [batch, unit, 3] (see `dataset_builder/online.py`), the loss of `unit_head` is
+        added: what each unit belongs to. This teaches the encoder some forty things an example where the program
+        alone would teach one a line.
+        """
         if decoder_input_ids is None and labels is not None:
             decoder_input_ids = self.shift_right(labels)
         if not use_cache:
@@ -290,12 +298,24 @@ class TraDeForConditionalGeneration(TraDePreTrainedModel, GenerationMixin):
                 logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction=reduction
             )
             loss = loss if num_items_in_batch is None else loss / num_items_in_batch
+            if self.training and unit_labels is not None:
+                loss = loss + self.config.unit_loss * self.unit_loss(outputs.encoder_last_hidden_state, unit_labels)
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
         )
+
+    def unit_loss(self, memory: Tensor, unit_labels: Tensor) -> Tensor:
+        """Mean cross entropy of each unit's variable, function and value."""
+        sizes = (self.config.vocab_size, self.config.vocab_size, self.config.value_buckets)
+        logits = self.unit_head(memory).float().split(sizes, -1)
+        total = memory.new_zeros(())
+        for part, labels in zip(logits, unit_labels.unbind(-1), strict=True):
+            summed = F.cross_entropy(part.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+            total = total + summed / (labels != -100).sum().clamp(min=1)
+        return total
 
     def shift_right(self, labels: Tensor) -> Tensor:
         start = labels.new_full((len(labels), 1), self.config.decoder_start_token_id)

@@ -2,8 +2,8 @@
 
 The basis of the residual stream is arbitrary, so no coordinate is kept. A unit is a token's or a position's embedding,
 a dimension of a head's W_Q and W_K, one of its W_V and W_O, a hidden unit of an MLP, or a column of the unembedding.
-What is kept of its vectors are their dot products: reader · writer (see `shared` design: read compositions, not
-coordinates). They are the same in any orthogonal basis, and in any basis at all where readers change along.
+What is kept of its vectors are their dot products: reader · writer (read compositions, not coordinates), and which
+units write or read alike. They are the same in any orthogonal basis.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TOKEN, BOS, POSITION, QUERY_KEY, VALUE_OUTPUT, HIDDEN, OUTPUT = range(1, 8)
 UNIT_TYPES = 8  # 0 is padding
 COLUMNS = ("type", "layer", "value", "bias_a", "bias_b", "amount", "merged", "self")
 INTEGER_COLUMNS = 3
-EDGE_CHANNELS = 3  # reader a, reader b, same head
+EDGE_CHANNELS = 5  # reader a, reader b, same head, writers alike, readers alike
 MAX_LAYERS = 32
 VALUE_BUCKETS = 64
 VALUE_OFFSET = 20  # bucket of the value 0; bucket 0 is for what is no whole number in range
@@ -34,11 +34,14 @@ class Units:
     Attributes:
       features: [unit, len(COLUMNS)] float32.
       edges: [unit, unit, EDGE_CHANNELS] float32; edges[i, j, 0] is what i's first reader takes from j's writer,
-        on a signed logarithmic scale.
+        on a signed logarithmic scale; the last two are the cosines of i's and j's writers and of their first readers.
+      vectors: [unit, 3, d_model] float32: writer, first and second reader (zero where there is none). The model never
+        sees them; they tell which direction is whose where the basis is known, as in training.
     """
 
     features: np.ndarray
     edges: np.ndarray
+    vectors: np.ndarray
 
 
 def to_units(weights: Any) -> Units:
@@ -68,8 +71,8 @@ class _Builder:
 
     def add(self, kind: int, layer: int, writer=None, a=None, b=None, value=None, merged=1, head=-1) -> None:
         zero = np.zeros(self.d_model, np.float32)
-        bucket, amount = _bucket(value)
-        self.rows.append((kind, layer, bucket, amount, float(merged)))
+        amount = float(value) if isinstance(value, int | float) else 0.0
+        self.rows.append((kind, layer, value_bucket(value), amount, float(merged)))
         self.writers.append(zero if writer is None else writer)
         self.readers[0].append(zero if a is None else a)
         self.readers[1].append(zero if b is None else b)
@@ -116,10 +119,10 @@ class _Builder:
             self.add(OUTPUT, MAX_LAYERS - 1, a=reader, value=None if values is None else values[column])
 
     def units(self) -> Units:
-        writers = np.stack(self.writers)
+        writers, *readers = (np.stack(vectors) for vectors in (self.writers, *self.readers))
         rows = np.array(self.rows, np.float32)
-        products = [np.stack(readers) @ writers.T for readers in self.readers]
-        biases = [np.stack(readers) @ self.shared for readers in self.readers]
+        products = [reader @ writers.T for reader in readers]
+        biases = [reader @ self.shared for reader in readers]
         heads = np.array(self.heads)
         same_head = (heads[:, None] == heads[None, :]) & (heads[:, None] >= 0)
         features = np.stack(
@@ -135,17 +138,26 @@ class _Builder:
             ],
             1,
         )
-        edges = np.stack([signed_log(products[0]), signed_log(products[1]), same_head], 2)
-        return Units(features.astype(np.float32), edges.astype(np.float32))
+        alike = [_cosines(writers), _cosines(readers[0])]
+        edges = np.stack([*map(signed_log, products), same_head, *alike], 2)
+        vectors = np.stack([writers, *readers], 1)
+        return Units(features.astype(np.float32), edges.astype(np.float32), vectors.astype(np.float32))
 
 
-def _bucket(value: Any) -> tuple[int, float]:
-    """Bucket of a whole number, and the number itself (0 where there is none)."""
-    if not isinstance(value, int | float):
-        return 0, 0.0
-    whole = int(value)
-    in_range = whole == value and 0 < whole + VALUE_OFFSET < VALUE_BUCKETS
-    return (whole + VALUE_OFFSET if in_range else 0), float(value)
+def _cosines(vectors: np.ndarray) -> np.ndarray:
+    """Cosine of each two rows, 0 for rows that are zero and on the diagonal."""
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), EPSILON)
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, 0)
+    return cosines
+
+
+def value_bucket(value: Any) -> int:
+    """The embedding of a whole number in range; 0 for anything else."""
+    if not isinstance(value, int | float) or int(value) != value:
+        return 0
+    bucket = int(value) + VALUE_OFFSET
+    return bucket if 0 < bucket < VALUE_BUCKETS else 0
 
 
 def _merge(used: np.ndarray, biases: np.ndarray, second: np.ndarray) -> list[list[int]]:

@@ -93,13 +93,9 @@ class TracrWeights:
             f"up to {self.max_seq_len} tokens, output {output})"
         )
 
-    # ------------------------------------------------------------ files
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write one safetensors file, whole or not at all."""
-        from safetensors.numpy import save
-
-        meta: dict[str, Any] = {
+    def metadata(self) -> dict[str, Any]:
+        """All but the tensors, for JSON."""
+        return {
             "format": FORMAT,
             "vocab": list(self.vocab),
             "bos": self.bos,
@@ -112,6 +108,14 @@ class TracrWeights:
             "output_directions": _one_hot_columns(self.unembedding),
             "residual_labels": list(self.residual_labels),
         }
+
+    # ------------------------------------------------------------ files
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write one safetensors file, whole or not at all."""
+        from safetensors.numpy import save
+
+        meta = self.metadata()
         tensors = {name: np.ascontiguousarray(tensor) for name, tensor in self.tensors.items()}
         if meta["output_directions"] is None:
             tensors[UNEMBED] = np.ascontiguousarray(self.unembedding)
@@ -145,18 +149,13 @@ class TracrWeights:
                 raise
             raise WeightsError(f"{path}: expected a safetensors file: {str(error).splitlines()[0]}") from None
         try:
-            return cls._from_file(tensors, metadata)
+            return cls.from_metadata(tensors, _read_json(metadata))
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from None
 
     @classmethod
-    def _from_file(cls, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> TracrWeights:
-        if "trade" not in metadata:
-            raise WeightsError("expected the vocabulary and the lengths in the metadata under `trade`, found none")
-        try:
-            meta = json.loads(metadata["trade"])
-        except (ValueError, RecursionError):
-            raise WeightsError("the metadata under `trade` is not JSON") from None
+    def from_metadata(cls, tensors: dict[str, np.ndarray], meta: Any) -> TracrWeights:
+        """From tensors and what `metadata` gave. Raises WeightsError with what was expected and what came."""
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             raise WeightsError(f"expected metadata of format {FORMAT!r}")
         vocab = _values(meta, "vocab")
@@ -187,6 +186,15 @@ class TracrWeights:
             bos=str(meta.get("bos")),
             pad=str(meta.get("pad")),
         )
+
+
+def _read_json(metadata: dict[str, str]) -> Any:
+    if "trade" not in metadata:
+        raise WeightsError("expected the vocabulary and the lengths in the metadata under `trade`, found none")
+    try:
+        return json.loads(metadata["trade"])
+    except (ValueError, RecursionError):
+        raise WeightsError("the metadata under `trade` is not JSON") from None
 
 
 def _refuse_other_formats(path: Path) -> None:

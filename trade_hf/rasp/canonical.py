@@ -37,7 +37,7 @@ from trade_hf.rasp.program import (
     depths,
     live_lines,
 )
-from trade_hf.rasp.tables import Tables, binary_image, first_appearance, tabulate, unary_image
+from trade_hf.rasp.tables import Tables, binary_image, cached_by_type, first_appearance, tabulate, unary_image
 
 # Names are searched within this many trials; beyond, the line that failed furthest down becomes an explicit table.
 MAX_TRIALS = 20_000
@@ -293,6 +293,30 @@ def _origin(lines: Sequence[Node] | Sequence[Line]) -> Variable:
     return variable
 
 
+@cached_by_type(maxsize=4096)
+def _functions_by_entries(op: Op, on_itself: bool, *args: tuple) -> dict[tuple, list[tuple[Function, tuple]]]:
+    """The named functions of `op` by the table that they give over the arguments' values, each with its values."""
+    found: dict[tuple, list[tuple[Function, tuple]]] = {}
+    assert op.kind is not None
+    for function in FUNCTIONS[op.kind].values():
+        try:
+            image = unary_image(function, args[0]) if len(args) == 1 else binary_image(function, *args)
+        except TypeError:  # say, "a" < 1: this name does not fit these values
+            continue
+        values: tuple = ()
+        if op is Op.SELECT:
+            entries = tuple(map(int, map(bool, image)))
+        elif op is Op.MAP_NUMERICAL:
+            entries = tuple(map(_number, image))
+        elif on_itself:
+            codes, values = first_appearance((*image[:: len(args[0]) + 1], *image))
+            entries = (*codes[: len(args[0])], len(values))
+        else:
+            entries, values = first_appearance(image)
+        found.setdefault(entries, []).append((function, values))
+    return found
+
+
 class _NameSearch:
     """Depth-first search in order of lines, jumping back to the lines that a failure depends on."""
 
@@ -345,31 +369,15 @@ class _NameSearch:
             case _:
                 kind = node.op.kind
                 assert kind is not None
-                if number not in self.tables:
-                    for function in FUNCTIONS[kind].values():
-                        values = self.fits(node, function, number)
-                        if values is not None and (required is None or values == required):
-                            yield function, values
-                else:
+                if number in self.tables:
                     yield self.explicit(node, kind, required, number)
-
-    def fits(self, node: Node, function: Function, number: int) -> tuple | None:
-        """The values by code if `function` gives the node's table, else None."""
-        args = [self.values[argument] for argument in node.args]
-        try:
-            image = unary_image(function, args[0]) if len(args) == 1 else binary_image(function, args[0], args[1])
-        except TypeError:
-            return None
-        if node.op is Op.SELECT:
-            return () if tuple(map(int, map(bool, image))) == node.entries else None
-        if node.op is Op.MAP_NUMERICAL:
-            return self.structure.numbers[number] if tuple(map(_number, image)) == node.entries else None
-        if node.op is Op.SEQUENCE_MAP and node.args[0] == node.args[1]:
-            size = len(args[0])
-            codes, values = first_appearance((*image[:: size + 1], *image))
-            return values if (*codes[:size], len(values)) == node.entries else None
-        codes, values = first_appearance(image)
-        return values if codes == node.entries else None
+                    return
+                args = tuple(self.values[argument] for argument in node.args)
+                on_itself = node.op is Op.SEQUENCE_MAP and node.args[0] == node.args[1]
+                for function, values in _functions_by_entries(node.op, on_itself, *args).get(node.entries, ()):
+                    values = self.structure.numbers[number] if node.op is Op.MAP_NUMERICAL else values
+                    if required is None or values == required:
+                        yield function, values
 
     def explicit(self, node: Node, kind: Kind, required: tuple | None, number: int) -> tuple[Function, tuple]:
         args = [self.values[argument] for argument in node.args]

@@ -8,12 +8,15 @@ codes of a line depend on nothing that the compiled weights do not tell.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from trade_hf.rasp.functions import Function, Value
 from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable, live_lines, variable_name
+
+T = TypeVar("T")
 
 
 class UnsupportedError(ValueError):
@@ -35,7 +38,25 @@ class Table:
     entries: tuple = ()
 
 
-@functools.lru_cache(maxsize=100_000)
+def cached_by_type(maxsize: int) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """A cache that tells True from 1 from 1.0 within tuples: they are equal, but what a program gives must not depend
+    on what was computed before it."""
+
+    def cached(function: Callable[..., T]) -> Callable[..., T]:
+        @functools.lru_cache(maxsize)
+        def remembered(types: tuple, *args: Any) -> T:
+            return function(*args)
+
+        @functools.wraps(function)
+        def call(*args: Any) -> T:
+            return remembered(tuple([tuple(map(type, arg)) for arg in args if isinstance(arg, tuple)]), *args)
+
+        return call
+
+    return cached
+
+
+@cached_by_type(maxsize=100_000)
 def first_appearance(values: tuple) -> tuple[tuple[int, ...], tuple[Value, ...]]:
     """Codes by order of first appearance, None as -1, and the distinct values. Equal numbers share a code."""
     seen: dict[Value, int] = {}
@@ -48,21 +69,33 @@ def image(function: Function, arguments: Iterable[tuple]) -> tuple:
 
     def safe(args: tuple) -> Value | None:
         try:
-            return function(*args)
+            value = function(*args)
         except ArithmeticError:
             return None
+        return 0.0 if value == 0 and isinstance(value, float) else value  # no -0.0: it equals 0.0, but reads otherwise
 
     return tuple(safe(args) for args in arguments)
 
 
-@functools.lru_cache(maxsize=200_000)
 def unary_image(function: Function, values: tuple) -> tuple:
+    named = function.name is not None  # tables that are equal may hold 1 and True
+    return _named_unary(function, values) if named else image(function, ((value,) for value in values))
+
+
+def binary_image(function: Function, first: tuple, second: tuple) -> tuple:
+    if function.name is not None:
+        return _named_binary(function, first, second)
+    return image(function, itertools.product(first, second))
+
+
+@cached_by_type(maxsize=100_000)
+def _named_unary(function: Function, values: tuple) -> tuple:
     return image(function, ((value,) for value in values))
 
 
-@functools.lru_cache(maxsize=200_000)
-def binary_image(function: Function, first: tuple, second: tuple) -> tuple:
-    return image(function, ((x, y) for x in first for y in second))
+@cached_by_type(maxsize=100_000)
+def _named_binary(function: Function, first: tuple, second: tuple) -> tuple:
+    return image(function, itertools.product(first, second))
 
 
 @dataclass(frozen=True)
@@ -106,16 +139,17 @@ def tabulate(program: Program, vocab: Iterable[Value], max_seq_len: int) -> Tabl
 
 def _tabulate_line(program: Program, line: Line, tables: dict[Variable, Table], max_seq_len: int) -> Table:
     args: list[Any] = [tables[argument].values for argument in line.args]
+    function: Any = line.function  # of the kind that the operation asks for (Line checks it)
     match line.op:
         case Op.MAP | Op.MAP_NUMERICAL:
             return _tabulate_map(line, args[0])
         case Op.SEQUENCE_MAP:
-            codes, values = first_appearance(binary_image(line.function, args[0], args[1]))
+            codes, values = first_appearance(binary_image(function, args[0], args[1]))
             return Table(values, codes)
         case Op.LINEAR_SEQUENCE_MAP:
-            return Table(_number_set(binary_image(line.function, args[0], args[1])))
+            return Table(_number_set(binary_image(function, args[0], args[1])))
         case Op.SELECT:
-            return Table((), tuple(map(int, map(bool, binary_image(line.function, args[0], args[1])))))
+            return Table((), tuple(map(int, map(bool, binary_image(function, args[0], args[1])))))
         case Op.AGGREGATE:
             return Table(args[1])
         case Op.AGGREGATE_NUMERICAL:

@@ -1,0 +1,112 @@
+"""The data set's card: README.md beside the Parquet files, from the template and the reports of what was built."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+from dataset_builder.corpus import CONFIGS, SPLITS, write_whole
+
+TEMPLATE = Path(__file__).parent / "card_template.md"
+SIZES = ((10_000, "n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
+
+
+def write_card(folder: Path) -> None:
+    """Write `folder`/README.md for every configuration that is finished there."""
+    reports = {name: json.loads((folder / name / "report.json").read_text()) for name in built(folder)}
+    body = TEMPLATE.read_text()
+    for place, text in {
+        "{sizes}": _sizes(reports),
+        "{distribution}": "\n\n".join(_distribution(folder / name, name) for name in reports),
+        "{rejections}": "\n\n".join(_rejections(name, report) for name, report in reports.items()),
+    }.items():
+        body = body.replace(place, text)
+    header = yaml.safe_dump(card_data(reports), sort_keys=False)
+    write_whole(folder / "README.md", lambda path: path.write_text(f"---\n{header}---\n{body}"))
+
+
+def built(folder: Path) -> list[str]:
+    """Names of the configurations that are finished under `folder`, smallest first."""
+    names = sorted(CONFIGS, key=lambda name: CONFIGS[name].rows)
+    return [name for name in names if (folder / name / "report.json").exists()]
+
+
+def card_data(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The card's YAML: `load_dataset` finds the files of each configuration and split by it."""
+    total = sum(report["rows"] for report in reports.values())
+    configs = [
+        {
+            "config_name": name,
+            "data_files": [{"split": split, "path": f"{name}/{split}-*.parquet"} for split in SPLITS],
+            **({"default": True} if number == 0 else {}),
+        }
+        for number, name in enumerate(reports)
+    ]
+    return {
+        "license": "apache-2.0",
+        "pretty_name": "Tracr RASP: compiled transformers and their programs",
+        "language": ["code"],
+        "tags": ["interpretability", "rasp", "tracr", "weights", "program-synthesis"],
+        "size_categories": [next((text for limit, text in SIZES if total < limit), "n>10M")],
+        "configs": configs,
+    }
+
+
+def _sizes(reports: dict[str, dict[str, Any]]) -> str:
+    lines = [f"| configuration | {' | '.join(SPLITS)} | Parquet |", "|---" * (len(SPLITS) + 2) + "|"]
+    for name, report in reports.items():
+        counts = " | ".join(f"{report['splits'][split]:,}" for split in SPLITS)
+        lines.append(f"| `{name}` | {counts} | {report['bytes'] / 1e6:,.1f} MB |")
+    return "\n".join(lines)
+
+
+def _distribution(home: Path, name: str) -> str:
+    """Shares of program lengths and operations, and the spread of model sizes, in `train`."""
+    lengths: Counter[int] = Counter()
+    operations: Counter[str] = Counter()
+    widths: Counter[int] = Counter()
+    layers: Counter[int] = Counter()
+    columns = ["num_lines", "operations", "d_model", "num_layers"]
+    for path in sorted(home.glob("train-*.parquet")):
+        table = pq.read_table(path, columns=columns)
+        lengths.update(table["num_lines"].to_pylist())
+        operations.update(table["operations"].combine_chunks().flatten().to_pylist())
+        widths.update(table["d_model"].to_pylist())
+        layers.update(table["num_layers"].to_pylist())
+    return "\n".join(
+        [
+            f"`{name}`, split `train`:\n",
+            "| | |",
+            "|---|---|",
+            f"| lines | {_shares(sorted(lengths.items()))} |",
+            f"| operations | {_shares(operations.most_common())} |",
+            f"| layers | {_shares(sorted(layers.items()))} |",
+            f"| d_model | {min(widths)} to {max(widths)}, median {_median(widths)} |",
+        ]
+    )
+
+
+def _shares(counts: list[tuple[Any, int]]) -> str:
+    total = sum(count for _, count in counts)
+    return ", ".join(f"{what}: {100 * count / total:.1f} %" for what, count in counts)
+
+
+def _median(counts: Counter[int]) -> int:
+    return sorted(counts.elements())[counts.total() // 2]
+
+
+def _rejections(name: str, report: dict[str, Any]) -> str:
+    rejected = report["rejected"]
+    tried = report["drawn"] + sum(rejected.values())
+    shares = ", ".join(
+        f"{reason} {100 * n / tried:.1f} %" for reason, n in sorted(rejected.items(), key=lambda i: -i[1])
+    )
+    return (
+        f"`{name}`: of {tried:,} programs sampled {report['drawn']:,} were kept, {report['repeated']:,} of them "
+        f"repetitions. Rejected: {shares}."
+    )

@@ -1,0 +1,290 @@
+"""Build a corpus on disk: shards of fresh rows by any number of processes, then one sorted set of Parquet files.
+
+Two steps, each a pure function of its number, whose files appear whole or not at all; so a build that was killed goes
+on where it was, and its files are byte for byte those of an undisturbed one, whatever the number of processes.
+
+1. `draw_shard`: a seed → a Parquet file of rows in order of their id, one row group for each range of ids (partition).
+2. `write_partition`: the same partition of all shards → rows without repetition, one Parquet file for each split.
+
+No process ever holds more than one shard or one partition. Splits are decided by the id alone (`splits.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from dataset_builder.library import library_programs
+from dataset_builder.rows import SCHEMA, to_row
+from dataset_builder.sampler import SamplerConfig, sample_programs
+from dataset_builder.splits import SHARES, split_of
+from trade_hf.rasp.canonical import canonical_hash, hash_canonical
+
+HASHED_SPLITS = ("train", *sorted(SHARES, reverse=True))
+SPLITS = (*HASHED_SPLITS, "test_long", "library")
+PARTITION_ROWS = 25_000  # about what a partition holds in memory
+
+
+class CorpusError(ValueError):
+    """A build that cannot go on; the message says what was expected and what came."""
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """One configuration of the corpus.
+
+    Attributes:
+      name: as in `load_dataset("trade/tracr-rasp", name)`.
+      rows: distinct canonical programs in all splits together.
+      long_rows: rows of `test_long`, programs of more lines than any other split has.
+      shard_rows: programs drawn for each shard, repeated ones among them.
+      sampler: what is sampled.
+      long_sampler: what is sampled for `test_long`.
+    """
+
+    name: str
+    rows: int
+    long_rows: int
+    shard_rows: int = 5_000
+    sampler: SamplerConfig = SamplerConfig(max_lines=10)
+    long_sampler: SamplerConfig = SamplerConfig(min_lines=11, max_lines=15, max_d_model=160)
+
+    @property
+    def partitions(self) -> int:
+        return -(-self.rows // PARTITION_ROWS)
+
+
+CONFIGS = {
+    config.name: config
+    for config in (
+        CorpusConfig("small", 10_000, long_rows=200, shard_rows=1_000),
+        CorpusConfig("base", 1_000_000, long_rows=2_000),
+    )
+}
+
+
+# ---------------------------------------------------------------- step 1
+
+
+def rows_of_shard(config: CorpusConfig, shard: int, reasons: Counter) -> list[dict[str, Any]]:
+    """The distinct rows of one shard, by id. `reasons` counts what was rejected."""
+    rows: dict[str, dict[str, Any]] = {}
+    stream = sample_programs(f"corpus-{config.name}-{shard}", config.sampler, reasons)
+    for sample in islice(stream, config.shard_rows):
+        identity = hash_canonical(sample.program, sample.vocab, sample.max_seq_len)
+        if identity not in rows:
+            rows[identity] = to_row(identity, sample.program, sample.vocab, sample.max_seq_len)
+    return [rows[identity] for identity in sorted(rows)]
+
+
+def partition_of(identity: str, partitions: int) -> int:
+    """Which range of ids an id lies in; ranges are equal parts of all possible ids."""
+    return int(identity[:8], 16) * partitions >> 32
+
+
+def draw_shard(config: CorpusConfig, shard: int, target: Path) -> None:
+    """Write one shard."""
+    reasons: Counter = Counter()
+    groups: list[list[dict[str, Any]]] = [[] for _ in range(config.partitions)]
+    for row in rows_of_shard(config, shard, reasons):
+        groups[partition_of(row["id"], config.partitions)].append(row)
+    schema = SCHEMA.with_metadata({"rejections": json.dumps(reasons, sort_keys=True)})
+    write_parquet(target, schema, (pa.Table.from_pylist(group, schema) for group in groups))
+
+
+# ---------------------------------------------------------------- step 2
+
+
+def write_partition(
+    shards: list[Path], partition: int, quota: int, write: Callable[[str, pa.Table], None]
+) -> Counter[str]:
+    """Give `write` each split's rows of one partition: its first `quota` distinct ids. Returns how many went where."""
+    table = pa.concat_tables(_groups(shards, partition))
+    first = first_of_each(table["id"].to_pylist())[:quota]
+    table = table.take(first).replace_schema_metadata(None)
+    splits = pa.array([split_of(identity) for identity in table["id"].to_pylist()])
+    written: Counter[str] = Counter()
+    for split in HASHED_SPLITS:
+        part = table.filter(pa.compute.equal(splits, split))
+        write(split, part)
+        written[split] = len(part)
+    return written
+
+
+def first_of_each(ids: list[str]) -> list[int]:
+    """Places of the distinct ids, in order of the ids."""
+    places: dict[str, int] = {}
+    for place, identity in enumerate(ids):
+        places.setdefault(identity, place)
+    return [places[identity] for identity in sorted(places)]
+
+
+def _groups(shards: Iterable[Path], partition: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    for path in shards:
+        with pq.ParquetFile(path) as file:
+            yield file.read_row_group(partition, columns=columns)
+
+
+def distinct_in_partition(shards: list[Path], partition: int) -> int:
+    return len(set().union(*(table["id"].to_pylist() for table in _groups(shards, partition, ["id"]))))
+
+
+# ---------------------------------------------------------------- splits of one file
+
+
+def long_rows(config: CorpusConfig) -> Iterator[dict[str, Any]]:
+    """The rows of `test_long`."""
+    seen: set[str] = set()
+    for sample in sample_programs(f"corpus-{config.name}-long", config.long_sampler):
+        identity = hash_canonical(sample.program, sample.vocab, sample.max_seq_len)
+        if identity not in seen:
+            seen.add(identity)
+            yield to_row(identity, sample.program, sample.vocab, sample.max_seq_len)
+        if len(seen) == config.long_rows:
+            return
+
+
+def library_rows() -> Iterator[dict[str, Any]]:
+    """The rows of `library`, as written by their authors and not in canonical form; `id` is that of the latter."""
+    for item in library_programs():
+        identity = canonical_hash(item.program, item.vocab, item.max_seq_len)
+        yield to_row(identity, item.program, item.vocab, item.max_seq_len)
+
+
+def _single_files(config: CorpusConfig, home: Path) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for split, rows in (("test_long", long_rows(config)), ("library", library_rows())):
+        path = home / f"{split}-00000-of-00001.parquet"
+        if not path.exists():
+            write_parquet(path, SCHEMA, [pa.Table.from_pylist(list(rows), SCHEMA)])
+        counts[split] = pq.read_metadata(path).num_rows
+    return counts
+
+
+# ---------------------------------------------------------------- both
+
+
+def build(config: CorpusConfig, folder: Path, processes: int = 1, progress: bool = True) -> dict[str, Any]:
+    """Build a configuration under `folder`/`config.name`, or go on with it; returns what the report holds.
+
+    Raises CorpusError for a folder that holds another build, OSError for one that cannot be written.
+    """
+    home, work = folder / config.name, folder / ".work" / config.name
+    if (home / "report.json").exists():
+        return _finished(home / "report.json", config)
+    for path in (home, work):
+        path.mkdir(parents=True, exist_ok=True)
+    _claim(work / "config.json", config)
+    for left in [*home.glob(".*.partial"), *work.glob(".*.partial")]:
+        left.unlink()
+    shards = _draw_enough(config, work, processes, progress)
+    quotas = [
+        config.rows // config.partitions + (p < config.rows % config.partitions) for p in range(config.partitions)
+    ]
+    tasks = [(shards, p, quotas[p], home, config.partitions) for p in range(config.partitions)]
+    counts: Counter[str] = Counter()
+    for written in _in_processes(_partition_to_files, tasks, processes, "write", progress):
+        counts.update(written)
+    counts.update(_single_files(config, home))
+    rejections: Counter[str] = Counter()
+    for path in shards:
+        rejections.update(json.loads(pq.read_schema(path).metadata[b"rejections"]))
+    drawn = rejections.pop("kept")
+    report = {
+        "config": asdict(config),
+        "rows": sum(counts.values()),
+        "splits": {split: counts[split] for split in SPLITS},
+        "drawn": drawn,
+        "repeated": drawn - sum(distinct_in_partition(shards, p) for p in range(config.partitions)),
+        "rejected": dict(sorted(rejections.items())),
+        "bytes": sum(path.stat().st_size for path in home.glob("*.parquet")),
+    }
+    write_whole(home / "report.json", lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
+    shutil.rmtree(work)
+    return report
+
+
+def _finished(path: Path, config: CorpusConfig) -> dict[str, Any]:
+    report = json.loads(path.read_text())
+    if report["config"] != json.loads(json.dumps(asdict(config))):
+        raise CorpusError(f"{path.parent}: holds a corpus with other settings; remove it or choose another folder")
+    return report
+
+
+def _claim(path: Path, config: CorpusConfig) -> None:
+    text = json.dumps(asdict(config), indent=2)
+    if not path.exists():
+        write_whole(path, lambda partial: partial.write_text(text))
+    elif path.read_text() != text:
+        raise CorpusError(f"{path.parent}: holds a build with other settings; remove it or choose another folder")
+
+
+def _draw_enough(config: CorpusConfig, work: Path, processes: int, progress: bool) -> list[Path]:
+    """Shards until every partition has its rows: 5 % more than rows at first, then 2 % more at a time."""
+    wanted = -(-config.rows * 21 // (20 * config.shard_rows))
+    quota = -(-config.rows // config.partitions)
+    while True:
+        shards = [work / f"shard-{number:06}.parquet" for number in range(wanted)]
+        tasks = [(config, number, path) for number, path in enumerate(shards) if not path.exists()]
+        for _ in _in_processes(_draw_task, tasks, processes, "draw", progress):
+            pass
+        if all(distinct_in_partition(shards, p) >= quota for p in range(config.partitions)):
+            return shards
+        wanted += max(1, wanted // 50)
+
+
+def _draw_task(config: CorpusConfig, shard: int, target: Path) -> None:
+    draw_shard(config, shard, target)
+
+
+def _partition_to_files(shards: list[Path], partition: int, quota: int, home: Path, partitions: int) -> Counter[str]:
+    def path_of(split: str) -> Path:
+        return home / f"{split}-{partition:05}-of-{partitions:05}.parquet"
+
+    if all(path_of(split).exists() for split in HASHED_SPLITS):
+        return Counter({split: pq.read_metadata(path_of(split)).num_rows for split in HASHED_SPLITS})
+    return write_partition(shards, partition, quota, lambda split, rows: write_parquet(path_of(split), SCHEMA, [rows]))
+
+
+def _in_processes(function: Callable, tasks: list[tuple], processes: int, name: str, progress: bool) -> Iterator[Any]:
+    """Results as they come."""
+    options: dict[str, Any] = {"desc": name, "total": len(tasks), "disable": None if progress else True}
+    if processes <= 1 or not tasks:
+        yield from tqdm((function(*task) for task in tasks), **options)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        yield from tqdm(pool.map(function, *zip(*tasks, strict=True)), **options)
+
+
+def write_parquet(target: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    """One Parquet file, a row group for each table (an empty one too), whole or not at all."""
+
+    def write(path: Path) -> None:
+        with pq.ParquetWriter(path, schema, compression="zstd", write_statistics=False) as writer:
+            for table in tables:
+                writer.write_table(table) if len(table) else writer.write_batch(pa.RecordBatch.from_pylist([], schema))
+
+    write_whole(target, write)
+
+
+def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
+    """What `write` puts into the path that it is given appears at `target` once it is complete."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)

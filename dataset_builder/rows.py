@@ -1,0 +1,117 @@
+"""A row of the corpus: a program, what it was made for, and its compiled weights as sparse lists."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dataset_builder.online import Example, collate_examples, example_of
+from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.weights import TracrWeights
+from trade_hf.rasp.functions import Value
+from trade_hf.rasp.program import Program, RaspError
+from trade_hf.rasp.text import parse, to_text
+from trade_hf.tokenization_rasp import to_tokens
+
+# Weights are parallel flat lists, which Parquet packs well and which read a hundred times faster than lists of structs.
+# Tensor number i has the name names[i] and the shape shapes[i]; its non-zero entries are offsets[i] … offsets[i + 1] of
+# `index` and `value`. `index` counts along the flattened tensor, each entry as its distance from the one before.
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("code", pa.string()),
+        ("tokens", pa.string()),
+        ("num_lines", pa.int16()),
+        ("operations", pa.list_(pa.string())),
+        ("vocab", pa.string()),
+        ("max_seq_len", pa.int16()),
+        ("num_layers", pa.int16()),
+        ("num_heads", pa.int16()),
+        ("key_size", pa.int16()),
+        ("mlp_size", pa.int32()),
+        ("d_model", pa.int16()),
+        ("metadata", pa.string()),
+        ("names", pa.list_(pa.string())),
+        ("shapes", pa.list_(pa.list_(pa.int32()))),
+        ("offsets", pa.list_(pa.int32())),
+        ("index", pa.list_(pa.uint32())),
+        ("value", pa.list_(pa.float32())),
+    ]
+)
+
+
+def to_row(identity: str, program: Program, vocab: tuple[Value, ...], max_seq_len: int) -> dict[str, Any]:
+    """A program, compiled. `vocab` and `metadata` are JSON (`metadata` that of a weights file); `tokens` is None where
+    a function has no token."""
+    weights = compile_program(program, vocab, max_seq_len)
+    try:
+        tokens = " ".join(to_tokens(program))
+    except RaspError:
+        tokens = None
+    return {
+        "id": identity,
+        "code": to_text(program),
+        "tokens": tokens,
+        "num_lines": len(program),
+        "operations": [line.op.text for line in program.lines],
+        "vocab": json.dumps(vocab),
+        "max_seq_len": max_seq_len,
+        "num_layers": weights.num_layers,
+        "num_heads": weights.num_heads,
+        "key_size": weights.key_size,
+        "mlp_size": weights.mlp_size,
+        "d_model": weights.d_model,
+        "metadata": json.dumps(weights.metadata()),
+        **_sparse(weights.tensors),
+    }
+
+
+def _sparse(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    flat = np.concatenate([tensor.ravel() for tensor in tensors.values()])
+    starts = np.cumsum([0, *(tensor.size for tensor in tensors.values())])
+    places = np.flatnonzero(flat)
+    offsets = np.searchsorted(places, starts)
+    index = np.diff(places, prepend=0)
+    first = np.flatnonzero(np.diff(offsets))  # tensors that hold anything
+    index[offsets[first]] = places[offsets[first]] - starts[first]
+    return {
+        "names": list(tensors),
+        "shapes": [list(tensor.shape) for tensor in tensors.values()],
+        "offsets": offsets.astype(np.int32),
+        "index": index.astype(np.uint32),
+        "value": flat[places],
+    }
+
+
+def to_tensors(row: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The dense tensors of a row, float32, by Tracr's names."""
+    offsets, index = np.asarray(row["offsets"]), np.asarray(row["index"], np.int64)
+    value = np.asarray(row["value"], np.float32)
+    tensors = {}
+    for i, (name, shape) in enumerate(zip(row["names"], row["shapes"], strict=True)):
+        part = slice(int(offsets[i]), int(offsets[i + 1]))
+        flat = np.zeros(int(np.prod(shape)), np.float32)
+        flat[np.cumsum(index[part])] = value[part]
+        tensors[str(name)] = flat.reshape([int(size) for size in shape])
+    return tensors
+
+
+def to_weights(row: Mapping[str, Any]) -> TracrWeights:
+    """The compiled model of a row, equal to Tracr's bit for bit."""
+    return TracrWeights.from_metadata(to_tensors(row), json.loads(row["metadata"]))
+
+
+def read_example(row: Mapping[str, Any]) -> Example:
+    """What the model is trained on, from a row."""
+    return example_of(parse(row["code"]), to_weights(row))
+
+
+class DataCollator:
+    """Rows of the corpus → a padded batch for `TraDeForConditionalGeneration`, with `labels`."""
+
+    def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+        return collate_examples([read_example(row) for row in rows])

@@ -1,0 +1,47 @@
+"""Build a configuration of the corpus as Parquet files with a dataset card.
+
+Run: python scripts/build_dataset.py --config small --out corpus
+     python scripts/build_dataset.py --config base --out corpus --processes 2 --json --report results/corpus-base.json
+Then: load_dataset("corpus", "small", split="train")
+A build that was killed goes on when it is started again, and ends with the same files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dataset_builder.card import write_card
+from dataset_builder.corpus import CONFIGS, CorpusError, build
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", choices=sorted(CONFIGS), default="small")
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the data set; configurations share it")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--report", type=Path, help="also write the report, with the time taken, here")
+    args = parser.parse_args()
+    start = time.monotonic()
+    try:
+        report = build(CONFIGS[args.config], args.out, args.processes)
+        write_card(args.out)
+    except (CorpusError, OSError) as error:
+        print(f"build_dataset: {error}", file=sys.stderr)
+        sys.exit(2)
+    report |= {"processes": args.processes, "seconds": round(time.monotonic() - start, 1)}
+    text = json.dumps(report, indent=2)
+    if args.report:
+        args.report.write_text(text + "\n")
+    print(text if args.json else f"{report['rows']:,} rows in {args.out / args.config}, {report['bytes']:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""The corpus: rows give back the weights, files depend on neither processes nor kills, `datasets` loads it."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import DatasetCard
+
+from dataset_builder import corpus
+from dataset_builder.card import write_card
+from dataset_builder.corpus import HASHED_SPLITS, SPLITS, CorpusConfig, CorpusError, build
+from dataset_builder.online import collate_examples, to_example
+from dataset_builder.rows import DataCollator, to_weights
+from dataset_builder.splits import pinned, split_of
+from trade_hf.compiled.compiler import compile_program
+from trade_hf.rasp.text import parse
+
+TINY = CorpusConfig("small", 160, long_rows=3, shard_rows=50)
+BUILD = """
+import dataclasses, sys
+from pathlib import Path
+from dataset_builder.corpus import CorpusConfig, build
+if __name__ == "__main__":
+    build(CorpusConfig("small", 160, long_rows=3, shard_rows=50), Path(sys.argv[1]), int(sys.argv[2]), progress=False)
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    report = build(TINY, folder, progress=False)
+    write_card(folder)
+    return folder, report
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted((folder / "small").iterdir())}
+
+
+def rows_of(folder, split):
+    return [row for path in sorted((folder / "small").glob(f"{split}-*")) for row in pq.read_table(path).to_pylist()]
+
+
+def test_the_report_counts_what_is_there(built):
+    folder, report = built
+    assert report["rows"] == TINY.rows + TINY.long_rows + report["splits"]["library"]
+    assert report["splits"] == {split: len(rows_of(folder, split)) for split in SPLITS}
+    assert report["drawn"] >= TINY.rows + report["repeated"] and report["rejected"]["constant output"] > 0
+    assert not (folder / ".work" / "small").exists()
+
+
+def test_no_program_is_in_two_splits_or_twice(built):
+    folder, _ = built
+    ids = [row["id"] for split in SPLITS for row in rows_of(folder, split)]
+    assert len(set(ids)) == len(ids)
+    for split in HASHED_SPLITS:
+        assert all(split_of(row["id"]) == split and row["num_lines"] <= 10 for row in rows_of(folder, split))
+    assert all(row["num_lines"] > 10 for row in rows_of(folder, "test_long"))
+
+
+def test_rows_give_back_the_weights(built):
+    folder, _ = built
+    for row in [row for split in SPLITS for row in rows_of(folder, split)][::3]:
+        vocab = json.loads(row["vocab"])
+        weights, expected = to_weights(row), compile_program(parse(row["code"]), vocab, row["max_seq_len"])
+        assert weights.tensors.keys() == expected.tensors.keys()
+        assert all(np.array_equal(weights.tensors[name], expected.tensors[name]) for name in expected.tensors)
+        assert weights.metadata() == json.loads(json.dumps(expected.metadata()))
+        assert np.array_equal(weights.unembedding, expected.unembedding)
+
+
+def test_two_processes_give_the_same_files(built, tmp_path):
+    build(TINY, tmp_path, processes=2, progress=False)
+    assert contents(tmp_path) == contents(built[0])
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_files(built, tmp_path):
+    script = tmp_path / "build.py"
+    script.write_text(BUILD)
+    rng, environment = random.Random(0), {**os.environ, "PYTHONPATH": str(Path(corpus.__file__).parent.parent)}
+    for _ in range(3):
+        with subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path), "1"], start_new_session=True, env=environment
+        ) as run:
+            time.sleep(rng.uniform(1.0, 4.0))
+            os.killpg(run.pid, signal.SIGKILL)
+    build(TINY, tmp_path, progress=False)
+    assert contents(tmp_path) == contents(built[0])
+
+
+def test_the_datasets_library_loads_it(built, tmp_path):
+    folder, report = built
+    whole = datasets.load_dataset(str(folder), "small", cache_dir=str(tmp_path))
+    assert {split: len(whole[split]) for split in whole} == report["splits"]
+    assert whole["train"].features["value"].feature.dtype == "float32"
+    streamed = next(iter(datasets.load_dataset(str(folder), split="test", streaming=True)))
+    assert streamed == whole["test"][0]
+    assert whole["test"].with_format("torch")[0]["value"].dtype.is_floating_point
+    built_by_class = contents(folder)
+    card = DatasetCard.load(folder / "README.md")
+    assert card.data.license == "apache-2.0" and "{" not in card.text.replace("{0", "")
+    assert built_by_class["report.json"] == (folder / "small" / "report.json").read_bytes()
+
+
+def test_the_builder_class(built, tmp_path, monkeypatch):
+    from dataset_builder.tracr_rasp import TracrRasp
+
+    monkeypatch.setitem(corpus.CONFIGS, "small", TINY)
+    builder = TracrRasp(config_name="small", cache_dir=str(tmp_path))
+    builder.download_and_prepare()
+    rows = builder.as_dataset(split="test")
+    assert [row["id"] for row in rows] == [row["id"] for row in rows_of(built[0], "test")]
+
+
+def test_rows_make_the_same_batch_as_samples(built):
+    items = {item.canonical_hash: item for item in pinned("test", 3)}
+    rows = [
+        corpus.to_row(identity, item.sample.program, item.sample.vocab, item.sample.max_seq_len)
+        for identity, item in items.items()
+    ]
+    batch, expected = DataCollator()(rows), collate_examples([to_example(item.sample) for item in items.values()])
+    assert batch.keys() == expected.keys() and all((batch[name] == expected[name]).all() for name in batch)
+
+
+def test_another_build_in_the_folder_is_refused(built):
+    with pytest.raises(CorpusError, match="other settings"):
+        build(dataclasses.replace(TINY, rows=170), built[0], progress=False)
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    with pytest.raises(OSError, match="No space left"):
+        corpus.write_whole(tmp_path / "file", lambda path: Path("/dev/full").write_bytes(b"x" * 100_000))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_script_says_in_one_line_where_it_cannot_write(tmp_path):
+    (tmp_path / "out").write_text("a file where a folder was meant")
+    script = Path(corpus.__file__).parent.parent / "scripts" / "build_dataset.py"
+    command = [sys.executable, str(script), "--config", "small", "--out", str(tmp_path / "out")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 2 and result.stderr.startswith("build_dataset: ") and result.stderr.count("\n") == 1
