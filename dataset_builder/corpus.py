@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -199,6 +199,7 @@ def build(config: CorpusConfig, folder: Path, processes: int = 1, progress: bool
     for written in _in_processes(_partition_to_files, tasks, processes, "write", progress):
         counts.update(written)
     counts.update(_single_files(config, home))
+    check_splits(home)
     rejections: Counter[str] = Counter()
     for path in shards:
         rejections.update(json.loads(pq.read_schema(path).metadata[b"rejections"]))
@@ -224,6 +225,21 @@ def _finished(path: Path, config: CorpusConfig) -> dict[str, Any]:
     return report
 
 
+def check_splits(home: Path) -> None:
+    """Raises CorpusError if a row is not in the split that its id says, or a split has the lines of `test_long`."""
+    longest = 0
+    for split in HASHED_SPLITS:
+        for path in sorted(home.glob(f"{split}-*.parquet")):
+            table = pq.read_table(path, columns=["id", "num_lines"])
+            wrong = [identity for identity in table["id"].to_pylist() if split_of(identity) != split]
+            if wrong:
+                raise CorpusError(f"{path}: the program {wrong[0]} belongs to {split_of(wrong[0])}")
+            longest = max(longest, pa.compute.max(table["num_lines"]).as_py() or 0)
+    shortest = pa.compute.min(pq.read_table(home / "test_long-00000-of-00001.parquet")["num_lines"]).as_py()
+    if shortest <= longest:
+        raise CorpusError(f"{home}: test_long has a program of {shortest} lines, other splits have up to {longest}")
+
+
 def _claim(path: Path, config: CorpusConfig) -> None:
     text = json.dumps(asdict(config), indent=2)
     if not path.exists():
@@ -239,15 +255,10 @@ def _draw_enough(config: CorpusConfig, work: Path, processes: int, progress: boo
     while True:
         shards = [work / f"shard-{number:06}.parquet" for number in range(wanted)]
         tasks = [(config, number, path) for number, path in enumerate(shards) if not path.exists()]
-        for _ in _in_processes(_draw_task, tasks, processes, "draw", progress):
-            pass
+        deque(_in_processes(draw_shard, tasks, processes, "draw", progress), maxlen=0)
         if all(distinct_in_partition(shards, p) >= quota for p in range(config.partitions)):
             return shards
         wanted += max(1, wanted // 50)
-
-
-def _draw_task(config: CorpusConfig, shard: int, target: Path) -> None:
-    draw_shard(config, shard, target)
 
 
 def _partition_to_files(shards: list[Path], partition: int, quota: int, home: Path, partitions: int) -> Counter[str]:

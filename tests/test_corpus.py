@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +67,14 @@ def test_no_program_is_in_two_splits_or_twice(built):
     for split in HASHED_SPLITS:
         assert all(split_of(row["id"]) == split and row["num_lines"] <= 10 for row in rows_of(folder, split))
     assert all(row["num_lines"] > 10 for row in rows_of(folder, "test_long"))
+
+
+def test_a_program_in_the_wrong_split_is_never_published(built, tmp_path):
+    shutil.copytree(built[0] / "small", tmp_path / "small")
+    corpus.check_splits(tmp_path / "small")
+    (tmp_path / "small" / "test-00000-of-00001.parquet").replace(tmp_path / "small" / "train-00000-of-00001.parquet")
+    with pytest.raises(CorpusError, match="belongs to test"):
+        corpus.check_splits(tmp_path / "small")
 
 
 def test_rows_give_back_the_weights(built):

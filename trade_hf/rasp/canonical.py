@@ -303,6 +303,7 @@ def _functions_by_entries(op: Op, on_itself: bool, *args: tuple) -> dict[tuple, 
             image = unary_image(function, args[0]) if len(args) == 1 else binary_image(function, *args)
         except TypeError:  # say, "a" < 1: this name does not fit these values
             continue
+        entries: tuple
         values: tuple = ()
         if op is Op.SELECT:
             entries = tuple(map(int, map(bool, image)))
