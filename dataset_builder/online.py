@@ -7,7 +7,6 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,21 +122,3 @@ def collate_examples(examples: list[Example]) -> dict[str, Any]:
     for row, example in zip(unit_labels, examples, strict=True):
         row[: len(example.unit_labels)] = torch.from_numpy(example.unit_labels)
     return {**batch, "labels": pad_labels([example.labels for example in examples]), "unit_labels": unit_labels}
-
-
-def read_corpus(folder: Path) -> list[Example]:
-    """Examples of a folder of JSON files as `trade sample --json` writes them."""
-    import json
-
-    from trade_hf.rasp.canonical import canonicalise
-    from trade_hf.rasp.text import parse
-
-    examples = []
-    for path in sorted(folder.glob("*.json")):
-        for row in json.loads(path.read_text()):
-            vocab, length = row["vocab"], row["max_seq_len"]
-            program = canonicalise(parse(row["code"]), vocab, length)
-            examples.append(example_of(program, compile_program(program, vocab, length)))
-    if not examples:
-        raise FileNotFoundError(f"{folder}: expected JSON files as `trade sample --json` writes them, found none")
-    return examples

@@ -8,6 +8,8 @@ free_running_exact      the greedy program is the canonical one
 identical_weights       the greedy program compiles to the model's weights, up to order (a superset of exact)
 compiles                the greedy program compiles
 functional_equivalence  the greedy program gives the same on every input
+greedy_read_exact       the greedy program's operations and arguments, with functions read from the weights, are the
+                        canonical program
 decompiled_exact        what `decompile` returns is the canonical program; its candidates come from greedy and beam
                         search, each also with its functions read from the weights, and the best proven one is taken
 certified_equivalence   what `decompile` returns is proven identical or equivalent
@@ -40,7 +42,15 @@ from trade_hf.compiled.forward import run
 from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.transforms import permute, rotate
 from trade_hf.compiled.weights import TracrWeights
-from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile, greedy_programs, load_model, teacher_forced
+from trade_hf.decompiler import (
+    DEFAULT_CHECKPOINT,
+    Candidate,
+    decompile,
+    greedy_programs,
+    load_model,
+    teacher_forced,
+    with_functions_read,
+)
 from trade_hf.rasp.evaluate import all_inputs
 from trade_hf.rasp.program import Program
 from trade_hf.rasp.tables import UnsupportedError
@@ -60,6 +70,7 @@ SHARES = (
     "identical_weights",
     "compiles",
     "functional_equivalence",
+    "greedy_read_exact",
     "decompiled_exact",
     "certified_equivalence",
     "wrongly_certified",
@@ -98,8 +109,7 @@ def evaluate_checkpoint(checkpoint: Path, split: str, variant: str, limit: int) 
         forced = teacher_forced(weights, [to_ids(item.sample.program) for item in batch], model)
         greedy = greedy_programs(weights, model)
         for item, original, given, right, candidate in zip(batch, originals, weights, forced, greedy, strict=True):
-            program = candidate.program if candidate else None
-            rows.append(_row(item.sample.program, original, given, right, program, checkpoint))
+            rows.append(_row(item.sample.program, original, given, right, candidate, checkpoint))
     shares = {name: [row[name] for row in rows] for name in SHARES}
     return {
         "split": split,
@@ -144,10 +154,12 @@ def _row(
     original: TracrWeights,
     weights: TracrWeights,
     forced: bool,
-    program: Program | None,
+    candidate: Candidate | None,
     checkpoint: Path,
 ) -> dict[str, Any]:
     """One model's figures. `original` are its weights in Tracr's own basis, `weights` what the decompiler was given."""
+    program = candidate.program if candidate else None
+    read = next(with_functions_read(candidate, weights), None) if candidate else None
     compiled = None if program is None else _compiled(program, weights)
     verdict = verify(program, weights) if program else Verdict(Status.REFUTED, 0, 0, reason="unfinished")
     if verdict.status is Status.IDENTICAL:
@@ -162,6 +174,7 @@ def _row(
         "identical_weights": compiled is not None and are_identical(compiled, original),
         "compiles": compiled is not None,
         "functional_equivalence": verdict.is_verified,
+        "greedy_read_exact": read is not None and read.program == truth,
         "decompiled_exact": certified == truth,
         "certified_equivalence": certified is not None,
         "wrongly_certified": certified is not None and _differs(certified, weights),

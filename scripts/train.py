@@ -21,7 +21,7 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallba
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset_builder.online import OnlineExamples, collate_examples, read_corpus, to_example
+from dataset_builder.online import OnlineExamples, collate_examples, to_example
 from dataset_builder.sampler import SamplerConfig
 from dataset_builder.splits import pinned
 from trade_hf.configuration_trade import TraDeConfig
@@ -36,22 +36,25 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--online", action="store_true", help="make data on the fly")
-    source.add_argument("--corpus", type=Path, help="a folder of `trade sample --json` files")
+    source.add_argument("--corpus", type=Path, help="a folder as scripts/build_dataset.py writes it")
+    parser.add_argument("--corpus-config", help="its configuration; by default the smallest that is there")
     parser.add_argument("--max-steps", type=int, help="in place of the config's")
     args = parser.parse_args()
-    train(yaml.safe_load(args.config.read_text()), args.output, args.corpus, args.max_steps)
+    if args.corpus and not args.corpus.is_dir():
+        parser.error(f"{args.corpus}: expected a folder as scripts/build_dataset.py writes it")
+    train(yaml.safe_load(args.config.read_text()), args.output, args.corpus, args.corpus_config, args.max_steps)
 
 
-def train(config: dict[str, Any], output: Path, corpus: Path | None, max_steps: int | None) -> None:
+def train(
+    config: dict[str, Any], output: Path, corpus: Path | None, corpus_config: str | None, max_steps: int | None
+) -> None:
     """One run, from the config to a saved model in `output`/final."""
     sampler = SamplerConfig(**config.get("sampler", {}))
     settings = dict(config["training"])
     if max_steps is not None:
         settings["max_steps"] = max_steps
     reuse, seed = settings.pop("reuse", 1), settings.get("seed", 0)
-    validation = [
-        to_example(item.sample) for item in pinned("validation", settings.pop("validation_size", 200), sampler)
-    ]
+    validation_size = settings.pop("validation_size", 200)
     checkpoint = last_complete_checkpoint(output)
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(output),
@@ -68,15 +71,13 @@ def train(config: dict[str, Any], output: Path, corpus: Path | None, max_steps: 
     model = TraDeForConditionalGeneration(TraDeConfig(vocab_size=len(VOCABULARY), **config.get("model", {})))
     if corpus is None:
         step = int(Path(checkpoint).name.split("-")[-1]) if checkpoint else 0
-        dataset: Any = OnlineExamples(f"{seed}-{step}", arguments.per_device_train_batch_size, reuse, sampler)
+        data = made_online(f"{seed}-{step}", arguments.per_device_train_batch_size, reuse, sampler, validation_size)
     else:
-        dataset = read_corpus(corpus)
+        data = from_corpus(corpus, corpus_config, validation_size)
     trainer = Seq2SeqTrainer(
         model=model,
         args=arguments,
-        train_dataset=dataset,
-        eval_dataset=validation,
-        data_collator=collate_examples,
+        **data,
         compute_metrics=exact_match,
         callbacks=[LogToFile(output / "log.jsonl")],
     )
@@ -87,6 +88,30 @@ def train(config: dict[str, Any], output: Path, corpus: Path | None, max_steps: 
         TraDeProcessor(build_tokenizer()).save_pretrained(output / "final")
         record = {"config": config, "sampler": dataclasses.asdict(sampler), "steps": trainer.state.global_step}
         (output / "final" / "training.json").write_text(json.dumps(record, indent=2))
+
+
+def made_online(seed: str, batch_size: int, reuse: int, sampler: SamplerConfig, validation_size: int) -> dict[str, Any]:
+    """The trainer's data, sampled and compiled while it trains."""
+    return {
+        "train_dataset": OnlineExamples(seed, batch_size, reuse, sampler),
+        "eval_dataset": [to_example(item.sample) for item in pinned("validation", validation_size, sampler)],
+        "data_collator": collate_examples,
+    }
+
+
+def from_corpus(folder: Path, name: str | None, validation_size: int) -> dict[str, Any]:
+    """The trainer's data, read from a corpus on disk."""
+    import datasets
+
+    from dataset_builder.rows import DataCollator
+
+    corpus = datasets.load_dataset(str(folder), name)
+    validation = corpus["validation"]
+    return {
+        "train_dataset": corpus["train"],
+        "eval_dataset": validation.select(range(min(validation_size, len(validation)))),
+        "data_collator": DataCollator(),
+    }
 
 
 def last_complete_checkpoint(output: Path) -> str | None:

@@ -11,8 +11,19 @@ from trade_hf.compiled.transforms import permute, rotate
 from trade_hf.configuration_trade import TraDeConfig
 from trade_hf.decompiler import beam_programs, decompile, greedy_programs, load_model, teacher_forced
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
-from trade_hf.processing_trade import COLUMNS, EDGE_CHANNELS, TraDeProcessor, collate, to_units
-from trade_hf.tokenization_rasp import VOCABULARY, to_ids, to_tokens
+from trade_hf.processing_trade import (
+    COLUMNS,
+    EDGE_CHANNELS,
+    HIDDEN,
+    OUTPUT,
+    TOKEN,
+    VALUE_BUCKETS,
+    TraDeProcessor,
+    collate,
+    to_units,
+)
+from trade_hf.rasp.program import variable_name
+from trade_hf.tokenization_rasp import LINE_SIZE, VOCABULARY, to_ids, to_tokens
 
 
 def encode(model, units):
@@ -30,6 +41,27 @@ def test_the_encoder_is_unmoved_by_the_basis(tiny_checkpoint, samples, change):
         assert units.features.shape == (len(units.features), len(COLUMNS))
         assert units.edges.shape == (len(units.features),) * 2 + (EDGE_CHANNELS,)
         assert torch.allclose(encode(model, units), encode(model, to_units(change(weights, seed))), atol=0.05)
+
+
+def test_unit_labels_name_every_line_and_its_function(samples):
+    for sample in samples[:40]:
+        example, ids = to_example(sample), to_ids(sample.program)
+        labelled = {tuple(row[:2]) for row in example.unit_labels.tolist() if row[0] >= 0}
+        lines = range(len(sample.program))
+        assert labelled == {(VOCABULARY.index(variable_name(n)), ids[LINE_SIZE * n + LINE_SIZE - 1]) for n in lines}
+        kinds = example.units.features[:, 0]
+        assert (example.unit_labels[(kinds == TOKEN) | (kinds == OUTPUT)] == -100).all()
+        values = example.unit_labels[kinds == HIDDEN, 2]
+        assert ((values == -100) | ((values >= 0) & (values < VALUE_BUCKETS))).all()
+
+
+def test_the_unit_loss_counts_in_training_alone(samples):
+    torch.manual_seed(0)
+    model = TraDeForConditionalGeneration(TraDeConfig(vocab_size=len(VOCABULARY), d_model=32, num_heads=2))
+    batch = collate_examples([to_example(sample) for sample in samples[:2]])
+    plain = {name: tensor for name, tensor in batch.items() if name != "unit_labels"}
+    assert model.train()(**batch).loss > model(**plain).loss
+    assert torch.equal(model.eval()(**batch).loss, model(**plain).loss)
 
 
 def test_padding_changes_nothing(tiny_checkpoint, samples):
@@ -81,7 +113,7 @@ def test_the_processor(tiny_checkpoint, samples):
     weights = [compile_program(s.program, s.vocab, s.max_seq_len) for s in chosen]
     batch = processor(weights, [" ".join(to_tokens(s.program)) for s in chosen])
     expected = collate_examples([to_example(s) for s in chosen])
-    assert batch.keys() == expected.keys()
+    assert batch.keys() == expected.keys() - {"unit_labels"}
     assert all(torch.equal(batch[name], expected[name]) for name in batch)
     assert load_model(tiny_checkpoint)(**batch).loss > 0
     assert processor(weights[0])["weight_features"].shape[0] == 1

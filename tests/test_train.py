@@ -1,15 +1,15 @@
 """The training script: online and from a corpus folder, killed and resumed."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import pytest
-
-from trade_hf.cli import main as trade
+from dataset_builder.card import write_card
+from dataset_builder.corpus import CorpusConfig, build
 from trade_hf.decompiler import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,8 +51,6 @@ def test_online_killed_and_resumed(tmp_path):
         while not list((tmp_path / "run").glob("checkpoint-*/trainer_state.json")):
             assert time.monotonic() < deadline and run.poll() is None
             time.sleep(0.2)
-        import os
-
         os.killpg(run.pid, signal.SIGKILL)
     before = max(row["step"] for row in logged(tmp_path))
     last = max(
@@ -74,21 +72,24 @@ def test_online_killed_and_resumed(tmp_path):
     assert json.loads((tmp_path / "run" / "final" / "training.json").read_text())["steps"] == goal
 
 
-def test_from_a_corpus_folder(tmp_path, capsys):
-    assert trade(["sample", "-n", "8", "--seed", "1", "--json"]) == 0
-    corpus = tmp_path / "corpus"
-    corpus.mkdir()
-    (corpus / "part.json").write_text(capsys.readouterr().out)
+def test_from_a_corpus_folder(tmp_path):
+    build(CorpusConfig("small", 60, long_rows=1, shard_rows=40), tmp_path / "corpus", progress=False)
+    write_card(tmp_path / "corpus")
     result = subprocess.run(
-        command(tmp_path, "--corpus", str(corpus)), capture_output=True, text=True, timeout=240, check=False
+        command(tmp_path, "--corpus", str(tmp_path / "corpus")),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, "HF_HOME": str(tmp_path / "cache")},
     )
     assert result.returncode == 0, result.stderr[-2000:]
     rows = logged(tmp_path)
     assert rows[-1]["step"] == 6 and any("eval_free_running_exact" in row for row in rows)
 
 
-def test_an_empty_corpus_is_refused(tmp_path):
-    from dataset_builder.online import read_corpus
-
-    with pytest.raises(FileNotFoundError, match="expected JSON files"):
-        read_corpus(tmp_path)
+def test_a_corpus_that_is_not_there_is_refused(tmp_path):
+    result = subprocess.run(
+        command(tmp_path, "--corpus", str(tmp_path / "none")), capture_output=True, text=True, timeout=240, check=False
+    )
+    assert result.returncode == 2 and "expected a folder as scripts/build_dataset.py writes it" in result.stderr
