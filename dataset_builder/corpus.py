@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -118,7 +119,7 @@ def write_partition(
     splits = pa.array([split_of(identity) for identity in table["id"].to_pylist()])
     written: Counter[str] = Counter()
     for split in HASHED_SPLITS:
-        part = table.filter(pa.compute.equal(splits, split))
+        part = table.filter(pc.equal(splits, split))
         write(split, part)
         written[split] = len(part)
     return written
@@ -234,8 +235,8 @@ def check_splits(home: Path) -> None:
             wrong = [identity for identity in table["id"].to_pylist() if split_of(identity) != split]
             if wrong:
                 raise CorpusError(f"{path}: the program {wrong[0]} belongs to {split_of(wrong[0])}")
-            longest = max(longest, pa.compute.max(table["num_lines"]).as_py() or 0)
-    shortest = pa.compute.min(pq.read_table(home / "test_long-00000-of-00001.parquet")["num_lines"]).as_py()
+            longest = max(longest, pc.max(table["num_lines"]).as_py() or 0)
+    shortest = pc.min(pq.read_table(home / "test_long-00000-of-00001.parquet")["num_lines"]).as_py()
     if shortest <= longest:
         raise CorpusError(f"{home}: test_long has a program of {shortest} lines, other splits have up to {longest}")
 

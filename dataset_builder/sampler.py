@@ -151,18 +151,19 @@ class _Pool:
 
     pool: list[Variable]
     lines: list[Line] = field(default_factory=list)
+    types: dict[Variable, Type] = field(default_factory=lambda: {TOKENS: Type.CATEGORICAL, INDICES: Type.CATEGORICAL})
+    by_type: dict[Type, list[Variable]] = field(  # what fits where a type is wanted, in order of lines
+        default_factory=lambda: {type_: [TOKENS, INDICES] if type_.accepts(Type.CATEGORICAL) else [] for type_ in Type}
+    )
+    binary_numbers: list[Variable] = field(
+        default_factory=list
+    )  # hold 0 and 1 alone: a numerical aggregate can average
 
     def is_done(self) -> bool:
-        return len(self.pool) == 1 and self.pool[0] >= 0 and self.type_of(self.pool[0]) is not Type.SELECTOR
-
-    def type_of(self, variable: Variable) -> Type:
-        return Type.CATEGORICAL if variable < 0 else self.lines[variable].op.result
-
-    def variables(self, wanted: Type) -> list[Variable]:
-        return [v for v in range(TOKENS, len(self.lines)) if wanted.accepts(self.type_of(v))]
+        return len(self.pool) == 1 and self.pool[0] >= 0 and self.types[self.pool[0]] is not Type.SELECTOR
 
     def waiting(self, wanted: Type) -> list[Variable]:
-        return [v for v in self.pool if wanted.accepts(self.type_of(v))]
+        return [v for v in self.pool if wanted.accepts(self.types[v])]
 
     def add(self, draw: Draw, shrink: bool) -> None:
         """One more line; with `shrink`, one that uses up more than it adds where that is possible."""
@@ -172,26 +173,36 @@ class _Pool:
         if op is Op.SELECT and draw.chance(ONE_KEY):
             args = (INDICES, args[1]) if draw.chance(0.75) else (args[0], INDICES)
             function = FUNCTIONS[Kind.PREDICATE][draw.one_of(_ONE_KEY_PREDICATES)]
-        self.lines.append(Line(op, args, function))
+        self.append(Line(op, args, function))
         for argument in args:
             if argument in self.pool:
-                keeps = op is not Op.SELECT and self.type_of(argument) is Type.SELECTOR and draw.chance(KEEP_SELECTOR)
+                keeps = op is not Op.SELECT and self.types[argument] is Type.SELECTOR and draw.chance(KEEP_SELECTOR)
                 if not (keeps and not shrink):
                     self.pool.remove(argument)
         self.pool.append(len(self.lines) - 1)
 
+    def append(self, line: Line) -> None:
+        number, result = len(self.lines), line.op.result
+        self.lines.append(line)
+        self.types[number] = result
+        for wanted, variables in self.by_type.items():
+            if wanted.accepts(result):
+                variables.append(number)
+        if line.op is Op.MAP_NUMERICAL and _compares(str(line.function)):
+            self.binary_numbers.append(number)
+
     def choose(self, draw: Draw, shrink: bool) -> Op:
         if self.waiting(Type.SELECTOR):
-            numerical = bool(self.binary_numbers())
+            numerical = bool(self.binary_numbers)
             moves = any(self.selects_one_key(v) for v in self.waiting(Type.SELECTOR))
             ops = {Op.AGGREGATE: 6.0 if moves else 1.0, Op.SELECTOR_WIDTH: 2.0, Op.SELECTOR_WIDTH_NUMERICAL: 0.4}
             return draw.weighted(ops | ({Op.AGGREGATE_NUMERICAL: 6.0} if numerical else {}))
         weights = dict(OP_WEIGHTS)
-        if len(self.variables(Type.NUMERICAL)) < 2:
+        if len(self.by_type[Type.NUMERICAL]) < 2:
             del weights[Op.LINEAR_SEQUENCE_MAP]
         if self.waiting(Type.NUMERICAL):
             weights[Op.MAP] *= 1.5
-            weights[Op.SELECT] *= 2 if self.binary_numbers() else 1
+            weights[Op.SELECT] *= 2 if self.binary_numbers else 1
         if shrink and len(self.waiting(Type.CATEGORICAL)) >= 2:
             return draw.weighted({Op.SEQUENCE_MAP: 2.0, Op.SELECT: 1.0})
         if shrink and len(self.waiting(Type.NUMERICAL)) >= 2:
@@ -203,19 +214,11 @@ class _Pool:
         line = self.lines[selector]
         return line.args[0] == INDICES and str(line.function) in _ONE_KEY_PREDICATES
 
-    def binary_numbers(self) -> list[Variable]:
-        """Numerical s-ops that hold 0 and 1 alone, which is what a numerical aggregate can average."""
-        return [
-            v
-            for v in self.variables(Type.NUMERICAL)
-            if self.lines[v].op is Op.MAP_NUMERICAL and _compares(str(self.lines[v].function))
-        ]
-
     def arguments(self, draw: Draw, op: Op, shrink: bool) -> tuple[Variable, ...]:
         args: list[Variable] = []
         for wanted in op.argument_types:
             distinct = op in (Op.SEQUENCE_MAP, Op.LINEAR_SEQUENCE_MAP)
-            every = self.binary_numbers() if op is Op.AGGREGATE_NUMERICAL and args else self.variables(wanted)
+            every = self.binary_numbers if op is Op.AGGREGATE_NUMERICAL and args else self.by_type[wanted]
             if wanted is Type.SELECTOR:
                 every = self.waiting(wanted)
             every = [v for v in every if not (distinct and v in args)]

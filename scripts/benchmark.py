@@ -43,7 +43,9 @@ def main() -> None:
     args = parser.parse_args()
     samples = sample_programs(f"benchmark-{args.seed}")
     if args.study == "compile":
-        result = compile_study(list(islice(samples, args.programs)))
+        progress = (args.out or Path(f"compile-{args.seed}")).with_suffix(".progress.jsonl")
+        result = compile_study(list(islice(samples, args.programs)), progress)
+        progress.unlink()
     else:
         result = canonical_study(samples, args.programs, args.mutants, Draw(args.seed))
     result = {"study": args.study, "seed": args.seed, **result}
@@ -60,42 +62,63 @@ def timed(function: Callable, *args: Any) -> tuple[Any, float]:
     return result, (time.process_time() - start) * 1e3
 
 
-def compile_study(samples: list[Sample], inputs_each: int = 5) -> dict[str, Any]:
-    """Every tensor, the evaluator and the forward pass against the tracr package, on the same programs."""
+def compile_study(samples: list[Sample], progress: Path) -> dict[str, Any]:
+    """Every tensor, the evaluator and the forward pass against the tracr package, on the same programs.
+
+    It takes some 4 s a program, nearly all of it tracr's: what was measured is kept in `progress`, one JSON line for
+    each program, and a study that was killed goes on from there.
+    """
+    kept = progress.read_text() if progress.exists() else ""
+    kept = kept[: kept.rfind("\n") + 1]  # a kill may have cut the last line off
+    progress.write_text(kept)
+    rows = [json.loads(line) for line in kept.splitlines()]
+    for number in tqdm(range(len(rows), len(samples)), "compile", len(samples), initial=len(rows), disable=None):
+        rows.append(compare_with_tracr(samples[number], number))
+        with progress.open("a") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
+    rows = rows[: len(samples)]
+    ours, tracr = (statistics.median(row[name] for row in rows) for name in ("ours_ms", "tracr_ms"))
+    return {
+        "programs": len(samples),
+        "ours_ms": round(ours, 3),
+        "tracr_ms": round(tracr, 1),
+        "ratio": round(tracr / ours),
+        **{
+            name: sum(row[name] for row in rows)
+            for name in ("mismatches", "inputs", "evaluator_disagreements", "forward_disagreements")
+        },
+    }
+
+
+def compare_with_tracr(sample: Sample, number: int, inputs_each: int = 5) -> dict[str, Any]:
+    """One program: times, whether any tensor differs, and on how many of a few inputs the outputs do."""
     from tracr.compiler import compiling
 
     from trade_hf.compiled.bridge import from_tracr_model, to_tracr
 
-    ours_ms, tracr_ms, mismatches, evaluator, forward, checked = [], [], 0, 0, 0, 0
-    for number, sample in enumerate(tqdm(samples, desc="compile", disable=None)):
-        ours, ms = timed(compile_program, sample.program, sample.vocab, sample.max_seq_len)
-        ours_ms.append(ms)
-        sop = to_tracr(sample.program)
-        model, ms = timed(compiling.compile_rasp_to_model, sop, set(sample.vocab), sample.max_seq_len)
-        tracr_ms.append(ms)
-        theirs = from_tracr_model(model)
-        same = ours.tensors.keys() == theirs.tensors.keys() and all(
-            np.array_equal(ours.tensors[name], theirs.tensors[name]) for name in ours.tensors
-        )
-        mismatches += not (same and np.array_equal(ours.unembedding, theirs.unembedding))
-        inputs = all_inputs(len(sample.vocab), sample.max_seq_len)
-        # One length, so that JAX compiles each model once.
-        rows = np.random.default_rng(number).choice(np.flatnonzero((inputs >= 0).all(1)), inputs_each, replace=False)
-        meant = evaluate(sample.program, inputs[rows], sample.vocab, sample.max_seq_len)
-        given = run(ours, inputs[rows])
-        for i in range(inputs_each):
-            tokens = [sample.vocab[code] for code in inputs[rows[i]]]
-            checked += 1
-            if meant.valid[i]:
-                evaluator += not equal_outputs(meant.decode(i), sop(tokens))
-            forward += not equal_outputs(given.decode(i), model.apply([ours.bos, *tokens]).decoded[1:], 1e-4)
+    ours, ours_ms = timed(compile_program, sample.program, sample.vocab, sample.max_seq_len)
+    sop = to_tracr(sample.program)
+    model, tracr_ms = timed(compiling.compile_rasp_to_model, sop, set(sample.vocab), sample.max_seq_len)
+    theirs = from_tracr_model(model)
+    same = ours.tensors.keys() == theirs.tensors.keys() and all(
+        np.array_equal(ours.tensors[name], theirs.tensors[name]) for name in ours.tensors
+    )
+    inputs = all_inputs(len(sample.vocab), sample.max_seq_len)
+    # One length, so that JAX compiles each model once.
+    places = np.random.default_rng(number).choice(np.flatnonzero((inputs >= 0).all(1)), inputs_each, replace=False)
+    meant = evaluate(sample.program, inputs[places], sample.vocab, sample.max_seq_len)
+    given = run(ours, inputs[places])
+    evaluator = forward = 0
+    for i, place in enumerate(places):
+        tokens = [sample.vocab[code] for code in inputs[place]]
+        if meant.valid[i]:
+            evaluator += not equal_outputs(meant.decode(i), sop(tokens))
+        forward += not equal_outputs(given.decode(i), model.apply([ours.bos, *tokens]).decoded[1:], 1e-4)
     return {
-        "programs": len(samples),
-        "ours_ms": round(statistics.median(ours_ms), 3),
-        "tracr_ms": round(statistics.median(tracr_ms), 1),
-        "ratio": round(statistics.median(tracr_ms) / statistics.median(ours_ms)),
-        "mismatches": mismatches,
-        "inputs": checked,
+        "ours_ms": ours_ms,
+        "tracr_ms": tracr_ms,
+        "mismatches": int(not (same and np.array_equal(ours.unembedding, theirs.unembedding))),
+        "inputs": inputs_each,
         "evaluator_disagreements": evaluator,
         "forward_disagreements": forward,
     }

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -33,7 +34,7 @@ def main() -> None:
     try:
         report = build(CONFIGS[args.config], args.out, args.processes)
         write_card(args.out)
-    except (CorpusError, OSError) as error:
+    except (CorpusError, OSError, BrokenExecutor) as error:
         print(f"build_dataset: {error}", file=sys.stderr)
         sys.exit(2)
     report |= {"processes": args.processes, "seconds": round(time.monotonic() - start, 1)}
