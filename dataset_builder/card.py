@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-from dataset_builder.corpus import CONFIGS, SPLITS, write_whole
+from dataset_builder.corpus import CONFIGS, HASHED_SPLITS, SPLITS, write_whole
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
-SIZES = ((10_000, "n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
+SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
 
 
 def write_card(folder: Path) -> None:
@@ -52,7 +52,7 @@ def card_data(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "pretty_name": "Tracr RASP: compiled transformers and their programs",
         "language": ["code"],
         "tags": ["interpretability", "rasp", "tracr", "weights", "program-synthesis"],
-        "size_categories": [next((text for limit, text in SIZES if total < limit), "n>10M")],
+        "size_categories": [next((text for limit, text in SIZES.items() if total < limit), "10M<n<100M")],
         "configs": configs,
     }
 
@@ -106,7 +106,8 @@ def _rejections(name: str, report: dict[str, Any]) -> str:
     shares = ", ".join(
         f"{reason} {100 * n / tried:.1f} %" for reason, n in sorted(rejected.items(), key=lambda i: -i[1])
     )
+    taken = sum(report["splits"][split] for split in HASHED_SPLITS)
     return (
-        f"`{name}`: of {tried:,} programs sampled {report['drawn']:,} were kept, {report['repeated']:,} of them "
-        f"repetitions. Rejected: {shares}."
+        f"`{name}`: of {tried:,} programs sampled {report['drawn']:,} passed, {report['repeated']:,} of them repeated; "
+        f"the corpus takes {taken:,}. Rejected: {shares}."
     )

@@ -11,15 +11,17 @@ No process ever holds more than one shard or one partition. Splits are decided b
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +32,14 @@ from tqdm import tqdm
 
 from dataset_builder.library import library_programs
 from dataset_builder.rows import SCHEMA, to_row
-from dataset_builder.sampler import SamplerConfig, sample_programs
+from dataset_builder.sampler import Sample, SamplerConfig, sample_programs
 from dataset_builder.splits import SHARES, split_of
 from trade_hf.rasp.canonical import canonical_hash, hash_canonical
 
 HASHED_SPLITS = ("train", *sorted(SHARES, reverse=True))
 SPLITS = (*HASHED_SPLITS, "test_long", "library")
-PARTITION_ROWS = 25_000  # about what a partition holds in memory
+PARTITION_ROWS = 10_000  # what a partition holds in memory, about 6 KB each
+ROW_GROUP = 1_000  # rows of a group in the published files: what a stream reads at once
 
 
 class CorpusError(ValueError):
@@ -80,15 +83,20 @@ CONFIGS = {
 # ---------------------------------------------------------------- step 1
 
 
+def distinct_rows(samples: Iterable[Sample]) -> Iterator[dict[str, Any]]:
+    """A row for each program, those that come again left out."""
+    seen: set[str] = set()
+    for sample in samples:
+        identity = hash_canonical(sample.program, sample.vocab, sample.max_seq_len)
+        if identity not in seen:
+            seen.add(identity)
+            yield to_row(identity, sample.program, sample.vocab, sample.max_seq_len)
+
+
 def rows_of_shard(config: CorpusConfig, shard: int, reasons: Counter) -> list[dict[str, Any]]:
     """The distinct rows of one shard, by id. `reasons` counts what was rejected."""
-    rows: dict[str, dict[str, Any]] = {}
-    stream = sample_programs(f"corpus-{config.name}-{shard}", config.sampler, reasons)
-    for sample in islice(stream, config.shard_rows):
-        identity = hash_canonical(sample.program, sample.vocab, sample.max_seq_len)
-        if identity not in rows:
-            rows[identity] = to_row(identity, sample.program, sample.vocab, sample.max_seq_len)
-    return [rows[identity] for identity in sorted(rows)]
+    samples = sample_programs(f"corpus-{config.name}-{shard}", config.sampler, reasons)
+    return sorted(distinct_rows(islice(samples, config.shard_rows)), key=lambda row: row["id"])
 
 
 def partition_of(identity: str, partitions: int) -> int:
@@ -103,7 +111,8 @@ def draw_shard(config: CorpusConfig, shard: int, target: Path) -> None:
     for row in rows_of_shard(config, shard, reasons):
         groups[partition_of(row["id"], config.partitions)].append(row)
     schema = SCHEMA.with_metadata({"rejections": json.dumps(reasons, sort_keys=True)})
-    write_parquet(target, schema, (pa.Table.from_pylist(group, schema) for group in groups))
+    with_groups = (pa.Table.from_pylist(group, schema) for group in groups)
+    write_whole(target, lambda path: _write_groups(path, schema, with_groups))
 
 
 # ---------------------------------------------------------------- step 2
@@ -148,14 +157,7 @@ def distinct_in_partition(shards: list[Path], partition: int) -> int:
 
 def long_rows(config: CorpusConfig) -> Iterator[dict[str, Any]]:
     """The rows of `test_long`."""
-    seen: set[str] = set()
-    for sample in sample_programs(f"corpus-{config.name}-long", config.long_sampler):
-        identity = hash_canonical(sample.program, sample.vocab, sample.max_seq_len)
-        if identity not in seen:
-            seen.add(identity)
-            yield to_row(identity, sample.program, sample.vocab, sample.max_seq_len)
-        if len(seen) == config.long_rows:
-            return
+    return islice(distinct_rows(sample_programs(f"corpus-{config.name}-long", config.long_sampler)), config.long_rows)
 
 
 def library_rows() -> Iterator[dict[str, Any]]:
@@ -170,7 +172,7 @@ def _single_files(config: CorpusConfig, home: Path) -> Counter[str]:
     for split, rows in (("test_long", long_rows(config)), ("library", library_rows())):
         path = home / f"{split}-00000-of-00001.parquet"
         if not path.exists():
-            write_parquet(path, SCHEMA, [pa.Table.from_pylist(list(rows), SCHEMA)])
+            write_rows(path, pa.Table.from_pylist(list(rows), SCHEMA))
         counts[split] = pq.read_metadata(path).num_rows
     return counts
 
@@ -185,13 +187,14 @@ def build(config: CorpusConfig, folder: Path, processes: int = 1, progress: bool
     """
     home, work = folder / config.name, folder / ".work" / config.name
     if (home / "report.json").exists():
+        shutil.rmtree(work, ignore_errors=True)  # a kill may have left some of it
         return _finished(home / "report.json", config)
     for path in (home, work):
         path.mkdir(parents=True, exist_ok=True)
-    _claim(work / "config.json", config)
+    _claim(work / "config.json", home, config)
     for left in [*home.glob(".*.partial"), *work.glob(".*.partial")]:
         left.unlink()
-    shards = _draw_enough(config, work, processes, progress)
+    shards, distinct = _draw_enough(config, work, processes, progress)
     quotas = [
         config.rows // config.partitions + (p < config.rows % config.partitions) for p in range(config.partitions)
     ]
@@ -210,7 +213,7 @@ def build(config: CorpusConfig, folder: Path, processes: int = 1, progress: bool
         "rows": sum(counts.values()),
         "splits": {split: counts[split] for split in SPLITS},
         "drawn": drawn,
-        "repeated": drawn - sum(distinct_in_partition(shards, p) for p in range(config.partitions)),
+        "repeated": drawn - distinct,
         "rejected": dict(sorted(rejections.items())),
         "bytes": sum(path.stat().st_size for path in home.glob("*.parquet")),
     }
@@ -236,29 +239,52 @@ def check_splits(home: Path) -> None:
             if wrong:
                 raise CorpusError(f"{path}: the program {wrong[0]} belongs to {split_of(wrong[0])}")
             longest = max(longest, pc.max(table["num_lines"]).as_py() or 0)
-    shortest = pc.min(pq.read_table(home / "test_long-00000-of-00001.parquet")["num_lines"]).as_py()
+    shortest = pc.min(
+        pq.read_table(home / "test_long-00000-of-00001.parquet", columns=["num_lines"])["num_lines"]
+    ).as_py()
     if shortest <= longest:
         raise CorpusError(f"{home}: test_long has a program of {shortest} lines, other splits have up to {longest}")
 
 
-def _claim(path: Path, config: CorpusConfig) -> None:
-    text = json.dumps(asdict(config), indent=2)
-    if not path.exists():
+def _claim(path: Path, home: Path, config: CorpusConfig) -> None:
+    """Go on with the build that `path` names, or begin one where there is none. What two versions of this code or of
+    pyarrow wrote is never mixed."""
+    text = json.dumps({"config": asdict(config), "code": code_version()}, indent=2)
+    if path.exists():
+        if path.read_text() != text:
+            raise CorpusError(
+                f"{home}: an unfinished build with other settings or another version; remove it and {path.parent}"
+            )
+    elif [*home.glob("*.parquet"), *path.parent.glob("*.parquet")]:
+        raise CorpusError(f"{home}: files of an unknown build; remove it and {path.parent}")
+    else:
         write_whole(path, lambda partial: partial.write_text(text))
-    elif path.read_text() != text:
-        raise CorpusError(f"{path.parent}: holds a build with other settings; remove it or choose another folder")
 
 
-def _draw_enough(config: CorpusConfig, work: Path, processes: int, progress: bool) -> list[Path]:
-    """Shards until every partition has its rows: 5 % more than rows at first, then 2 % more at a time."""
+def code_version() -> str:
+    """A hash of all that decides the files' bytes."""
+    root = Path(__file__).resolve().parent.parent
+    sources = [*(root / "dataset_builder").glob("*.py"), *(root / "trade_hf" / "rasp").glob("*.py")]
+    sources += (root / "trade_hf" / "compiled").glob("*.py")
+    digest = hashlib.sha256(f"pyarrow {pa.__version__}".encode())
+    for source in sorted(sources):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def _draw_enough(config: CorpusConfig, work: Path, processes: int, progress: bool) -> tuple[list[Path], int]:
+    """Shards until every partition has its rows (5 % more than rows at first, then 2 % more at a time), and how many
+    distinct rows they hold."""
     wanted = -(-config.rows * 21 // (20 * config.shard_rows))
     quota = -(-config.rows // config.partitions)
     while True:
         shards = [work / f"shard-{number:06}.parquet" for number in range(wanted)]
         tasks = [(config, number, path) for number, path in enumerate(shards) if not path.exists()]
         deque(_in_processes(draw_shard, tasks, processes, "draw", progress), maxlen=0)
-        if all(distinct_in_partition(shards, p) >= quota for p in range(config.partitions)):
-            return shards
+        counting = [(shards, partition) for partition in range(config.partitions)]
+        distinct = list(_in_processes(distinct_in_partition, counting, processes, "count", progress))
+        if min(distinct) >= quota:
+            return shards, sum(distinct)
         wanted += max(1, wanted // 50)
 
 
@@ -268,7 +294,7 @@ def _partition_to_files(shards: list[Path], partition: int, quota: int, home: Pa
 
     if all(path_of(split).exists() for split in HASHED_SPLITS):
         return Counter({split: pq.read_metadata(path_of(split)).num_rows for split in HASHED_SPLITS})
-    return write_partition(shards, partition, quota, lambda split, rows: write_parquet(path_of(split), SCHEMA, [rows]))
+    return write_partition(shards, partition, quota, lambda split, rows: write_rows(path_of(split), rows))
 
 
 def _in_processes(function: Callable, tasks: list[tuple], processes: int, name: str, progress: bool) -> Iterator[Any]:
@@ -277,19 +303,33 @@ def _in_processes(function: Callable, tasks: list[tuple], processes: int, name: 
     if processes <= 1 or not tasks:
         yield from tqdm((function(*task) for task in tasks), **options)
         return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), _end_with_parent) as pool:
         yield from tqdm(pool.map(function, *zip(*tasks, strict=True)), **options)
 
 
-def write_parquet(target: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-    """One Parquet file, a row group for each table (an empty one too), whole or not at all."""
+def _end_with_parent() -> None:
+    """In a worker: end when the parent does, however it ends."""
 
-    def write(path: Path) -> None:
-        with pq.ParquetWriter(path, schema, compression="zstd", write_statistics=False) as writer:
-            for table in tables:
-                writer.write_table(table) if len(table) else writer.write_batch(pa.RecordBatch.from_pylist([], schema))
+    def watch() -> None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
 
-    write_whole(target, write)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def write_rows(target: Path, rows: pa.Table) -> None:
+    """A file of the corpus, whole or not at all."""
+    groups = (rows.slice(start, ROW_GROUP) for start in range(0, len(rows), ROW_GROUP))
+    write_whole(target, lambda path: _write_groups(path, SCHEMA, groups))
+
+
+def _write_groups(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    """A row group for each table, an empty one too."""
+    with pq.ParquetWriter(path, schema, compression="zstd", write_statistics=False) as writer:
+        for table in tables:
+            writer.write_table(table, row_group_size=max(1, len(table)))
 
 
 def write_whole(target: Path, write: Callable[[Path], Any]) -> None:

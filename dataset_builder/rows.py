@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from dataset_builder.online import Example, collate_examples, example_of
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.rasp.functions import Value
 from trade_hf.rasp.program import Program, RaspError
-from trade_hf.rasp.text import parse, to_text
+from trade_hf.rasp.text import to_text
 from trade_hf.tokenization_rasp import to_tokens
 
 # Weights are parallel flat lists, which Parquet packs well and which read a hundred times faster than lists of structs.
@@ -94,24 +94,13 @@ def to_tensors(row: Mapping[str, Any]) -> dict[str, np.ndarray]:
     tensors = {}
     for i, (name, shape) in enumerate(zip(row["names"], row["shapes"], strict=True)):
         part = slice(int(offsets[i]), int(offsets[i + 1]))
-        flat = np.zeros(int(np.prod(shape)), np.float32)
+        sizes = [int(size) for size in shape]  # a torch tensor where the data set is formatted so
+        flat = np.zeros(math.prod(sizes), np.float32)
         flat[np.cumsum(index[part])] = value[part]
-        tensors[str(name)] = flat.reshape([int(size) for size in shape])
+        tensors[str(name)] = flat.reshape(sizes)
     return tensors
 
 
 def to_weights(row: Mapping[str, Any]) -> TracrWeights:
     """The compiled model of a row, equal to Tracr's bit for bit."""
     return TracrWeights.from_metadata(to_tensors(row), json.loads(row["metadata"]))
-
-
-def read_example(row: Mapping[str, Any]) -> Example:
-    """What the model is trained on, from a row."""
-    return example_of(parse(row["code"]), to_weights(row))
-
-
-class DataCollator:
-    """Rows of the corpus → a padded batch for `TraDeForConditionalGeneration`, with `labels`."""
-
-    def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
-        return collate_examples([read_example(row) for row in rows])

@@ -43,7 +43,7 @@ def main() -> None:
     args = parser.parse_args()
     samples = sample_programs(f"benchmark-{args.seed}")
     if args.study == "compile":
-        progress = (args.out or Path(f"compile-{args.seed}")).with_suffix(".progress.jsonl")
+        progress = (args.out or Path(f"compile-{args.seed}")).with_suffix(f".{args.seed}.progress.jsonl")
         result = compile_study(list(islice(samples, args.programs)), progress)
         progress.unlink()
     else:

@@ -30,14 +30,16 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--report", type=Path, help="also write the report, with the time taken, here")
     args = parser.parse_args()
-    start = time.monotonic()
+    start, begun = time.monotonic(), (args.out / ".work" / args.config).exists() or (args.out / args.config).exists()
     try:
+        if args.report:
+            args.report.parent.mkdir(parents=True, exist_ok=True)
         report = build(CONFIGS[args.config], args.out, args.processes)
         write_card(args.out)
     except (CorpusError, OSError, BrokenExecutor) as error:
         print(f"build_dataset: {error}", file=sys.stderr)
         sys.exit(2)
-    report |= {"processes": args.processes, "seconds": round(time.monotonic() - start, 1)}
+    report |= {"processes": args.processes, "seconds": round(time.monotonic() - start, 1), "was_begun_before": begun}
     text = json.dumps(report, indent=2)
     if args.report:
         args.report.write_text(text + "\n")

@@ -8,9 +8,9 @@ A run that was killed goes on from its last checkpoint when it is started again.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ def main() -> None:
     parser.add_argument("--corpus-config", help="its configuration; by default the smallest that is there")
     parser.add_argument("--max-steps", type=int, help="in place of the config's")
     args = parser.parse_args()
+    if args.online and args.corpus_config:
+        parser.error("--corpus-config goes with --corpus")
     if args.corpus and not args.corpus.is_dir():
         parser.error(f"{args.corpus}: expected a folder as scripts/build_dataset.py writes it")
     train(yaml.safe_load(args.config.read_text()), args.output, args.corpus, args.corpus_config, args.max_steps)
@@ -86,7 +88,8 @@ def train(
     if trainer.is_world_process_zero():
         trainer.save_model(str(output / "final"))
         TraDeProcessor(build_tokenizer()).save_pretrained(output / "final")
-        record = {"config": config, "sampler": dataclasses.asdict(sampler), "steps": trainer.state.global_step}
+        source = {"corpus": f"{corpus} {corpus_config or ''}".strip()} if corpus else {"sampler": asdict(sampler)}
+        record = {"config": config, **source, "steps": trainer.state.global_step}
         (output / "final" / "training.json").write_text(json.dumps(record, indent=2))
 
 
@@ -103,12 +106,11 @@ def from_corpus(folder: Path, name: str | None, validation_size: int) -> dict[st
     """The trainer's data, read from a corpus on disk."""
     import datasets
 
-    from dataset_builder.rows import DataCollator
+    from dataset_builder.collator import DataCollator
 
-    corpus = datasets.load_dataset(str(folder), name)
-    validation = corpus["validation"]
+    train, validation = datasets.load_dataset(str(folder), name, split=["train", "validation"])
     return {
-        "train_dataset": corpus["train"],
+        "train_dataset": train,
         "eval_dataset": validation.select(range(min(validation_size, len(validation)))),
         "data_collator": DataCollator(),
     }

@@ -1,9 +1,9 @@
 """The corpus: rows give back the weights, files depend on neither processes nor kills, `datasets` loads it."""
 
 import dataclasses
+import errno
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -19,9 +19,10 @@ from huggingface_hub import DatasetCard
 
 from dataset_builder import corpus
 from dataset_builder.card import write_card
+from dataset_builder.collator import DataCollator
 from dataset_builder.corpus import HASHED_SPLITS, SPLITS, CorpusConfig, CorpusError, build
 from dataset_builder.online import collate_examples, to_example
-from dataset_builder.rows import DataCollator, to_weights
+from dataset_builder.rows import to_weights
 from dataset_builder.splits import pinned, split_of
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.rasp.text import parse
@@ -93,18 +94,21 @@ def test_two_processes_give_the_same_files(built, tmp_path):
     assert contents(tmp_path) == contents(built[0])
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_files(built, tmp_path):
+def test_killed_in_each_step_it_ends_with_the_same_files(built, tmp_path):
     script = tmp_path / "build.py"
     script.write_text(BUILD)
-    rng, environment = random.Random(0), {**os.environ, "PYTHONPATH": str(Path(corpus.__file__).parent.parent)}
-    for _ in range(3):
-        with subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path), "1"], start_new_session=True, env=environment
-        ) as run:
-            time.sleep(rng.uniform(1.0, 4.0))
-            os.killpg(run.pid, signal.SIGKILL)
+    environment = {**os.environ, "PYTHONPATH": str(Path(corpus.__file__).parent.parent)}
+    for begun, processes in ((".work/small/shard-000001.parquet", 1), ("small/train-*", 2)):
+        arguments = [sys.executable, str(script), str(tmp_path), str(processes)]
+        with subprocess.Popen(arguments, env=environment) as run:  # the parent alone is killed, as an out-of-memory may
+            deadline = time.monotonic() + 120
+            while not list(tmp_path.glob(begun)):
+                assert time.monotonic() < deadline and run.poll() is None
+                time.sleep(0.02)
+            run.send_signal(signal.SIGKILL)
     build(TINY, tmp_path, progress=False)
     assert contents(tmp_path) == contents(built[0])
+    assert not (tmp_path / ".work" / "small").exists()
 
 
 def test_the_datasets_library_loads_it(built, tmp_path):
@@ -114,11 +118,18 @@ def test_the_datasets_library_loads_it(built, tmp_path):
     assert whole["train"].features["value"].feature.dtype == "float32"
     streamed = next(iter(datasets.load_dataset(str(folder), split="test", streaming=True)))
     assert streamed == whole["test"][0]
-    assert whole["test"].with_format("torch")[0]["value"].dtype.is_floating_point
-    built_by_class = contents(folder)
+    formatted = whole["test"].with_format("torch")[0]
+    assert formatted["value"].dtype.is_floating_point
+    batches = DataCollator()([formatted]), DataCollator()([whole["test"][0]])
+    assert all((batches[0][name] == batches[1][name]).all() for name in batches[1])
+
+
+def test_the_card_is_filled_in(built):
+    folder, report = built
     card = DatasetCard.load(folder / "README.md")
-    assert card.data.license == "apache-2.0" and "{" not in card.text.replace("{0", "")
-    assert built_by_class["report.json"] == (folder / "small" / "report.json").read_bytes()
+    assert card.data.license == "apache-2.0" and "{" not in card.text
+    assert f"{report['splits']['train']:,}" in card.text and "constant output" in card.text
+    assert [config["config_name"] for config in card.data.to_dict()["configs"]] == ["small"]
 
 
 def test_the_builder_class(built, tmp_path, monkeypatch):
@@ -141,15 +152,23 @@ def test_rows_make_the_same_batch_as_samples(built):
     assert batch.keys() == expected.keys() and all((batch[name] == expected[name]).all() for name in batch)
 
 
-def test_another_build_in_the_folder_is_refused(built):
+def test_another_build_in_the_folder_is_refused(built, tmp_path):
+    other = dataclasses.replace(TINY, rows=170)
     with pytest.raises(CorpusError, match="other settings"):
-        build(dataclasses.replace(TINY, rows=170), built[0], progress=False)
+        build(other, built[0], progress=False)
+    shutil.copytree(built[0] / "small", tmp_path / "small")
+    (tmp_path / "small" / "report.json").unlink()
+    with pytest.raises(CorpusError, match="an unknown build"):
+        build(other, tmp_path, progress=False)
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+def test_a_full_disk_leaves_nothing_that_looks_finished(tmp_path):
+    def fill(path):
+        path.write_bytes(b"x" * 1000)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     with pytest.raises(OSError, match="No space left"):
-        corpus.write_whole(tmp_path / "file", lambda path: Path("/dev/full").write_bytes(b"x" * 100_000))
+        corpus.write_whole(tmp_path / "file", fill)
     assert not list(tmp_path.iterdir())
 
 

@@ -140,6 +140,9 @@ def test_grammar_refuses_what_does_not_type_check():
     assert "aggregate" not in words and "</s>" not in words and "select" in words
     ids = [VOCABULARY.index(word) for word in ("select", "tokens", "tokens")]
     assert all(VOCABULARY[i].startswith("p:") for i in allowed_next(ids))
+    for source, may_end in (("tokens", True), ("indices", False)):
+        ids = [VOCABULARY.index(word) for word in ("map", source, "_", "u:x")]
+        assert (VOCABULARY.index("</s>") in allowed_next(ids)) == may_end
     with pytest.raises(RaspSyntaxError):
         parse("x")
     with pytest.raises(RaspError, match="no token for the function"):

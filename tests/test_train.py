@@ -72,11 +72,12 @@ def test_online_killed_and_resumed(tmp_path):
     assert json.loads((tmp_path / "run" / "final" / "training.json").read_text())["steps"] == goal
 
 
-def test_from_a_corpus_folder(tmp_path):
+def test_from_a_corpus_folder_by_accelerate(tmp_path):
     build(CorpusConfig("small", 60, long_rows=1, shard_rows=40), tmp_path / "corpus", progress=False)
     write_card(tmp_path / "corpus")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
     result = subprocess.run(
-        command(tmp_path, "--corpus", str(tmp_path / "corpus")),
+        [*launch, *command(tmp_path, "--corpus", str(tmp_path / "corpus"))[1:]],
         capture_output=True,
         text=True,
         timeout=240,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
 from trade_hf.rasp.functions import FUNCTIONS, LINEAR_FACTORS, Function, Kind, linear
 from trade_hf.rasp.program import INDICES, OPS, TOKENS, Line, Op, Program, RaspError, Type, Variable, variable_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 PAD, START, END, NOTHING = "<pad>", "<s>", "</s>", "_"
 LINE_SIZE = 4
@@ -34,6 +36,7 @@ _ID = {token: number for number, token in enumerate(VOCABULARY)}
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer: a word level over the language's own words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer(models.WordLevel(dict(_ID), unk_token=PAD))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -81,14 +84,15 @@ def from_ids(ids: list[int]) -> Program:
 
 
 def allowed_next(ids: list[int], max_lines: int = MAX_LINES) -> list[int]:
-    """Ids that may follow `ids` (without the start token), so that every output parses and type-checks."""
+    """Ids that may follow `ids` (without the start token), so that every output parses and type-checks, and does not
+    end on a line that depends on no token, which Tracr cannot compile."""
     if ids and ids[-1] in (_ID[END], _ID[PAD]):
         return [_ID[PAD]]
     words = [VOCABULARY[i] for i in ids]
     ops = [OPS[word] for word in words[::LINE_SIZE]]
     component = len(words) % LINE_SIZE
     if component == 0:
-        return _allowed_operations(ops, max_lines)
+        return _allowed_operations(ops, _reads_tokens(words), max_lines)
     op, line = ops[-1], words[len(words) - component :]
     if component == LINE_SIZE - 1:
         return _functions_of(op.kind)
@@ -106,8 +110,19 @@ def _available(ops: list[Op], wanted: Type) -> list[Variable]:
     return inputs + [v for v, op in enumerate(ops) if wanted.accepts(op.result)]
 
 
-def _allowed_operations(ops: list[Op], max_lines: int) -> list[int]:
-    ends = bool(ops) and ops[-1].result is not Type.SELECTOR
+def _reads_tokens(words: list[str]) -> bool:
+    """Whether the last line depends on tokens."""
+    reading = {variable_name(TOKENS)}
+    last = ""
+    for number in range(len(words) // LINE_SIZE):
+        last = variable_name(number)
+        if reading.intersection(words[LINE_SIZE * number + 1 : LINE_SIZE * number + 3]):
+            reading.add(last)
+    return last in reading
+
+
+def _allowed_operations(ops: list[Op], reads_tokens: bool, max_lines: int) -> list[int]:
+    ends = bool(ops) and ops[-1].result is not Type.SELECTOR and reads_tokens
     if len(ops) >= max_lines:
         return [_ID[END]]
     needed = {Op.LINEAR_SEQUENCE_MAP: 2}

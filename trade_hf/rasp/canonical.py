@@ -301,21 +301,23 @@ def _functions_by_entries(op: Op, on_itself: bool, *args: tuple) -> dict[tuple, 
     for function in FUNCTIONS[op.kind].values():
         try:
             image = unary_image(function, args[0]) if len(args) == 1 else binary_image(function, *args)
-        except TypeError:  # say, "a" < 1: this name does not fit these values
+            entries, values = _entries(op, on_itself, image, len(args[0]))
+        except (TypeError, ValueError):  # say, "a" < 1, or "a" where a number is meant: this name does not fit
             continue
-        entries: tuple
-        values: tuple = ()
-        if op is Op.SELECT:
-            entries = tuple(map(int, map(bool, image)))
-        elif op is Op.MAP_NUMERICAL:
-            entries = tuple(map(_number, image))
-        elif on_itself:
-            codes, values = first_appearance((*image[:: len(args[0]) + 1], *image))
-            entries = (*codes[: len(args[0])], len(values))
-        else:
-            entries, values = first_appearance(image)
         found.setdefault(entries, []).append((function, values))
     return found
+
+
+def _entries(op: Op, on_itself: bool, image: tuple, size: int) -> tuple[tuple, tuple]:
+    """A node's entries, as in `Node`, and the values of its codes."""
+    if op is Op.SELECT:
+        return tuple(map(int, map(bool, image))), ()
+    if op is Op.MAP_NUMERICAL:
+        return tuple(map(_number, image)), ()
+    if on_itself:
+        codes, values = first_appearance((*image[:: size + 1], *image))
+        return (*codes[:size], len(values)), values
+    return first_appearance(image)
 
 
 class _NameSearch:

@@ -56,7 +56,7 @@ def cached_by_type(maxsize: int) -> Callable[[Callable[..., T]], Callable[..., T
     return cached
 
 
-@cached_by_type(maxsize=100_000)
+@cached_by_type(maxsize=20_000)
 def first_appearance(values: tuple) -> tuple[tuple[int, ...], tuple[Value, ...]]:
     """Codes by order of first appearance, None as -1, and the distinct values. Equal numbers share a code."""
     seen: dict[Value, int] = {}
@@ -88,12 +88,12 @@ def binary_image(function: Function, first: tuple, second: tuple) -> tuple:
     return image(function, itertools.product(first, second))
 
 
-@cached_by_type(maxsize=100_000)
+@cached_by_type(maxsize=20_000)
 def _named_unary(function: Function, values: tuple) -> tuple:
     return image(function, ((value,) for value in values))
 
 
-@cached_by_type(maxsize=100_000)
+@cached_by_type(maxsize=20_000)
 def _named_binary(function: Function, first: tuple, second: tuple) -> tuple:
     return image(function, itertools.product(first, second))
 
