@@ -16,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "model_card.md")
-MARK = re.compile(r"<!--([\w.]+)-->(.*?)<!--/-->")
+MARK = re.compile(r"<!--([\w.-]+)-->(.*?)<!--/-->")
 
 
 def main() -> None:
