@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataset_builder.mutants import mutants
 from dataset_builder.sampler import Draw, Sample, sample_programs
 from trade_hf.compiled.compiler import compile_program
-from trade_hf.compiled.forward import Output, run
+from trade_hf.compiled.forward import run
 from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.rasp.canonical import canonicalise
 from trade_hf.rasp.evaluate import all_inputs, evaluate
@@ -94,7 +94,7 @@ def compare_with_tracr(sample: Sample, number: int, inputs_each: int = 5) -> dic
     """One program: times, whether any tensor differs, and on how many of a few inputs the outputs do."""
     from tracr.compiler import compiling
 
-    from trade_hf.compiled.bridge import from_tracr_model, to_tracr
+    from trade_hf.compiled.bridge import from_tracr_model, same_as_tracr, to_tracr
 
     ours, ours_ms = timed(compile_program, sample.program, sample.vocab, sample.max_seq_len)
     sop = to_tracr(sample.program)
@@ -122,17 +122,6 @@ def compare_with_tracr(sample: Sample, number: int, inputs_each: int = 5) -> dic
         "evaluator_disagreements": evaluator,
         "forward_disagreements": forward,
     }
-
-
-def same_as_tracr(ours: Output, row: int, theirs: Any, unembedding: np.ndarray) -> bool:
-    """Logits within rounding at every position, and the same values wherever a direction is on. Where none is (None in
-    RASP), tracr decodes the largest of numbers like 2e-6 and 5e-7, whose order is rounding's."""
-    logits = np.asarray(theirs.transformer_output)[0, 1:] @ unembedding
-    if not np.allclose(ours.logits[row], logits, rtol=1e-5, atol=1e-4):
-        return False
-    on = np.flatnonzero(~ours.undefined[row])
-    mine, tracrs = ours.decode(row), theirs.decoded[1:]
-    return equal_outputs([mine[i] for i in on], [tracrs[i] for i in on], 1e-4)
 
 
 def equal_outputs(first: list, second: list, tolerance: float = 1e-9) -> bool:

@@ -6,7 +6,7 @@ from cases import CASES, LENGTH, VOCAB
 from tracr.compiler import compiling, lib, test_cases
 from tracr.rasp import rasp
 
-from trade_hf.compiled.bridge import from_tracr, from_tracr_model, to_tracr
+from trade_hf.compiled.bridge import from_tracr, from_tracr_model, same_as_tracr, to_tracr
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.forward import run
 from trade_hf.rasp.evaluate import all_inputs, evaluate
@@ -47,7 +47,7 @@ def check_against_tracr(program, sop, model, vocab, length, seed=0):
         tokens = [vocab[code] for code in inputs[row]]
         if meant.valid[i]:
             assert same(meant.decode(i), sop(tokens)), tokens
-        assert same(given.decode(i), model.apply([ours.bos, *tokens]).decoded[1:]), tokens
+        assert same_as_tracr(given, i, model.apply([ours.bos, *tokens]), ours.unembedding), tokens
 
 
 @pytest.mark.parametrize("name", LIBRARY)
@@ -63,6 +63,18 @@ def test_library_programs(name):
         order = tuple(sort_values(vocab))
         codes = np.array([[order.index(token) for token in case["test_input"]]])
         assert evaluate(imported.program, codes, order, length).decode(0) == case["expected_output"]
+
+
+def test_another_output_is_not_taken_for_tracrs():
+    case = next(case for case in CASES if case.name == "reverse")
+    model = compiling.compile_rasp_to_model(to_tracr(case.program), set(VOCAB), LENGTH)
+    ours, inputs = compile_program(case.program, VOCAB, LENGTH), all_inputs(len(VOCAB), LENGTH)
+    full = inputs[(inputs >= 0).all(1)]
+    theirs = model.apply([ours.bos, *(VOCAB[code] for code in full[7])])
+    given = run(ours, full)
+    assert same_as_tracr(given, 7, theirs, ours.unembedding)
+    different = next(row for row in range(len(full)) if given.decode(row) != given.decode(7))
+    assert not same_as_tracr(given, different, theirs, ours.unembedding)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)

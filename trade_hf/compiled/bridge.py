@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, Value, find_named
 from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable
 from trade_hf.rasp.tables import Table, UnsupportedError, image, tabulate
 from trade_hf.rasp.text import COMPARISONS
+
+if TYPE_CHECKING:
+    from trade_hf.compiled.forward import Output
 
 
 @dataclass(frozen=True)
@@ -174,3 +177,23 @@ class _Importer:
         if kind is Kind.PREDICATE:
             outputs = tuple(map(bool, outputs))
         return find_named(kind, {a: y for a, y in zip(arguments, outputs, strict=True) if y is not None})
+
+
+def same_as_tracr(ours: Output, row: int, theirs: Any, unembedding: np.ndarray) -> bool:
+    """Whether a row of our forward pass is what tracr's `apply` gave for the same input.
+
+    Logits must agree within rounding at every position, and decoded values wherever a direction is on. Where none is
+    (None in RASP), tracr decodes the largest of numbers like 2e-6 and 5e-7, whose order is rounding's.
+
+    Args:
+      ours: the output of `forward.run`, of weights in tracr's own basis.
+      theirs: tracr's AssembledTransformerModelOutput.
+      unembedding: [d_model, output].
+    """
+    logits = np.asarray(theirs.transformer_output)[0, 1:] @ unembedding
+    if not np.allclose(ours.logits[row][: len(logits)], logits, rtol=1e-5, atol=1e-4):
+        return False
+    if ours.values is None:
+        return True
+    mine, tracrs, off = ours.decode(row), theirs.decoded[1:], ours.undefined[row]
+    return all(off[i] or mine[i] == tracrs[i] for i in range(len(tracrs)))
