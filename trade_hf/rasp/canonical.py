@@ -37,7 +37,7 @@ from trade_hf.rasp.program import (
     depths,
     live_lines,
 )
-from trade_hf.rasp.tables import Tables, binary_image, cached_by_type, first_appearance, tabulate, unary_image
+from trade_hf.rasp.tables import Domain, Table, Tables, table_of, tabulate
 
 # Names are searched within this many trials; beyond, the line that failed furthest down becomes an explicit table.
 MAX_TRIALS = 20_000
@@ -293,31 +293,32 @@ def _origin(lines: Sequence[Node] | Sequence[Line]) -> Variable:
     return variable
 
 
-@cached_by_type(maxsize=4096)
-def _functions_by_entries(op: Op, on_itself: bool, *args: tuple) -> dict[tuple, list[tuple[Function, tuple]]]:
+def _functions_by_entries(op: Op, on_itself: bool, *args: Domain) -> dict[tuple, list[tuple[Function, Domain]]]:
     """The named functions of `op` by the table that they give over the arguments' values, each with its values."""
-    found: dict[tuple, list[tuple[Function, tuple]]] = {}
-    assert op.kind is not None
-    for function in FUNCTIONS[op.kind].values():
-        try:
-            image = unary_image(function, args[0]) if len(args) == 1 else binary_image(function, *args)
-            entries, values = _entries(op, on_itself, image, len(args[0]))
-        except (TypeError, ValueError):  # say, "a" < 1, or "a" where a number is meant: this name does not fit
-            continue
-        found.setdefault(entries, []).append((function, values))
+    key = ("by entries", op, on_itself, args[-1])
+    found: dict[tuple, list[tuple[Function, Domain]]] | None = args[0].tables.get(key)
+    if found is None:
+        found = args[0].tables[key] = {}
+        assert op.kind is not None
+        for function in FUNCTIONS[op.kind].values():
+            try:
+                table = table_of(op, function, args, 0)
+                entries, domain = _entries(op, on_itself, table, len(args[0]))
+            except (TypeError, ValueError):  # say, "a" < 1, or "a" where a number is meant: this name does not fit
+                continue
+            found.setdefault(entries, []).append((function, domain))
     return found
 
 
-def _entries(op: Op, on_itself: bool, image: tuple, size: int) -> tuple[tuple, tuple]:
+def _entries(op: Op, on_itself: bool, table: Table, size: int) -> tuple[tuple, Domain]:
     """A node's entries, as in `Node`, and the values of its codes."""
-    if op is Op.SELECT:
-        return tuple(map(int, map(bool, image))), ()
     if op is Op.MAP_NUMERICAL:
-        return tuple(map(_number, image)), ()
+        return tuple(map(_number, table.entries)), table.domain
     if on_itself:
-        codes, values = first_appearance((*image[:: size + 1], *image))
-        return (*codes[:size], len(values)), values
-    return first_appearance(image)
+        codes, recode = _recode([*table.entries[:: size + 1], *table.entries])
+        values = tuple([table.values[code] for code in recode])
+        return (*codes[:size], len(values)), Domain.of(values)
+    return table.entries, table.domain
 
 
 class _NameSearch:
@@ -328,7 +329,8 @@ class _NameSearch:
         self.tables = tables
         self.lines: list[Line] = []
         tokens = structure.vocab if is_numeric(structure.vocab) else tuple(range(len(structure.vocab)))
-        self.values: dict[Variable, tuple] = {TOKENS: tokens, INDICES: tuple(range(structure.max_seq_len))}
+        self.domains = {TOKENS: Domain.of(tokens), INDICES: Domain.of(tuple(range(structure.max_seq_len)))}
+        self.numbers = [Domain.of(values) for values in structure.numbers]
         self.required = spoken_values(structure.vocab, structure.output_values)
         self.named_by_output = _origin(structure.nodes)
         self.trials = 0
@@ -343,11 +345,11 @@ class _NameSearch:
             return None
         node = self.structure.nodes[number]
         blame = {argument for argument in node.args if argument >= 0}
-        for function, values in self.candidates(number, node):
+        for function, domain in self.candidates(number, node):
             self.trials += 1
             if self.trials > MAX_TRIALS:
                 return set()
-            self.values[number] = values
+            self.domains[number] = domain
             self.lines[number:] = [Line(node.op, node.args, function)]
             deeper = self.assign(number + 1)
             if deeper is None:
@@ -359,42 +361,42 @@ class _NameSearch:
             self.furthest = max(self.furthest, number)
         return blame
 
-    def candidates(self, number: int, node: Node) -> Iterator[tuple[Function | None, tuple]]:
+    def candidates(self, number: int, node: Node) -> Iterator[tuple[Function | None, Domain]]:
         """Functions that give the node's table, each with the values that its codes then have."""
         required = self.required if number == self.named_by_output else None
         match node.op:
             case Op.AGGREGATE:
-                yield None, self.values[node.args[1]]
+                yield None, self.domains[node.args[1]]
             case Op.SELECTOR_WIDTH:
-                yield None, tuple(range(self.structure.max_seq_len + 1))
+                yield None, Domain.of(tuple(range(self.structure.max_seq_len + 1)))
             case Op.AGGREGATE_NUMERICAL | Op.SELECTOR_WIDTH_NUMERICAL | Op.LINEAR_SEQUENCE_MAP:
-                yield node.factors, self.structure.numbers[number]
+                yield node.factors, self.numbers[number]
+            case _ if number in self.tables:
+                yield self.explicit(node, required, number)
             case _:
-                kind = node.op.kind
-                assert kind is not None
-                if number in self.tables:
-                    yield self.explicit(node, kind, required, number)
-                    return
-                args = tuple(self.values[argument] for argument in node.args)
                 on_itself = node.op is Op.SEQUENCE_MAP and node.args[0] == node.args[1]
-                for function, values in _functions_by_entries(node.op, on_itself, *args).get(node.entries, ()):
-                    values = self.structure.numbers[number] if node.op is Op.MAP_NUMERICAL else values
-                    if required is None or values == required:
-                        yield function, values
+                args = [self.domains[argument] for argument in node.args]
+                for function, domain in _functions_by_entries(node.op, on_itself, *args).get(node.entries, ()):
+                    domain = self.numbers[number] if node.op is Op.MAP_NUMERICAL else domain
+                    if required is None or domain.values == required:
+                        yield function, domain
 
-    def explicit(self, node: Node, kind: Kind, required: tuple | None, number: int) -> tuple[Function, tuple]:
-        args = [self.values[argument] for argument in node.args]
+    def explicit(self, node: Node, required: tuple | None, number: int) -> tuple[Function, Domain]:
+        kind = node.op.kind
+        assert kind is not None
+        args = [self.domains[argument].values for argument in node.args]
         arguments = list(args[0]) if len(args) == 1 else list(itertools.product(*args))
         if node.op is Op.SELECT:
-            return tabulated(kind, {a: True for a, entry in zip(arguments, node.entries, strict=True) if entry}), ()
+            chosen = {a: True for a, entry in zip(arguments, node.entries, strict=True) if entry}
+            return tabulated(kind, chosen), Domain.of(())
         if node.op is Op.MAP_NUMERICAL:
-            return tabulated(kind, dict(zip(arguments, node.entries, strict=True))), self.structure.numbers[number]
+            return tabulated(kind, dict(zip(arguments, node.entries, strict=True))), self.numbers[number]
         entries = node.entries
         if node.op is Op.SEQUENCE_MAP and node.args[0] == node.args[1]:
             entries = _beside_diagonal(node.entries)
         values = required if required is not None else tuple(range(max(entries) + 1))
         cells = zip(arguments, entries, strict=True)
-        return tabulated(kind, {a: values[entry] for a, entry in cells if entry >= 0}), values
+        return tabulated(kind, {a: values[entry] for a, entry in cells if entry >= 0}), Domain.of(values)
 
 
 # ---------------------------------------------------------------- k-th token → the token itself

@@ -8,14 +8,15 @@ them); the evaluation marks those as not valid instead of raising.
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from trade_hf.rasp.functions import Function, Value
-from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable, live_lines
-from trade_hf.rasp.tables import Tables, tabulate, unary_image
+from trade_hf.rasp.functions import Value
+from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable, live_lines, type_of
+from trade_hf.rasp.tables import Domain, Table, Tables, tabulate
 
 PADDING = -1  # token code after the end of an input
 NONE = -1  # value code of None
@@ -84,118 +85,161 @@ def evaluate(program: Program | Tables, inputs: np.ndarray, vocab: tuple = (), m
       vocab, max_seq_len: needed where a bare program is given.
     """
     tables = program if isinstance(program, Tables) else tabulate(program, vocab, max_seq_len)
-    run = _Run(tables, inputs)
+    run = Run(inputs)
     for number in live_lines(tables.program):
-        run.states[number] = run.line(number, tables.program.lines[number])
-    output = tables.program.output
-    numerical = tables.program.type_of(output) is Type.NUMERICAL
-    return Evaluation(run.states[output], None if numerical else tables[output].values, run.real, run.valid)
+        run.add(tables.program.lines, number, tables.by_variable)
+    return run.output(tables.program.lines, tables.by_variable)
 
 
-class _Run:
-    """The states of all lines on one batch: codes or numbers [batch, position], selectors [batch, query, key]."""
+class Run:
+    """The states of lines on one batch: codes or numbers [position, input], selectors [key, query, input].
 
-    def __init__(self, tables: Tables, inputs: np.ndarray) -> None:
-        self.tables = tables
-        self.real = inputs != PADDING
+    Inputs are the last axis, so that numpy runs over long rows. What stands at positions after an input's end means
+    nothing, but codes are codes there too.
+    """
+
+    def __init__(self, inputs: np.ndarray) -> None:
+        codes = np.ascontiguousarray(inputs.T, np.int16)
+        self.real = codes != PADDING
+        self.padded = ~self.real
         self.valid = np.ones(len(inputs), bool)
-        positions = np.broadcast_to(np.arange(inputs.shape[1]), inputs.shape)
-        self.states: dict[Variable, np.ndarray] = {TOKENS: inputs, INDICES: positions}
+        positions = np.broadcast_to(np.arange(len(codes), dtype=np.int16)[:, None], codes.shape)
+        self.states: dict[Variable, np.ndarray] = {TOKENS: codes, INDICES: positions}
+        self.with_none: set[Variable] = set()  # s-ops that are None somewhere
+
+    def output(self, lines: Sequence[Line], tables: Mapping[Variable, Table]) -> Evaluation:
+        """What the last line gives."""
+        last = len(lines) - 1
+        values = None if lines[last].op.result is Type.NUMERICAL else tables[last].values
+        return Evaluation(self.states[last].T, values, self.real.T, self.valid)
 
     def require(self, good: np.ndarray) -> None:
-        """Mark inputs where `good` [batch, position] fails at a real position as not valid."""
-        self.valid &= (good | ~self.real).all(1)
+        """Mark inputs where `good` [position, input] fails at a real position as not valid."""
+        good = good | self.padded
+        if not good.all():
+            self.valid &= good.all(0)
 
-    def line(self, number: int, line: Line) -> np.ndarray:
+    def require_defined(self, line: Line) -> None:
+        for argument in line.args:
+            if argument in self.with_none:
+                self.require(self.states[argument] >= 0)
+
+    def add(self, lines: Sequence[Line], number: int, tables: Mapping[Variable, Table]) -> None:
+        """Run line `number`; its arguments' lines were run before."""
+        line, table = lines[number], tables[number]
+        state = self.states[number] = self.state(lines, line, table, tables)
+        if line.op.result is Type.CATEGORICAL and line.op is not Op.SELECTOR_WIDTH:
+            if ((state < 0) & self.real).any():
+                self.with_none.add(number)
+
+    def state(self, lines: Sequence[Line], line: Line, table: Table, tables: Mapping[Variable, Table]) -> np.ndarray:
         args = [self.states[argument] for argument in line.args]
-        program = self.tables.program
         match line.op:
-            case Op.MAP | Op.MAP_NUMERICAL:
-                if program.type_of(line.args[0]) is Type.NUMERICAL:
-                    return self.map_of_numbers(number, line, args[0])
-                return self.map(number, line, args[0])
+            case Op.MAP | Op.MAP_NUMERICAL if type_of(lines, line.args[0]) is Type.NUMERICAL:
+                return self.map_of_numbers(line, args[0], tables[line.args[0]].domain, table)
+            case Op.MAP:
+                return table.codes.take(args[0])
+            case Op.MAP_NUMERICAL:
+                numbers = table.numbers.take(args[0])
+                self.require_defined(line)
+                if not (table.numbers[:-1] >= 0).all():  # Tracr's model gives 0 where RASP gives None or less than 0
+                    self.require(numbers >= 0)
+                    numbers = np.nan_to_num(numbers)
+                return numbers
             case Op.SEQUENCE_MAP:
-                width = len(self.tables[line.args[1]].values)
-                codes = _look_up(self.tables[number].entries, args[0] * width + args[1])
-                return np.where((args[0] < 0) | (args[1] < 0), NONE, codes)
+                state = table.codes.take(_places(*args, table, tables[line.args[1]]))
+                if any(argument in self.with_none for argument in line.args):
+                    state[(args[0] < 0) | (args[1] < 0)] = NONE
+                return state
             case Op.LINEAR_SEQUENCE_MAP:
                 assert line.function is not None and line.function.factors is not None
                 return line.function.factors[0] * args[0] + line.function.factors[1] * args[1]
             case Op.SELECT:
-                return self.select(number, line, *args)
+                self.require_defined(line)  # RASP raises on a comparison with None
+                places = _places(args[0][:, None], args[1][None], table, tables[line.args[1]])
+                chosen = table.chosen.take(places)
+                return np.logical_and(chosen, self.real[:, None], out=chosen)
             case Op.AGGREGATE:
-                return self.aggregate(*args)
+                return self.aggregate(line, *args)
             case Op.AGGREGATE_NUMERICAL:
-                width = args[0].sum(2)
-                return np.einsum("bqk,bk->bq", args[0], args[1]) / np.maximum(width, 1)
+                return (args[0] * args[1][:, None]).sum(0) / np.maximum(_width(args[0]), 1)
             case Op.SELECTOR_WIDTH:
-                return args[0].sum(2)
+                return _width(args[0])
             case _:
-                return args[0].sum(2).astype(np.float64)
+                return _width(args[0]).astype(np.float64)
 
-    def map(self, number: int, line: Line, codes: np.ndarray) -> np.ndarray:
-        entries = self.tables[number].entries
-        if line.op is Op.MAP:
-            return _look_up(entries, codes)
-        numbers = np.array([np.nan if entry is None else float(entry) for entry in (*entries, 0)])[codes]
-        self.require((codes >= 0) & (numbers >= 0))  # Tracr's model gives 0 where RASP gives None or less than 0
-        return numbers
+    def aggregate(self, line: Line, chosen: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """The one value that is selected; None where there is none."""
+        positive = (codes + np.int16(2))[:, None]
+        highest = (positive * chosen).max(0)  # 0: nothing, 1: None
+        self.require(~(chosen & (positive != highest)).any(0))
+        if line.args[1] in self.with_none:  # None and None are not one value
+            self.require((highest != 1) | (_width(chosen) <= 1))
+        return np.maximum(highest, 1) - np.int16(2)
 
-    def map_of_numbers(self, number: int, line: Line, numbers: np.ndarray) -> np.ndarray:
+    def map_of_numbers(self, line: Line, numbers: np.ndarray, domain: Domain, table: Table) -> np.ndarray:
         """A function of numbers. The compiled one is a step function over the value set: they must agree."""
         assert line.function is not None
-        inputs = self.tables[line.args[0]].values
-        steps = [(x, y) for x, y in zip(inputs, unary_image(line.function, inputs), strict=True) if y is not None]
-        present, where = np.unique(np.where(self.real, numbers, inputs[0]), return_inverse=True)
-        compiled = [_step(steps, x) for x in present.tolist()]
-        if line.function.table is None:
-            exact = [_safely(line.function, x) for x in present.tolist()]
-            agrees = [
-                c is not None and e is not None and abs(c - e) < 1e-6 for c, e in zip(compiled, exact, strict=True)
-            ]
-        else:
-            agrees = [c is not None for c in compiled]  # a table says nothing between its entries: nearest step
-        where = where.reshape(numbers.shape)
-        self.require(np.array(agrees)[where])
-        if line.op is Op.MAP_NUMERICAL:
-            return np.array([np.nan if c is None else float(c) for c in compiled])[where]
-        code_of = {value: code for code, value in enumerate(self.tables[number].values)}
-        return np.array([NONE if c is None else code_of[c] for c in compiled])[where]
-
-    def select(self, number: int, line: Line, keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
-        self.require((keys >= 0) & (queries >= 0))  # RASP raises on a comparison with None
-        width = len(self.tables[line.args[1]].values)
-        chosen = np.array(self.tables[number].entries, bool).reshape(-1, width)[keys[:, None, :], queries[:, :, None]]
-        return chosen & self.real[:, None, :] & self.real[:, :, None]
-
-    def aggregate(self, chosen: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        highest = np.where(chosen, codes[:, None, :], -2).max(2)
-        lowest = np.where(chosen, codes[:, None, :], np.iinfo(np.int64).max).min(2)
-        nothing = highest == -2
-        one_value = (lowest == highest) & ((highest >= 0) | (chosen.sum(2) == 1))
-        self.require(nothing | one_value)
-        return np.where(nothing, NONE, highest)
+        steps = _steps_of(line, domain, table)
+        step = steps.thresholds.searchsorted(numbers)
+        clear = steps.changes.take(step) == steps.changes.take(
+            steps.thresholds.searchsorted(numbers - STEP_WIDTH, side="right")
+        )
+        result = steps.results.take(step)
+        if line.function.table is None:  # a table says nothing between its entries: nearest step
+            clear &= np.abs(steps.numbers.take(step) - line.function.compute(numbers)) < 1e-6
+        self.require(clear)
+        return result
 
 
-def _look_up(entries: tuple, codes: np.ndarray) -> np.ndarray:
-    return np.array((*entries, NONE), np.int64)[np.where(codes < 0, -1, codes)]
+@dataclass(frozen=True)
+class _Steps:
+    """A compiled step function: what it gives below the first threshold, between each two, and above the last one.
+
+    Attributes:
+      thresholds: ascending.
+      results: by step: codes of the s-op's values, or numbers.
+      numbers: by step: the values themselves, where they are numbers.
+      changes: by step: how many thresholds below it change the value.
+    """
+
+    thresholds: np.ndarray
+    results: np.ndarray
+    numbers: np.ndarray
+    changes: np.ndarray
 
 
-def _safely(function: Function, x: float) -> Any:
-    try:
-        return function(x)
-    except ArithmeticError:
-        return None
+def _steps_of(line: Line, domain: Domain, table: Table) -> _Steps:
+    """The steps of a map of numbers; kept where its function has a name."""
+    assert line.function is not None
+    key = ("steps", line.op, line.function.name)
+    found = domain.tables.get(key) if line.function.name is not None else None
+    if found is None:
+        found = domain.tables[key] = _find_steps(line, domain, table)
+    return found
 
 
-def _step(steps: list[tuple], x: float) -> Any:
-    """The compiled step function at x; None within a step's slope where it would interpolate."""
-    value = steps[0][1]
-    for (left, _), (right, after) in zip(steps, steps[1:], strict=False):
-        threshold = (left + right) / 2
-        if threshold < x < threshold + STEP_WIDTH and value != after:
-            return None
-        if x <= threshold:
-            break
-        value = after
-    return value
+def _find_steps(line: Line, domain: Domain, table: Table) -> _Steps:
+    numerical = line.op is Op.MAP_NUMERICAL
+    undefined = None if numerical else NONE
+    pairs = [(x, entry) for x, entry in zip(domain.values, table.entries, strict=True) if entry != undefined]
+    results = [entry for _, entry in pairs]
+    values = results if numerical else [table.values[code] for code in results]
+    changed = [0, *(before != after for before, after in itertools.pairwise(results))]
+    return _Steps(
+        np.array([(left + right) / 2 for (left, _), (right, _) in itertools.pairwise(pairs)], np.float64),
+        np.array(results, np.float64 if numerical else table.codes.dtype),
+        np.array([float(value) if isinstance(value, int | float) else np.nan for value in values]),
+        np.cumsum(changed),
+    )
+
+
+def _places(first: np.ndarray, second: np.ndarray, table: Table, of_second: Table) -> np.ndarray:
+    """Where pairs stand in a table in row-major order. For a code of -1 it is some place of the table all the same."""
+    dtype = np.int16 if len(table.entries) < 2**15 else np.int64
+    return first * np.array(len(of_second.domain), dtype) + second
+
+
+def _width(chosen: np.ndarray) -> np.ndarray:
+    """How many keys each query selects."""
+    return chosen.sum(0, dtype=np.int16)

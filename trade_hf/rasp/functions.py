@@ -54,6 +54,11 @@ class Function:
             raise ValueError(f"no function of ({self.kind.value}) is named {self.name!r}")
 
     @functools.cached_property
+    def compute(self) -> Callable[..., Any]:
+        """The function itself, without what `__call__` costs."""
+        return _LAMBDAS[self.kind][self.name] if self.name is not None else self.__call__
+
+    @functools.cached_property
     def _lookup(self) -> Mapping[Value, Value]:
         return dict(self.table or ())
 

@@ -31,6 +31,8 @@ class Type(Enum):
     SELECTOR = "selector"
     SOP = "s-op"  # either encoding; only as the type of an argument
 
+    __hash__ = object.__hash__  # Enum's own is slow
+
     def accepts(self, other: Type) -> bool:
         return self is other or (self is Type.SOP and other is not Type.SELECTOR)
 
@@ -47,6 +49,8 @@ class Op(Enum):
     AGGREGATE_NUMERICAL = ("aggregate_numerical", (Type.SELECTOR, Type.NUMERICAL), Type.NUMERICAL, None)
     SELECTOR_WIDTH = ("selector_width", (Type.SELECTOR,), Type.CATEGORICAL, None)
     SELECTOR_WIDTH_NUMERICAL = ("selector_width_numerical", (Type.SELECTOR,), Type.NUMERICAL, None)
+
+    __hash__ = object.__hash__  # Enum's own is slow
 
     def __init__(self, text: str, argument_types: tuple[Type, ...], result: Type, kind: Kind | None) -> None:
         self.text = text

@@ -9,93 +9,123 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar
+
+import numpy as np
 
 from trade_hf.rasp.functions import Function, Value
 from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable, live_lines, variable_name
 
-T = TypeVar("T")
+MAX_DOMAINS = 20_000  # remembered at once
 
 
 class UnsupportedError(ValueError):
     """A well-formed program that Tracr cannot compile; the message gives the line and Tracr's reason."""
 
 
-@dataclass(frozen=True)
+class Domain:
+    """The values of an s-op, and what was computed of them.
+
+    Equal values of equal types are one object (`Domain.of`), so that a table which was written out once is found again
+    by a look at two names. True, 1 and 1.0 are equal but not of one type: what a program gives must not depend on what
+    was computed before it.
+
+    Attributes:
+      values: a categorical s-op's values, by code; a numerical s-op's value set, ascending; () for a selector.
+      tables: tables of named functions over these values, by operation, function's name and, of two arguments, the
+        second one's domain.
+    """
+
+    __slots__ = ("__weakref__", "tables", "values")
+    _all: ClassVar[dict[tuple, Domain]] = {}
+
+    def __init__(self, values: tuple[Value, ...]) -> None:
+        self.values = values
+        self.tables: dict[tuple, Any] = {}
+
+    @classmethod
+    def of(cls, values: tuple[Value, ...]) -> Domain:
+        key = (values, *map(type, values))
+        found = cls._all.get(key)
+        if found is None:
+            if len(cls._all) >= MAX_DOMAINS:
+                forget_domains()
+            found = cls._all[key] = cls(values)
+        return found
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def forget_domains() -> None:
+    """Drop all that is remembered: nothing but time is lost."""
+    for domain in Domain._all.values():
+        domain.tables.clear()
+    Domain._all.clear()
+
+
+@dataclass(frozen=True, eq=False)
 class Table:
     """The meaning of one line.
 
     Attributes:
-      values: a categorical s-op's values, by code; a numerical s-op's value set, ascending; () for a selector.
+      domain: of its values.
       entries: what the line does with codes. `map`: an output code for each input code (-1: undefined), or a number
         where the output is numerical; `sequence_map`: the same, for pairs in row-major order;
         `select`: 0 or 1 for (key, query) pairs in row-major order; otherwise ().
     """
 
-    values: tuple[Value, ...]
+    domain: Domain
     entries: tuple = ()
 
+    @property
+    def values(self) -> tuple[Value, ...]:
+        return self.domain.values
 
-def cached_by_type(maxsize: int) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """A cache that tells True from 1 from 1.0 within tuples: they are equal, but what a program gives must not depend
-    on what was computed before it."""
+    @functools.cached_property
+    def codes(self) -> np.ndarray:
+        """`entries` that are codes as an array, with a last one for what is undefined, -1."""
+        return np.array((*self.entries, -1), np.int16 if len(self.domain) < 2**15 else np.int64)
 
-    def cached(function: Callable[..., T]) -> Callable[..., T]:
-        @functools.lru_cache(maxsize)
-        def remembered(types: tuple, *args: Any) -> T:
-            return function(*args)
+    @functools.cached_property
+    def numbers(self) -> np.ndarray:
+        """`entries` that are numbers as an array, nan where there is none, with a last one for what is undefined, 0."""
+        return np.array([np.nan if entry is None else float(entry) for entry in (*self.entries, 0)])
 
-        @functools.wraps(function)
-        def call(*args: Any) -> T:
-            return remembered(tuple([tuple(map(type, arg)) for arg in args if isinstance(arg, tuple)]), *args)
-
-        return call
-
-    return cached
+    @functools.cached_property
+    def chosen(self) -> np.ndarray:
+        """A select's `entries` as an array of truth values, with a last one."""
+        return np.array((*self.entries, 0), bool)
 
 
-@cached_by_type(maxsize=20_000)
 def first_appearance(values: tuple) -> tuple[tuple[int, ...], tuple[Value, ...]]:
     """Codes by order of first appearance, None as -1, and the distinct values. Equal numbers share a code."""
     seen: dict[Value, int] = {}
-    codes = tuple(-1 if value is None else seen.setdefault(value, len(seen)) for value in values)
+    codes = tuple([-1 if value is None else seen.setdefault(value, len(seen)) for value in values])
     return codes, tuple(seen)
 
 
-def image(function: Function, arguments: Iterable[tuple]) -> tuple:
-    """Function values; None where arithmetic fails, as in tracr's `utils/errors.py`."""
-
-    def safe(args: tuple) -> Value | None:
+def image(compute: Callable[..., Any], arguments: Iterable[tuple]) -> tuple:
+    """Values of a function; None where arithmetic fails, as in tracr's `utils/errors.py`."""
+    values = []
+    for args in arguments:
         try:
-            value = function(*args)
+            value = compute(*args)
         except ArithmeticError:
-            return None
-        return 0.0 if value == 0 and isinstance(value, float) else value  # no -0.0: it equals 0.0, but reads otherwise
-
-    return tuple(safe(args) for args in arguments)
+            value = None
+        # No -0.0: it equals 0.0, but reads otherwise.
+        values.append(0.0 if value == 0 and isinstance(value, float) else value)
+    return tuple(values)
 
 
 def unary_image(function: Function, values: tuple) -> tuple:
-    named = function.name is not None  # tables that are equal may hold 1 and True
-    return _named_unary(function, values) if named else image(function, ((value,) for value in values))
+    return image(function.compute, zip(values, strict=True))
 
 
 def binary_image(function: Function, first: tuple, second: tuple) -> tuple:
-    if function.name is not None:
-        return _named_binary(function, first, second)
-    return image(function, itertools.product(first, second))
-
-
-@cached_by_type(maxsize=20_000)
-def _named_unary(function: Function, values: tuple) -> tuple:
-    return image(function, ((value,) for value in values))
-
-
-@cached_by_type(maxsize=20_000)
-def _named_binary(function: Function, first: tuple, second: tuple) -> tuple:
-    return image(function, itertools.product(first, second))
+    return image(function.compute, itertools.product(first, second))
 
 
 @dataclass(frozen=True)
@@ -125,56 +155,84 @@ def tabulate(program: Program, vocab: Iterable[Value], max_seq_len: int) -> Tabl
 
     Raises UnsupportedError if a line has no value at all, or averages values that are not 0 or 1 (Tracr's limits).
     """
-    vocab = tuple(sort_values(vocab))
-    tables: dict[Variable, Table] = {TOKENS: Table(vocab), INDICES: Table(tuple(range(max_seq_len)))}
+    tables = input_tables(tuple(sort_values(vocab)), max_seq_len)
+    vocab = tables[TOKENS].values
     for number in live_lines(program):
-        try:
-            tables[number] = _tabulate_line(program, program.lines[number], tables, max_seq_len)
-        except (TypeError, KeyError) as error:
-            raise UnsupportedError(f"line {number + 1}: {program.lines[number].function} fails: {error}") from None
-        if not tables[number].values and program.type_of(number) is not Type.SELECTOR:
-            raise UnsupportedError(f"line {number + 1}: {variable_name(number)} has no value for any input")
+        tables[number] = tabulate_line(program.lines, number, tables)
     return Tables(program, vocab, max_seq_len, tables)
 
 
-def _tabulate_line(program: Program, line: Line, tables: dict[Variable, Table], max_seq_len: int) -> Table:
-    args: list[Any] = [tables[argument].values for argument in line.args]
-    function: Any = line.function  # of the kind that the operation asks for (Line checks it)
-    match line.op:
-        case Op.MAP | Op.MAP_NUMERICAL:
-            return _tabulate_map(line, args[0])
+def input_tables(vocab: tuple[Value, ...], max_seq_len: int) -> dict[Variable, Table]:
+    """The tables of `tokens` and `indices`."""
+    return {TOKENS: Table(Domain.of(vocab)), INDICES: Table(Domain.of(tuple(range(max_seq_len))))}
+
+
+def tabulate_line(lines: Sequence[Line], number: int, tables: Mapping[Variable, Table]) -> Table:
+    """The table of one line, given those of its arguments. Raises UnsupportedError as `tabulate` does."""
+    line = lines[number]
+    try:
+        table = table_of(line.op, line.function, tuple([tables[a].domain for a in line.args]), len(tables[INDICES].domain))
+        if not table.values and line.op.result is not Type.SELECTOR:
+            raise UnsupportedError(f"{variable_name(number)} has no value for any input")
+    except (TypeError, KeyError) as error:
+        raise UnsupportedError(f"line {number + 1}: {line.function} fails: {error}") from None
+    except UnsupportedError as error:
+        raise UnsupportedError(f"line {number + 1}: {error}") from None
+    return table
+
+
+def table_of(op: Op, function: Function | None, args: tuple[Domain, ...], max_seq_len: int) -> Table:
+    """The table of an operation over the values of its arguments; kept where the function has a name."""
+    if function is None:
+        key: tuple = (op, max_seq_len)
+    elif function.name is not None:
+        key = (op, function.name, args[-1])
+    elif function.factors is not None:
+        key = (op, function.factors, *map(type, function.factors), args[-1])
+    else:  # tables that are equal may hold 1 and True
+        return _write_out(op, function, args, max_seq_len)
+    kept = args[-1 if op.arity > 1 and function is None else 0].tables
+    found = kept.get(key)
+    if found is None:
+        found = kept[key] = _write_out(op, function, args, max_seq_len)
+    return found
+
+
+def _write_out(op: Op, function: Any, args: tuple[Domain, ...], max_seq_len: int) -> Table:
+    values = [domain.values for domain in args]
+    match op:
+        case Op.MAP:
+            return _numbered(unary_image(function, values[0]))
+        case Op.MAP_NUMERICAL:
+            outputs = unary_image(function, values[0])
+            for value in outputs:
+                if value is not None and not isinstance(value, int | float):
+                    raise UnsupportedError(f"a numerical map gives numbers, got {value!r} from {function}")
+            return Table(_number_set(outputs), outputs)
         case Op.SEQUENCE_MAP:
-            codes, values = first_appearance(binary_image(function, args[0], args[1]))
-            return Table(values, codes)
+            return _numbered(binary_image(function, *values))
         case Op.LINEAR_SEQUENCE_MAP:
-            return Table(_number_set(binary_image(function, args[0], args[1])))
+            return Table(_number_set(binary_image(function, *values)))
         case Op.SELECT:
-            return Table((), tuple(map(int, map(bool, binary_image(function, args[0], args[1])))))
+            return Table(_NO_VALUES, tuple(map(int, map(bool, binary_image(function, *values)))))
         case Op.AGGREGATE:
             return Table(args[1])
         case Op.AGGREGATE_NUMERICAL:
-            if not {int(value) for value in args[1]} <= {0, 1}:
-                raise UnsupportedError(
-                    f"a numerical aggregate averages 0 and 1 alone, got the values {list(args[1])[:8]} "
-                    f"of {variable_name(line.args[1])}"
-                )
-            return Table(_number_set(v / n for v in args[1] for n in range(1, max_seq_len + 1)))
+            if not {int(value) for value in values[1]} <= {0, 1}:
+                raise UnsupportedError(f"a numerical aggregate averages 0 and 1 alone, got the values {values[1][:8]}")
+            return Table(_number_set(v / n for v in values[1] for n in range(1, max_seq_len + 1)))
         case Op.SELECTOR_WIDTH | Op.SELECTOR_WIDTH_NUMERICAL:
-            return Table(tuple(range(max_seq_len + 1)))
-    raise AssertionError(line.op)
+            return Table(Domain.of(tuple(range(max_seq_len + 1))))
+    raise AssertionError(op)
 
 
-def _tabulate_map(line: Line, inputs: tuple) -> Table:
-    assert line.function is not None
-    outputs = unary_image(line.function, inputs)
-    if line.op is Op.MAP:
-        codes, values = first_appearance(outputs)
-        return Table(values, codes)
-    for value in outputs:
-        if value is not None and not isinstance(value, int | float):
-            raise UnsupportedError(f"a numerical map gives numbers, got {value!r} from {line.function}")
-    return Table(_number_set(outputs), outputs)
+_NO_VALUES = Domain.of(())
 
 
-def _number_set(values: Iterable) -> tuple:
-    return tuple(sorted({value for value in values if value is not None}))
+def _numbered(outputs: tuple) -> Table:
+    codes, values = first_appearance(outputs)
+    return Table(Domain.of(values), codes)
+
+
+def _number_set(values: Iterable) -> Domain:
+    return Domain.of(tuple(sorted({value for value in values if value is not None})))
