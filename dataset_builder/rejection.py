@@ -1,7 +1,9 @@
-"""Which sampled programs are kept. A rejected program is data with a reason, and is counted."""
+"""Which programs are kept. A line is judged where it is drawn, a program when it is whole; a rejected one is data with a
+reason, and is counted."""
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,9 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trade_hf.rasp.canonical import Structure, structure_of
-from trade_hf.rasp.evaluate import Evaluation, all_inputs, evaluate, random_inputs
-from trade_hf.rasp.program import INDICES, TOKENS, Op, Program, Type, live_lines
-from trade_hf.rasp.tables import Tables, UnsupportedError, tabulate
+from trade_hf.rasp.evaluate import Evaluation, Run, all_inputs, random_inputs
+from trade_hf.rasp.functions import Value
+from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable
+from trade_hf.rasp.tables import Table, Tables, UnsupportedError, input_tables, tabulate_line
 
 if TYPE_CHECKING:
     from dataset_builder.sampler import SamplerConfig
@@ -19,11 +22,12 @@ if TYPE_CHECKING:
 MOST_COMMON = 0.97  # a larger share of one output value is "nearly constant"
 MOSTLY_NONE = 0.5
 SCREEN_SEED = 20_241_001
-SCREEN_INPUTS = 256
+SCREEN_PAIRS = 6_400  # pairs of positions that are looked at, short and drawn inputs each
+SCREEN_INPUTS = (64, 256)  # at least and at most, of each
 
 
 class Rejected(Exception):
-    """A program that the corpus does not take; `reason` is the bucket it is counted in."""
+    """A line or a program that the corpus does not take; `reason` is the bucket it is counted in."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -32,77 +36,110 @@ class Rejected(Exception):
 
 @dataclass(frozen=True)
 class Screen:
-    """Judges programs on a fixed set of inputs: all of length up to 3, and seeded random longer ones."""
+    """Judges programs over one vocabulary and length, on a fixed set of inputs: short ones, and seeded random ones."""
 
     config: SamplerConfig
+    vocab: tuple[Value, ...]
+    max_seq_len: int
     inputs: np.ndarray
 
     @classmethod
-    def of(cls, config: SamplerConfig) -> Screen:
-        size = len(config.vocab)
-        short = all_inputs(size, config.max_seq_len)
-        short = short[(short >= 0).sum(1) <= 3][:256]
-        drawn = random_inputs(size, config.max_seq_len, SCREEN_INPUTS, SCREEN_SEED)
-        return cls(config, np.concatenate([short, drawn]))
+    @functools.lru_cache(maxsize=1_000)
+    def of(cls, config: SamplerConfig, vocab: tuple[Value, ...], max_seq_len: int) -> Screen:
+        least, most = SCREEN_INPUTS
+        count = min(most, max(least, SCREEN_PAIRS // max_seq_len**2))
+        short = all_inputs(len(vocab), min(3, max_seq_len))
+        short = np.pad(short, ((0, 0), (0, max_seq_len - short.shape[1])), constant_values=-1)[:count]
+        drawn = random_inputs(len(vocab), max_seq_len, count, SCREEN_SEED)
+        return cls(config, vocab, max_seq_len, np.concatenate([short, drawn]))
 
     def check(self, program: Program) -> Structure:
-        """The program's structure; raises Rejected."""
+        """A whole program's structure; raises Rejected."""
+        draft = Draft(self)
+        for line in program.lines:
+            draft.add(line)
+        return draft.finish()
+
+
+class Draft:
+    """A program in the making: the lines that were taken so far, with their tables and what they give on the screen's
+    inputs."""
+
+    def __init__(self, screen: Screen) -> None:
+        self.screen, self.config = screen, screen.config
+        self.lines: list[Line] = []
+        self.tables = input_tables(screen.vocab, screen.max_seq_len)
+        self.run = Run(screen.inputs)
+        self.d_model = len(screen.vocab) + screen.max_seq_len + 3
+        self.key_size = 1
+        self.seen: set[tuple[Op, tuple[Variable, ...], Table]] = set()
+
+    def add(self, line: Line) -> None:
+        """Take one more line. Raises Rejected, and is as before then."""
+        number = len(self.lines)
+        self.lines.append(line)
         try:
-            tables = tabulate(program, self.config.vocab, self.config.max_seq_len)
-        except UnsupportedError:
-            raise Rejected("not compilable") from None
-        self._check_size(tables)
-        self._check_behaviour(evaluate(tables, self.inputs))
-        structure = structure_of(tables)
+            table = tabulate_line(self.lines, number, self.tables)
+            width = self._check_size(line, table)
+            if (line.op, line.args, table) in self.seen:
+                raise Rejected("equal lines")
+            self.tables[number] = table
+            self.run.add(self.lines, number, self.tables)
+            if not self.run.valid.all():
+                self.run.valid[:] = True
+                raise Rejected("outside Tracr's dynamic validity")
+            if number in self.run.with_none and self._share_of_none(number) > MOSTLY_NONE:
+                raise Rejected("mostly None")
+        except (Rejected, UnsupportedError) as error:
+            self.lines.pop()
+            raise error if isinstance(error, Rejected) else Rejected("not compilable") from None
+        self.seen.add((line.op, line.args, table))
+        self.d_model += width
+        if line.op is Op.SELECT:
+            self.key_size = max(self.key_size, *(len(self.tables[argument].domain) for argument in line.args))
+
+    def _check_size(self, line: Line, table: Table) -> int:
+        """How many residual directions the line takes."""
+        config, values = self.config, table.values
+        if line.op is Op.SELECT:
+            if not any(table.entries):
+                raise Rejected("empty selector")
+            return 0
+        if len(values) < 2:
+            raise Rejected("constant line")
+        if any(not math.isfinite(v) or abs(v) > config.max_magnitude for v in values):  # type: ignore[arg-type]
+            raise Rejected("value out of range")
+        categorical = line.op.result is Type.CATEGORICAL
+        if categorical and len(values) > config.max_values:
+            raise Rejected("too many values")
+        hidden = len(table.entries) if line.op is Op.SEQUENCE_MAP else 0 if categorical else 2 * len(values)
+        if hidden > config.max_hidden or self.d_model + (len(values) if categorical else 1) > config.max_d_model:
+            raise Rejected("too large")
+        if line.op is Op.AGGREGATE and len(values) > self.key_size:
+            raise Rejected("key size below values")
+        return len(values) if categorical else 1
+
+    def _share_of_none(self, number: Variable) -> float:
+        return float((self.run.states[number] < 0)[self.run.real].mean())
+
+    def finish(self) -> Structure:
+        """The structure of the lines taken, as a program; raises Rejected."""
+        program = Program(tuple(self.lines))
+        if not any(TOKENS in line.args for line in program.lines):
+            raise Rejected("does not read tokens")
+        self._check_behaviour(self.run.output(self.lines, self.tables))
+        structure = structure_of(Tables(program, self.screen.vocab, self.screen.max_seq_len, self.tables))
         if not self.config.min_lines <= len(structure.nodes) <= self.config.max_lines:
             raise Rejected("too short or too long")
         if len(set(structure.nodes)) != len(structure.nodes):
             raise Rejected("equal lines")
         return structure
 
-    def _check_size(self, tables: Tables) -> None:
-        program, config = tables.program, self.config
-        d_model, keys, values = len(config.vocab) + config.max_seq_len + 3, 1, 0
-        reads_tokens = False
-        for number in live_lines(program):
-            line, table = program.lines[number], tables[number]
-            reads_tokens |= TOKENS in line.args
-            if line.op is Op.SELECT:
-                keys = max(keys, *(len(tables[argument].values) for argument in line.args))
-                if not any(table.entries):
-                    raise Rejected("empty selector")
-                continue
-            if len(table.values) < 2:
-                raise Rejected("constant line")
-            if any(not math.isfinite(v) or abs(v) > config.max_magnitude for v in table.values):  # type: ignore[arg-type]
-                raise Rejected("value out of range")
-            if line.op is Op.SEQUENCE_MAP and len(table.entries) > config.max_hidden:
-                raise Rejected("too large")
-            if program.type_of(number) is Type.CATEGORICAL:
-                d_model += len(table.values)
-                if len(table.values) > config.max_values:
-                    raise Rejected("too many values")
-                values = max(values, len(table.values)) if line.op is Op.AGGREGATE else values
-            else:
-                d_model += 1
-                if 2 * len(table.values) > config.max_hidden:
-                    raise Rejected("too large")
-        if not reads_tokens:
-            raise Rejected("does not read tokens")
-        if d_model > config.max_d_model:
-            raise Rejected("too large")
-        if values > keys:
-            raise Rejected("key size below values")
-
     def _check_behaviour(self, result: Evaluation) -> None:
-        if not result.valid.all():
-            raise Rejected("outside Tracr's dynamic validity")
         cells = result.codes[result.real]
         if result.values is not None:
-            if (cells < 0).mean() > MOSTLY_NONE:
-                raise Rejected("mostly None")
             counts = np.bincount(cells + 1)
-            self._check_identity(result)
+            self._check_identity(result, cells)
         else:
             counts = np.unique(cells.round(4), return_counts=True)[1]
         if counts.max() == len(cells):
@@ -110,11 +147,9 @@ class Screen:
         if counts.max() > MOST_COMMON * len(cells):
             raise Rejected("nearly constant output")
 
-    def _check_identity(self, result: Evaluation) -> None:
+    def _check_identity(self, result: Evaluation, cells: np.ndarray) -> None:
         assert result.values is not None
-        named = {TOKENS: self.inputs, INDICES: np.broadcast_to(np.arange(self.inputs.shape[1]), self.inputs.shape)}
-        outputs = np.array([float(v) for v in result.values] + [-1.0])[result.codes]  # type: ignore[arg-type]
-        tokens = np.array([*self.config.vocab, 0], float)[named[TOKENS]]
-        for what in (tokens, named[INDICES]):
-            if (np.abs(outputs - what) < 1e-9)[result.real].all():
-                raise Rejected("identity")
+        outputs = np.array([*map(float, result.values), math.nan])[cells]  # type: ignore[arg-type]
+        tokens = np.array([*map(float, self.screen.vocab)])[self.run.states[TOKENS].T[result.real]]  # type: ignore[arg-type]
+        if (outputs == tokens).all() or (outputs == self.run.states[INDICES].T[result.real]).all():
+            raise Rejected("identity")

@@ -3,84 +3,34 @@
 Follows tracr's passes (arXiv:2301.05062 section 3): value sets (`rasp/tables.py` here), one component per s-op
 (`compiler/expr_to_craft_graph.py`), components to layers (`compiler/craft_graph_to_model.py`), parameters
 (`compiler/assemble.py`). Where tracr has a quirk, it is kept and named.
+
+Directions of the residual stream and hidden units come in *blocks*: those of one name, in order of their values. Blocks
+are sorted by name (craft/bases.py, BasisDirection.__lt__), so a direction is a block's offset and a place in the block.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from trade_hf.compiled.sparse import SparseWeights
 from trade_hf.compiled.weights import BOS, PAD, TracrWeights
-from trade_hf.rasp.functions import Function, Value
-from trade_hf.rasp.program import INDICES, TOKENS, Op, Program, Type, Variable, depths, live_lines
-from trade_hf.rasp.tables import Tables, UnsupportedError, tabulate, unary_image
+from trade_hf.rasp.functions import Value
+from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable, depths, live_lines
+from trade_hf.rasp.tables import Domain, Tables, UnsupportedError, tabulate
 
 SOFTMAX_COLDNESS = 100.0  # attention logit of a selected key, before division by sqrt(key_size)
 MLP_EXACTNESS = 100.0  # slope of the threshold units of maps of numbers
-ONE = ("one", None)
-CLEAN_BOS = ("_hidden_clean_bos_", None)  # one name for all selector widths of a layer, so that tracr adds them up
+ONE = "one"
+CLEAN_BOS = "_hidden_clean_bos_"  # one name for all selector widths of a layer, so that tracr adds them up
 
-# A direction of the residual stream, or a hidden unit: (name, value or None), as tracr's BasisDirection.
-Direction = tuple[str, object]
-Linear = dict[tuple[Direction, Direction], float]  # (from, to) → weight
-
-
-@dataclass
-class _Head:
-    """w_qk[query, key] and w_ov[value, output] over sorted directions."""
-
-    queries: list[Direction]
-    keys: list[Direction]
-    outputs: list[Direction]
-    qk: Linear = field(default_factory=dict)
-    ov: Linear = field(default_factory=dict)
-
-
-@dataclass
-class _Mlp:
-    """First layer: residual → hidden; second layer: hidden → residual. `hidden` may hold units without weights."""
-
-    hidden: list[Direction]
-    first: Linear = field(default_factory=dict)
-    second: Linear = field(default_factory=dict)
-
-
-@dataclass
-class _Component:
-    """What implements one s-op: a head, an MLP block, or (selector width) one after the other."""
-
-    head: _Head | None
-    mlp: _Mlp | None
-    directions: set[Direction]  # all that it reads or writes
-
-
-class _TextOrder:
-    """Sorts directions as tracr's BasisDirection does where values do not compare: by `name:value`."""
-
-    def __init__(self, direction: Direction) -> None:
-        self.direction = direction
-
-    def __lt__(self, other: _TextOrder) -> bool:
-        try:
-            return self.direction < other.direction
-        except TypeError:
-            return _direction_text(self.direction) < _direction_text(other.direction)
-
-
-def _direction_text(direction: Direction) -> str:
-    name, value = direction
-    return name if value is None else f"{name}:{value}"
-
-
-def sort_directions(directions: Iterable[Direction]) -> list[Direction]:
-    """Ascending by name, then value (craft/bases.py, BasisDirection.__lt__)."""
-    directions = list(directions)
-    try:
-        return sorted(directions)  # type: ignore[type-var]
-    except TypeError:
-        return sorted(directions, key=_TextOrder)
+Places = np.ndarray  # of residual directions, or of hidden units
+Edges = tuple[Any, Any, Any]  # rows, columns, weights: arrays or numbers, which broadcast
 
 
 def compile_program(
@@ -100,6 +50,13 @@ def compile_program(
 
     Raises UnsupportedError for what Tracr cannot compile, ValueError for a vocabulary that holds BOS or pad.
     """
+    return compile_sparse(program, vocab, max_seq_len, labels).dense()
+
+
+def compile_sparse(
+    program: Program, vocab: Iterable[Value], max_seq_len: int, labels: Sequence[str] | None = None
+) -> SparseWeights:
+    """As `compile_program`, and only what is not zero: several times faster."""
     vocab = set(vocab)
     for special in (BOS, PAD):
         if special in vocab:
@@ -109,163 +66,260 @@ def compile_program(
     return _Compilation(tabulate(program, vocab, max_seq_len), labels).weights()
 
 
+# ---------------------------------------------------------------- order of directions
+
+
+class _Order:
+    """Sorts values as tracr sorts directions of one name: by their text where they do not compare."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __lt__(self, other: _Order) -> bool:
+        try:
+            return self.value < other.value
+        except TypeError:
+            return str(self.value) < str(other.value)
+
+
+def _places(values: Sequence[Any]) -> np.ndarray:
+    """Where each value stands in order."""
+    try:
+        order = sorted(range(len(values)), key=values.__getitem__)
+    except TypeError:
+        order = sorted(range(len(values)), key=lambda i: _Order(values[i]))
+    places = np.empty(len(values), np.int64)
+    places[order] = np.arange(len(values))
+    return places
+
+
+def _places_of(domain: Domain) -> np.ndarray:
+    """`_places` of a domain's values, by code."""
+    found = domain.tables.get(("places",))
+    if found is None:
+        found = domain.tables["places",] = _places(domain.values)
+    return found
+
+
+def _pair_places(first: Domain, second: Domain) -> np.ndarray:
+    """Where each pair of values, row by row, stands in order."""
+    key = ("pair places", second)
+    found = first.tables.get(key)
+    if found is None:
+        pairs = [(x, y) for x in first.values for y in second.values]
+        found = first.tables[key] = _places(pairs)
+    return found
+
+
+@functools.lru_cache(maxsize=1_000)
+def _token_places(vocab: Domain, specials: tuple[str, ...]) -> np.ndarray:
+    """Where the tokens, then `specials`, stand in order."""
+    return _places((*vocab.values, *specials))
+
+
+# ---------------------------------------------------------------- components
+
+
+@dataclass
+class _Head:
+    """Attention of one head: which query looks for which key, and what it moves.
+
+    Attributes:
+      keys, queries: s-ops.
+      selected: codes of (keys, queries) pairs that are selected.
+      bos_weight: how much BOS is attended to when nothing is selected, as a share of a selected key's logit.
+      moves: residual directions that are read, and those that are written with them.
+      columns: of W_V, for each.
+      width: the number of those columns.
+    """
+
+    keys: Variable
+    queries: Variable
+    selected: tuple[np.ndarray, np.ndarray]
+    bos_weight: float
+    moves: tuple[Places, Places]
+    columns: Places
+    sizes: tuple[int, int]  # keys and queries, with BOS and the constant direction
+
+    @property
+    def key_size(self) -> int:
+        return max(self.sizes)
+
+
+@dataclass
+class _Units:
+    """Hidden units of one name. Edges go from residual directions to the block's units, and back."""
+
+    size: int
+    first: list[Edges] = field(default_factory=list)
+    second: list[Edges] = field(default_factory=list)
+
+
+_Mlp = dict[str, _Units]
+
+
 class _Compilation:
     """One run of the compiler; its methods are tracr's passes, in order."""
 
     def __init__(self, tables: Tables, labels: Sequence[str] | None) -> None:
         self.tables = tables
         self.program = tables.program
-        self.labels = {n: labels[n] if labels else f"v{n + 1}_" for n in live_lines(self.program)}
+        self.live = live_lines(self.program)
+        self.sops = [n for n in self.live if self.program.lines[n].op is not Op.SELECT]
+        self.labels = {n: labels[n] if labels else f"v{n + 1}_" for n in self.sops}
         self.labels |= {TOKENS: "tokens", INDICES: "indices"}
-        self.spaces = {variable: self._space(variable) for variable in self.labels if not self._is_selector(variable)}
-
-    def _is_selector(self, variable: Variable) -> bool:
-        return self.program.type_of(variable) is Type.SELECTOR
+        self._lay_out()
 
     def _is_numerical(self, variable: Variable) -> bool:
         return self.program.type_of(variable) is Type.NUMERICAL
 
-    def _space(self, variable: Variable) -> list[Direction]:
-        """The directions that encode an s-op, by code."""
-        label = self.labels[variable]
-        if self._is_numerical(variable):
-            return [(label, None)]
-        return [(label, value) for value in self.tables[variable].values]
-
-    # ------------------------------------------------------------ s-ops → components
-
-    def component(self, number: int) -> _Component:
+    def _needs_one(self, number: int) -> bool:
+        """Whether a component reads the constant direction: all do but maps of values and linear combinations."""
         line = self.program.lines[number]
         match line.op:
             case Op.MAP | Op.MAP_NUMERICAL:
-                if not self._is_numerical(line.args[0]):
-                    mlp = self._map(number, line.args[0])
-                else:
-                    assert line.function is not None
-                    mlp = self._discretised(number, line.args[0], line.function)
-                return _mlp_component(mlp, self.spaces[line.args[0]], self.spaces[number])
+                return self._is_numerical(line.args[0])
             case Op.SEQUENCE_MAP:
-                mlp = self._sequence_map(number)
-                spaces = [self.spaces[argument] for argument in line.args]
-                return _mlp_component(mlp, *spaces, self.spaces[number])
+                return line.args[0] != line.args[1]
+        return line.op is not Op.LINEAR_SEQUENCE_MAP
+
+    def _lay_out(self) -> None:
+        """Sort the blocks of the residual stream."""
+        tokens = self.tables[TOKENS].domain
+        sizes = {"tokens": len(tokens) + 2, "indices": self.tables.max_seq_len}
+        if any(map(self._needs_one, self.sops)):
+            sizes[ONE] = 1
+        for number in self.sops:
+            sizes[self.labels[number]] = 1 if self._is_numerical(number) else len(self.tables[number].domain)
+            if self.program.lines[number].op in (Op.SELECTOR_WIDTH, Op.SELECTOR_WIDTH_NUMERICAL):
+                sizes[self._fraction(number)] = 1
+        self.offsets, self.d_model = _offsets(sizes)
+        places = _token_places(tokens, (BOS, PAD))
+        self.bos, self.pad = (self.offsets["tokens"] + places[-2:]).tolist()
+        self.at = {TOKENS: self.offsets["tokens"] + places[:-2]}
+        for variable in (INDICES, *self.sops):
+            offset = self.offsets[self.labels[variable]]
+            numerical = self._is_numerical(variable)
+            self.at[variable] = np.array([offset]) if numerical else offset + _places_of(self.tables[variable].domain)
+
+    def _fraction(self, number: int) -> str:
+        return f"{self.labels[number]}_selector_width_attn_output"
+
+    # ------------------------------------------------------------ s-ops → components
+
+    def mlp(self, number: int) -> _Mlp | None:
+        line = self.program.lines[number]
+        match line.op:
+            case Op.MAP | Op.MAP_NUMERICAL if self._is_numerical(line.args[0]):
+                return self._discretised(number, line)
+            case Op.MAP | Op.MAP_NUMERICAL:
+                return self._map(number, self.at[line.args[0]], self.tables[number].entries)
+            case Op.SEQUENCE_MAP if line.args[0] == line.args[1]:
+                entries = self.tables[number].entries
+                return self._map(number, self.at[line.args[0]], entries[:: len(self.tables[line.args[0]].domain) + 1])
+            case Op.SEQUENCE_MAP:
+                return self._sequence_map(number, line)
             case Op.LINEAR_SEQUENCE_MAP:
-                spaces = [self.spaces[argument] for argument in line.args]
-                return _mlp_component(self._linear_sequence_map(number), *spaces, self.spaces[number])
-            case Op.AGGREGATE | Op.AGGREGATE_NUMERICAL:
-                head = self._head(line.args[0], self.spaces[number], bos_weight=0.5)
-                value_space = self.spaces[line.args[1]]
-                head.ov = dict.fromkeys(zip(value_space, self.spaces[number], strict=True), 1.0)
-                return _Component(head, None, {*head.queries, *head.keys, *value_space, *self.spaces[number]})
-            case _:
-                return self._selector_width(number)
+                return self._linear_sequence_map(number, line)
+            case Op.SELECTOR_WIDTH | Op.SELECTOR_WIDTH_NUMERICAL:
+                return self._inverse(number)
+        return None
 
-    def _map(self, number: int, argument: Variable) -> _Mlp:
+    def _map(self, number: int, inputs: Places, entries: tuple) -> _Mlp:
         """craft/chamber/categorical_mlp.py, map_categorical_mlp and map_categorical_to_numerical_mlp."""
-        inputs, outputs, table = self.spaces[argument], self.spaces[number], self.tables[number]
-        mlp = _Mlp(outputs, second={(output, output): 1.0 for output in outputs})
-        for direction, entry in zip(inputs, table.entries, strict=True):
-            if self._is_numerical(number):
-                if entry is None:
-                    raise UnsupportedError(f"line {number + 1}: a numerical map must be defined on every value")
-                mlp.first[direction, outputs[0]] = float(entry)
-            elif entry >= 0:
-                mlp.first[direction, outputs[entry]] = 1.0
-        return mlp
-
-    def _sequence_map(self, number: int) -> _Mlp:
-        """craft/chamber/categorical_mlp.py, sequence_map_categorical_mlp; of an s-op with itself: a map."""
-        line, outputs, entries = self.program.lines[number], self.spaces[number], self.tables[number].entries
-        first, second = (self.spaces[argument] for argument in line.args)
-        if line.args[0] == line.args[1]:
-            mlp = _Mlp(outputs, second={(output, output): 1.0 for output in outputs})
-            for i, direction in enumerate(first):
-                if (entry := entries[i * len(first) + i]) >= 0:
-                    mlp.first[direction, outputs[entry]] = 1.0
-            return mlp
-        name = f"_hidden_{self.labels[number]}_"
-        hidden: list[Direction] = [(name, (*x, *y)) for x in first for y in second]
-        mlp = _Mlp(hidden, first={(ONE, unit): -1.0 for unit in hidden})
-        for unit, (i, j), entry in zip(hidden, np.ndindex(len(first), len(second)), entries, strict=True):
-            mlp.first[first[i], unit] = 1.0
-            mlp.first[second[j], unit] = 1.0
-            if entry >= 0:
-                mlp.second[unit, outputs[entry]] = 1.0
-        return mlp
-
-    def _linear_sequence_map(self, number: int) -> _Mlp:
-        """craft/chamber/numerical_mlp.py, linear_sequence_map_numerical_mlp."""
-        line, [output] = self.program.lines[number], self.spaces[number]
-        assert line.function is not None and line.function.factors is not None
-        name, mlp = f"_hidden_{self.labels[number]}_", _Mlp([])
-        for argument, suffix, factor in zip(line.args, "xy", line.function.factors, strict=True):
-            for sign in (1, -1):
-                unit = (f"{name}{suffix}", sign)
-                mlp.hidden.append(unit)
-                mlp.first[self.spaces[argument][0], unit] = float(sign)
-                mlp.second[unit, output] = float(factor * sign)
-        return mlp
-
-    def _discretised(self, number: int, argument: Variable, function: Function) -> _Mlp:
-        inputs = self.tables[argument].values
-        pairs = [(x, y) for x, y in zip(inputs, unary_image(function, inputs), strict=True) if y is not None]
-        return self._thresholds(number, self.spaces[argument][0], pairs)
-
-    def _thresholds(self, number: int, source: Direction, pairs: list[tuple]) -> _Mlp:
-        """craft/chamber/numerical_mlp.py: a step function, two hidden units a threshold."""
-        name = f"_hidden_{self.labels[number]}_"
-        start = (f"{name}start", None)
-        mlp = _Mlp([start], first={(ONE, start): 1.0})
-        self._add_output(mlp, number, start, pairs[0][1], 1)
-        for k in range(1, len(pairs)):
-            threshold = (pairs[k - 1][0] + pairs[k][0]) / 2
-            for i, bias in enumerate((1 - MLP_EXACTNESS * threshold, -(MLP_EXACTNESS * threshold))):
-                unit = (name, (k, i))
-                mlp.hidden.append(unit)
-                mlp.first[source, unit] = MLP_EXACTNESS
-                mlp.first[ONE, unit] = bias
-                sign = 1 - 2 * i
-                if self._is_numerical(number):
-                    mlp.second[unit, self.spaces[number][0]] = float(sign * (pairs[k][1] - pairs[k - 1][1]))
-                else:
-                    self._add_output(mlp, number, unit, pairs[k][1], sign)
-                    self._add_output(mlp, number, unit, pairs[k - 1][1], -sign)
-        return mlp
-
-    def _add_output(self, mlp: _Mlp, number: int, unit: Direction, value: Value, weight: float) -> None:
-        """Write `weight` times `value` of s-op `number`: one direction of many, or the amount in the only one."""
+        outputs = self.at[number]
+        units = outputs - outputs.min()
         if self._is_numerical(number):
-            direction, weight = self.spaces[number][0], float(weight * value)  # type: ignore[operator]
+            if None in entries:
+                raise UnsupportedError(f"line {number + 1}: a numerical map must be defined on every value")
+            edges: Edges = (inputs, 0, np.array(entries, np.float64))
         else:
-            direction = (self.labels[number], value)
-        mlp.second[unit, direction] = mlp.second.get((unit, direction), 0.0) + weight
+            codes = np.array(entries)
+            defined = codes >= 0
+            edges = (inputs[defined], units[codes[defined]], 1.0)
+        return {self.labels[number]: _Units(len(outputs), [edges], [(units, outputs, 1.0)])}
 
-    def _head(self, select: Variable, outputs: list[Direction], bos_weight: float) -> _Head:
+    def _sequence_map(self, number: int, line: Line) -> _Mlp:
+        """craft/chamber/categorical_mlp.py, sequence_map_categorical_mlp; of an s-op with itself it is a map."""
+        first, second = line.args
+        units = _pair_places(self.tables[first].domain, self.tables[second].domain)
+        codes = self.tables[number].codes[:-1]
+        defined = codes >= 0
+        edges: list[Edges] = [
+            (self.offsets[ONE], units, -1.0),
+            (self.at[first].repeat(len(self.at[second])), units, 1.0),
+            (np.tile(self.at[second], len(self.at[first])), units, 1.0),
+        ]
+        written: Edges = (units[defined], self.at[number][codes[defined]], 1.0)
+        return {f"_hidden_{self.labels[number]}_": _Units(len(units), edges, [written])}
+
+    def _linear_sequence_map(self, number: int, line: Line) -> _Mlp:
+        """craft/chamber/numerical_mlp.py, linear_sequence_map_numerical_mlp: two units an argument, -1 and 1."""
+        assert line.function is not None and line.function.factors is not None
+        units, signs = np.array([0, 1]), np.array([-1.0, 1.0])
+        return {
+            f"_hidden_{self.labels[number]}_{suffix}": _Units(
+                2, [(self.at[argument], units, signs)], [(units, self.at[number], signs * factor)]
+            )
+            for argument, suffix, factor in zip(line.args, "xy", line.function.factors, strict=True)
+        }
+
+    def _discretised(self, number: int, line: Line) -> _Mlp:
+        table, undefined = self.tables[number], None if self._is_numerical(number) else -1
+        inputs = self.tables[line.args[0]].values
+        steps = [(x, y) for x, y in zip(inputs, table.entries, strict=True) if y != undefined]
+        return self._thresholds(number, self.at[line.args[0]], [x for x, _ in steps], [y for _, y in steps])
+
+    def _inverse(self, number: int) -> _Mlp:
+        """craft/chamber/selector_width.py: a head writes 1/(width+1), which is inverted, and BOS is cleaned."""
+        fraction = np.array([self.offsets[self._fraction(number)]])
+        widths = list(range(self.tables.max_seq_len, -1, -1))
+        mlp = self._thresholds(number, fraction, [1 / (width + 1) for width in widths], widths)
+        cleaned = [fraction[0]] if self._is_numerical(number) else [fraction[0], self.at[number][0]]
+        mlp[CLEAN_BOS] = _Units(1, [(self.bos, 0, 1.0)], [(0, np.array(cleaned), -1.0)])
+        return mlp
+
+    def _thresholds(self, number: int, source: Places, inputs: list, outputs: list) -> _Mlp:
+        """craft/chamber/numerical_mlp.py: a step function, two hidden units a threshold. `outputs` are codes or numbers."""
+        name, written = f"_hidden_{self.labels[number]}_", self.at[number]
+        start, steps = _Units(1, [(self.offsets[ONE], 0, 1.0)]), _Units(2 * len(inputs) - 2)
+        thresholds = np.array([(a + b) / 2 for a, b in zip(inputs, inputs[1:], strict=False)], np.float64)
+        units = np.arange(steps.size)
+        biases = np.stack([1 - MLP_EXACTNESS * thresholds, -(MLP_EXACTNESS * thresholds)], 1).ravel()
+        steps.first = [(source, units, MLP_EXACTNESS), (self.offsets[ONE], units, biases)]
+        if self._is_numerical(number):
+            start.second = [(0, written, float(outputs[0]))]
+            rises = [float(sign * (b - a)) for a, b in zip(outputs, outputs[1:], strict=False) for sign in (1, -1)]
+            steps.second = [(units, written, np.array(rises))]
+        else:
+            codes, signs = np.array(outputs).repeat(2), np.tile([1.0, -1.0], len(outputs) - 1)
+            start.second = [(0, written[outputs[0]], 1.0)]
+            steps.second = [(units, written[codes[2:]], signs), (units, written[codes[:-2]], -signs)]
+        return {f"{name}start": start} | ({name: steps} if steps.size else {})
+
+    def head(self, number: int) -> _Head | None:
         """craft/chamber/categorical_attn.py: W_QK of the selector; BOS is read when nothing else is selected."""
-        bos = ("tokens", BOS)
-        keys, queries = (self.spaces[argument] for argument in self.program.lines[select].args)
-        head = _Head([*queries, *({bos, ONE} - set(queries))], [*keys, *({bos} - set(keys))], outputs)
-        head.qk[ONE, bos] = bos_weight * SOFTMAX_COLDNESS
-        selected = iter(self.tables[select].entries)
-        for key in keys:
-            for query in queries:
-                if next(selected):
-                    head.qk[query, key] = SOFTMAX_COLDNESS
-        return head
+        line = self.program.lines[number]
+        match line.op:
+            case Op.AGGREGATE | Op.AGGREGATE_NUMERICAL:
+                bos_weight, moves = 0.5, (self.at[line.args[1]], self.at[number])
+            case Op.SELECTOR_WIDTH | Op.SELECTOR_WIDTH_NUMERICAL:
+                bos_weight, moves = 1.0, (np.array([self.bos]), np.array([self.offsets[self._fraction(number)]]))
+            case _:
+                return None
+        keys, queries = self.program.lines[line.args[0]].args
+        selected = np.divmod(np.flatnonzero(self.tables[line.args[0]].chosen[:-1]), len(self.at[queries]))
+        columns = moves[1] - moves[1].min()
+        sizes = (len(self.at[keys]) + 1, len(self.at[queries]) + 2)
+        return _Head(keys, queries, selected, bos_weight, moves, columns, sizes)
 
-    def _selector_width(self, number: int) -> _Component:
-        """craft/chamber/selector_width.py: a head writes 1/(width+1), an MLP inverts it and cleans BOS."""
-        label, bos = self.labels[number], ("tokens", BOS)
-        fraction = (f"{label}_selector_width_attn_output", None)
-        head = self._head(self.program.lines[number].args[0], [fraction], bos_weight=1.0)
-        head.ov[bos, fraction] = 1.0
-        inputs = sorted(1 / (width + 1) for width in range(self.tables.max_seq_len + 1))
-        mlp = self._thresholds(number, fraction, [(x, round((1 / x) - 1)) for x in inputs])
-        mlp.hidden.append(CLEAN_BOS)
-        mlp.first[bos, CLEAN_BOS] = 1.0
-        mlp.second[CLEAN_BOS, fraction] = -1.0
-        if not self._is_numerical(number):
-            mlp.second[CLEAN_BOS, (label, 0)] = -1.0
-        return _Component(head, mlp, {*head.queries, *head.keys, fraction, *self.spaces[number], ONE})
+    def key_columns(self, keys: Variable) -> tuple[np.ndarray, int]:
+        """The column of W_Q and W_K that stands for each key, and for BOS, which sorts among the tokens."""
+        if keys == TOKENS:
+            places = _token_places(self.tables[TOKENS].domain, (BOS,))
+            return places[:-1], int(places[-1])
+        places = self.at[keys] - self.offsets[self.labels[keys]]
+        return (places + 1, 0) if "tokens" < self.labels[keys] else (places, len(places))
 
     # ------------------------------------------------------------ components → layers
 
@@ -280,18 +334,19 @@ class _Compilation:
                         queue.append(argument)
         return list(order)
 
-    def _half_layers(self, components: dict[int, _Component]) -> dict[int, list[tuple[_Head | None, _Mlp | None]]]:
-        """Half-layer number (even: attention, odd: MLP) → its blocks (compiler/craft_graph_to_model.py)."""
+    def _half_layers(self, heads: dict[int, _Head | None], mlps: dict[int, _Mlp | None]) -> list[list[int]]:
+        """S-ops whose heads, or whose MLPs, make up each half-layer (compiler/craft_graph_to_model.py). `heads` and
+        `mlps` hold the same s-ops, in order of the graph's nodes."""
         depth = depths(self.program)
         by_depth: dict[int, list[int]] = {}
-        for number in components:
+        for number in heads:
             by_depth.setdefault(depth[number], []).append(number)
         deepest = max(by_depth)
-        at = {number: depth[number] for number in components}
+        at = {number: depth[number] for number in heads}
         level = min(by_depth)
         while level < deepest:  # a level of heads alone, then one of MLPs alone, share a layer
-            heads_only = all(components[n].mlp is None for n in by_depth[level])
-            if heads_only and all(components[n].head is None for n in by_depth[level + 1]):
+            heads_only = all(mlps[n] is None for n in by_depth[level])
+            if heads_only and all(heads[n] is None for n in by_depth[level + 1]):
                 for deeper in range(level + 1, deepest + 1):
                     for number in by_depth[deeper]:
                         at[number] = deeper - 1
@@ -299,142 +354,182 @@ class _Compilation:
                     by_depth[deeper] = []
                 deepest -= 1
             level += 1
-        half_layers: dict[int, list[tuple[_Head | None, _Mlp | None]]] = {}
-        for number in sorted(components, key=lambda n: at[n]):
-            component, layer = components[number], 2 * (at[number] - 1)
-            if component.head:
-                half_layers.setdefault(layer, []).append((component.head, None))
-            if component.mlp:
-                half_layers.setdefault(layer + 1, []).append((None, component.mlp))
-        return dict(sorted(half_layers.items()))
+        halves: dict[int, list[int]] = {}
+        for number in sorted(heads, key=lambda n: at[n]):
+            layer = 2 * (at[number] - 1)
+            if heads[number]:
+                halves.setdefault(layer, []).append(number)
+            if mlps[number]:
+                halves.setdefault(layer + 1, []).append(number)
+        # tracr skips halves of the model only to keep attention and MLP in turn
+        placed: list[list[int]] = []
+        for half in sorted(halves):
+            if len(placed) % 2 != half % 2:
+                placed.append([])
+            placed.append(halves[half])
+        return placed + [[]] * (len(placed) % 2)
 
     # ------------------------------------------------------------ layers → parameters
 
-    def weights(self) -> TracrWeights:
+    def weights(self) -> SparseWeights:
         nodes = self._breadth_first()
         if TOKENS not in nodes:
             raise UnsupportedError("a program must read tokens to be compiled; this one reads indices alone")
-        components = {n: self.component(n) for n in nodes if n >= 0 and not self._is_selector(n)}
-        half_layers = self._half_layers(components)
-        token_space = sort_directions([*self.spaces[TOKENS], ("tokens", BOS), ("tokens", PAD)])
-        index_space = self.spaces.get(INDICES) or [("indices", i) for i in range(self.tables.max_seq_len)]
-        output_space = sort_directions(self.spaces[self.program.output])
-        used: set[Direction] = set().union(*(c.directions for c in components.values()))
-        residual = sort_directions(used.union(token_space, index_space, output_space))
-        row = {direction: i for i, direction in enumerate(residual)}
-
-        tensors: dict[str, np.ndarray] = {
-            "token_embed/embeddings": _embedding(row, [[d, ONE] if ONE in row else [d] for d in token_space]),
-            "pos_embed/embeddings": _embedding(row, [[], *([d] for d in index_space)]),
-        }
-        blocks = list(half_layers.values())
-        heads = [[head for head, _ in block if head] for block in blocks]
-        mlps = [_combine([mlp for _, mlp in block if mlp]) for block in blocks]
-        shape = _Shape.of(heads, mlps)
-        half = -1
-        placed: dict[int, int] = {}  # half-layer of the model → block; tracr skips halves only to keep the types right
-        for number, block_heads in enumerate(heads):
-            half += 1 if (half % 2 == 1) == bool(block_heads) else 2
-            placed[half] = number
-        for layer in range(half // 2 + 1):
-            block = placed.get(2 * layer)
-            _write_attention(tensors, layer, row, heads[block] if block is not None else [], shape)
-            block = placed.get(2 * layer + 1)
-            _write_mlp(tensors, layer, row, mlps[block] if block is not None else None, shape)
-        numerical = self._is_numerical(self.program.output)
-        return TracrWeights(
-            tensors=tensors,
-            num_heads=shape.num_heads,
-            vocab=tuple(value for _, value in token_space),  # type: ignore[misc]
+        sops = [n for n in nodes if n in self.labels and n >= 0]
+        heads = {n: self.head(n) for n in sops}
+        mlps = {n: self.mlp(n) for n in sops}
+        halves = self._half_layers(heads, mlps)
+        in_layer = [[head for n in half if (head := heads[n])] for half in halves[::2]]
+        units = [_side_by_side([mlp for n in half if (mlp := mlps[n])]) for half in halves[1::2]]
+        num_heads = max(1, *map(len, in_layer))
+        key_size = max((head.key_size for layer in in_layer for head in layer), default=1)
+        mlp_size = max(1, *(sum(block.size for block in layer.values()) for layer in units))
+        parameters = _Parameters(self.d_model, num_heads, key_size, mlp_size, len(halves) // 2, self._embedded())
+        self._embed(parameters)
+        for number, layer_heads in enumerate(in_layer):
+            self._write_attention(parameters, number, layer_heads, key_size)
+        for number, layer_units in enumerate(units):
+            _write_mlp(parameters, number, layer_units)
+        places, values = parameters.entries()
+        output, domain = self.program.output, self.tables[self.program.output].domain
+        directions = np.sort(self.at[output]).tolist()
+        in_order = None
+        if not self._is_numerical(output):
+            in_order = tuple(domain.values[code] for code in np.argsort(self.at[output]).tolist())
+        return SparseWeights(
+            shapes=parameters.shapes,
+            places=places,
+            values=values,
+            num_heads=num_heads,
+            vocab=self._tokens(),
             max_seq_len=self.tables.max_seq_len,
-            output_values=None if numerical else tuple(value for _, value in output_space),  # type: ignore[misc]
-            unembedding=_embedding(row, [[d] for d in output_space]).T,
-            residual_labels=tuple(map(_direction_text, residual)),
+            output_values=in_order,
+            output_directions=directions,
+            residual_labels=self._residual_labels(),
         )
 
+    def _embedded(self) -> tuple[int, int]:
+        """Rows of the embeddings of tokens and of positions."""
+        return len(self.at[TOKENS]) + 2, self.tables.max_seq_len + 1
 
-def _mlp_component(mlp: _Mlp, *spaces: list[Direction]) -> _Component:
-    directions = set().union(*spaces)
-    if any(source == ONE for source, _ in mlp.first):
-        directions.add(ONE)
-    return _Component(None, mlp, directions)
+    def _tokens(self) -> tuple[Value, ...]:
+        tokens = (*self.tables[TOKENS].values, BOS, PAD)
+        order = np.argsort([*self.at[TOKENS], self.bos, self.pad])
+        return tuple([tokens[i] for i in order.tolist()])
+
+    def _residual_labels(self) -> tuple[str, ...]:
+        labels = [""] * self.d_model
+        for name, offset in self.offsets.items():
+            labels[offset] = name  # for what has no value; the others follow
+        named = [(TOKENS, self.at[TOKENS]), (INDICES, self.at[INDICES])]
+        named += [(n, self.at[n]) for n in self.sops if not self._is_numerical(n)]
+        for variable, places in named:
+            label = self.labels[variable]
+            for place, value in zip(places.tolist(), self.tables[variable].values, strict=True):
+                labels[place] = f"{label}:{value}"
+        labels[self.bos], labels[self.pad] = f"tokens:{BOS}", f"tokens:{PAD}"
+        return tuple(labels)
+
+    def _embed(self, parameters: _Parameters) -> None:
+        tokens, positions = self._embedded()
+        rows = np.arange(tokens)
+        parameters.add("token_embed/embeddings", (rows, self.offsets["tokens"] + rows, 1.0))
+        if ONE in self.offsets:
+            parameters.add("token_embed/embeddings", (rows, self.offsets[ONE], 1.0))
+        rows = np.arange(1, positions)
+        parameters.add("pos_embed/embeddings", (rows, self.offsets["indices"] - 1 + rows, 1.0))
+
+    def _write_attention(self, parameters: _Parameters, layer: int, heads: list[_Head], key_size: int) -> None:
+        prefix = f"transformer/layer_{layer}/attn"
+        for number, head in enumerate(heads):
+            first = number * key_size
+            if len(head.columns) > key_size:
+                raise UnsupportedError(f"a head moves {len(head.columns)} values, more than the key size {key_size}")
+            (keys, queries), (columns, bos) = head.selected, self.key_columns(head.keys)
+            one = self.offsets[ONE]
+            parameters.add(f"{prefix}/query/w", (self.at[head.queries][queries], first + columns[keys], SOFTMAX_COLDNESS))
+            parameters.add(f"{prefix}/query/w", (one, first + bos, head.bos_weight * SOFTMAX_COLDNESS))
+            parameters.add(f"{prefix}/key/w", (self.at[head.keys], first + columns, 1.0))
+            parameters.add(f"{prefix}/key/w", (self.bos, first + bos, 1.0))
+            (read, written), columns = head.moves, first + head.columns
+            parameters.add(f"{prefix}/value/w", (read, columns, 1.0))
+            parameters.add(f"{prefix}/linear/w", (columns, written, 1.0))
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """tracr's TransformerConfig: the largest block decides for all (compiler/assemble.py)."""
-
-    num_heads: int
-    key_size: int
-    mlp_size: int
-
-    @classmethod
-    def of(cls, heads: list[list[_Head]], mlps: list[_Mlp | None]) -> _Shape:
-        every = [head for block in heads for head in block]
-        return cls(
-            num_heads=max((len(block) for block in heads if block), default=1),
-            key_size=max((max(len(head.queries), len(head.keys)) for head in every), default=1),
-            mlp_size=max((len(mlp.hidden) for mlp in mlps if mlp), default=1),
-        )
+def _offsets(sizes: dict[str, int]) -> tuple[dict[str, int], int]:
+    """Where each block begins when they are sorted by name, and where the last one ends."""
+    offsets, end = {}, 0
+    for name in sorted(sizes):
+        offsets[name] = end
+        end += sizes[name]
+    return offsets, end
 
 
-def _combine(mlps: list[_Mlp]) -> _Mlp | None:
-    """MLPs side by side; units of one name (cleaning BOS) add up, as in tracr's Linear.combine_in_parallel."""
-    if not mlps:
-        return None
-    joint = _Mlp(sort_directions({unit for mlp in mlps for unit in mlp.hidden}))
+def _side_by_side(mlps: list[_Mlp]) -> _Mlp:
+    """MLPs of one layer; units of one name (cleaning BOS) add up, as in tracr's Linear.combine_in_parallel."""
+    joint: _Mlp = {}
     for mlp in mlps:
-        for mine, theirs in ((joint.first, mlp.first), (joint.second, mlp.second)):
-            for edge, weight in theirs.items():
-                mine[edge] = mine.get(edge, 0.0) + weight
+        for name, units in mlp.items():
+            if name in joint:
+                joint[name].first.extend(units.first)
+                joint[name].second.extend(units.second)
+            else:
+                joint[name] = _Units(units.size, [*units.first], [*units.second])
     return joint
 
 
-def _embedding(row: dict[Direction, int], rows: list[list[Direction]]) -> np.ndarray:
-    matrix = np.zeros((len(rows), len(row)), np.float32)
-    for i, directions in enumerate(rows):
-        for direction in directions:
-            matrix[i, row[direction]] = 1.0
-    return matrix
+def _write_mlp(parameters: _Parameters, layer: int, mlp: _Mlp) -> None:
+    offsets, _ = _offsets({name: units.size for name, units in mlp.items()})
+    for name, units in mlp.items():
+        offset = offsets[name]
+        for rows, columns, weights in units.first:
+            parameters.add(f"transformer/layer_{layer}/mlp/linear_1/w", (rows, offset + columns, weights))
+        for rows, columns, weights in units.second:
+            parameters.add(f"transformer/layer_{layer}/mlp/linear_2/w", (offset + rows, columns, weights))
 
 
-def _fill(matrix: np.ndarray, edges: Linear, row: dict[Direction, int], column: dict[Direction, int]) -> None:
-    for (source, target), weight in edges.items():
-        matrix[row[source], column[target]] = weight
+class _Parameters:
+    """The model's parameters, as entries that are collected and then sorted and added up at once."""
 
+    def __init__(
+        self, d_model: int, num_heads: int, key_size: int, mlp_size: int, layers: int, embedded: tuple[int, int]
+    ) -> None:
+        """tracr's TransformerConfig: the largest block decides for all (compiler/assemble.py)."""
+        width = num_heads * key_size
+        self.shapes: dict[str, tuple[int, ...]] = {
+            "token_embed/embeddings": (embedded[0], d_model),
+            "pos_embed/embeddings": (embedded[1], d_model),
+        }
+        into, out_of = (d_model, width), (width, d_model)
+        for layer in range(layers):
+            prefix = f"transformer/layer_{layer}"
+            for name, shape in (("key", into), ("linear", out_of), ("query", into), ("value", into)):
+                self.shapes[f"{prefix}/attn/{name}/b"], self.shapes[f"{prefix}/attn/{name}/w"] = shape[1:], shape
+            for name, shape in (("linear_1", (d_model, mlp_size)), ("linear_2", (mlp_size, d_model))):
+                self.shapes[f"{prefix}/mlp/{name}/b"], self.shapes[f"{prefix}/mlp/{name}/w"] = shape[1:], shape
+        self.starts, end = {}, 0
+        for name, shape in self.shapes.items():
+            self.starts[name] = end
+            end += math.prod(shape)
+        self.places: list[np.ndarray] = []
+        self.weights: list[np.ndarray] = []
 
-def _write_attention(
-    tensors: dict[str, np.ndarray], layer: int, row: dict[Direction, int], heads: list[_Head], shape: _Shape
-) -> None:
-    d_model, width = len(row), shape.num_heads * shape.key_size
-    query, key, value = (np.zeros((d_model, width), np.float32) for _ in range(3))
-    linear = np.zeros((width, d_model), np.float32)
-    for h, head in enumerate(heads):
-        columns = slice(h * shape.key_size, (h + 1) * shape.key_size)
-        keys = {direction: j for j, direction in enumerate(sort_directions(head.keys))}
-        outputs = {direction: j for j, direction in enumerate(sort_directions(head.outputs))}
-        if len(outputs) > shape.key_size:
-            raise UnsupportedError(f"a head moves {len(outputs)} values, more than the key size {shape.key_size}")
-        _fill(query[:, columns], head.qk, row, keys)
-        for direction, j in keys.items():
-            key[row[direction], h * shape.key_size + j] = 1.0
-        _fill(value[:, columns], head.ov, row, outputs)
-        _fill(linear[columns], {(d, d): 1.0 for d in outputs}, outputs, row)
-    for name, matrix in (("key", key), ("linear", linear), ("query", query), ("value", value)):
-        tensors[f"transformer/layer_{layer}/attn/{name}/b"] = np.zeros(matrix.shape[1], np.float32)
-        tensors[f"transformer/layer_{layer}/attn/{name}/w"] = matrix
+    def add(self, name: str, edges: Edges) -> None:
+        """Add weights to a matrix."""
+        rows, columns, weights = edges
+        places = np.atleast_1d(self.starts[name] + rows * self.shapes[name][1] + columns)
+        self.places.append(places)
+        self.weights.append(weights if isinstance(weights, np.ndarray) else np.full(len(places), weights))
 
-
-def _write_mlp(
-    tensors: dict[str, np.ndarray], layer: int, row: dict[Direction, int], mlp: _Mlp | None, shape: _Shape
-) -> None:
-    d_model = len(row)
-    first = np.zeros((d_model, shape.mlp_size), np.float32)
-    second = np.zeros((shape.mlp_size, d_model), np.float32)
-    if mlp:
-        unit = {direction: i for i, direction in enumerate(mlp.hidden)}
-        _fill(first, mlp.first, row, unit)
-        _fill(second, mlp.second, unit, row)
-    for name, matrix in (("linear_1", first), ("linear_2", second)):
-        tensors[f"transformer/layer_{layer}/mlp/{name}/b"] = np.zeros(matrix.shape[1], np.float32)
-        tensors[f"transformer/layer_{layer}/mlp/{name}/w"] = matrix
+    def entries(self) -> tuple[np.ndarray, np.ndarray]:
+        """Places, ascending, and their weights, float32; what is 0 is left out (-0.0 is not)."""
+        places, weights = np.concatenate(self.places), np.concatenate(self.weights)
+        order = places.argsort(kind="stable")
+        places, weights = places[order], weights[order]
+        repeated = places[1:] == places[:-1]
+        if repeated.any():
+            firsts = np.flatnonzero(np.concatenate([[True], ~repeated]))
+            places, weights = places[firsts], np.add.reduceat(weights, firsts)
+        values = weights.astype(np.float32)
+        there = values.view(np.uint32) != 0
+        return places[there], values[there]

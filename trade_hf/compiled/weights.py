@@ -95,19 +95,7 @@ class TracrWeights:
 
     def metadata(self) -> dict[str, Any]:
         """All but the tensors, for JSON."""
-        return {
-            "format": FORMAT,
-            "vocab": list(self.vocab),
-            "bos": self.bos,
-            "pad": self.pad,
-            "max_seq_len": self.max_seq_len,
-            "num_heads": self.num_heads,
-            "input_encoding": "categorical",
-            "output_encoding": "numerical" if self.output_values is None else "categorical",
-            "output_values": None if self.output_values is None else list(self.output_values),
-            "output_directions": _one_hot_columns(self.unembedding),
-            "residual_labels": list(self.residual_labels),
-        }
+        return describe(self, _one_hot_columns(self.unembedding))
 
     # ------------------------------------------------------------ files
 
@@ -186,6 +174,23 @@ class TracrWeights:
             bos=str(meta.get("bos")),
             pad=str(meta.get("pad")),
         )
+
+
+def describe(weights: Any, output_directions: list[int] | None) -> dict[str, Any]:
+    """The metadata of a TracrWeights, or of anything with its attributes other than tensors."""
+    return {
+        "format": FORMAT,
+        "vocab": list(weights.vocab),
+        "bos": getattr(weights, "bos", BOS),
+        "pad": getattr(weights, "pad", PAD),
+        "max_seq_len": weights.max_seq_len,
+        "num_heads": weights.num_heads,
+        "input_encoding": "categorical",
+        "output_encoding": "numerical" if weights.output_values is None else "categorical",
+        "output_values": None if weights.output_values is None else list(weights.output_values),
+        "output_directions": output_directions,
+        "residual_labels": list(weights.residual_labels),
+    }
 
 
 def _read_json(metadata: dict[str, str]) -> Any:

@@ -20,6 +20,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import eq
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ from trade_hf.rasp.program import (
     depths,
     live_lines,
 )
-from trade_hf.rasp.tables import Domain, Table, Tables, table_of, tabulate
+from trade_hf.rasp.tables import Domain, Tables, lazy_image, tabulate
 
 # Names are searched within this many trials; beyond, the line that failed furthest down becomes an explicit table.
 MAX_TRIALS = 20_000
@@ -128,6 +129,12 @@ class _Order:
             yield self
             return
         found = {number: self.key_of(number) for number in levels[0]}
+        if len(found) == 1:
+            [(number, (key, recode))] = found.items()
+            self.rank[number] = len(self.keys)
+            self.keys[number], self.recode[number] = key, recode
+            yield from self.complete(levels[1:])
+            return
         groups = [
             list(group)
             for _, group in itertools.groupby(sorted(found, key=lambda n: found[n][0]), lambda n: found[n][0])
@@ -142,11 +149,15 @@ class _Order:
     def key(self) -> tuple:
         return tuple(self.keys.values())
 
-    def in_order(self, variable: Variable) -> list[int]:
+    def in_order(self, variable: Variable) -> Sequence[int]:
         """The tabulated codes of an s-op, in canonical order."""
         recode = self.recode.get(variable)
-        size = len(self.tables[variable].values)
-        return list(range(size)) if recode is None else sorted(range(size), key=recode.__getitem__)
+        size = len(self.tables[variable].domain)
+        return range(size) if recode is None else sorted(range(size), key=recode.__getitem__)
+
+    def is_in_order(self, *variables: Variable) -> bool:
+        """Whether tabulated codes are canonical ones: so a table over them is as it is, numbered by first appearance."""
+        return all(self.recode.get(variable) is None for variable in variables)
 
     def key_of(self, number: int) -> tuple[Key, dict[int, int] | None]:
         """What distinguishes an s-op, and how its codes are renumbered (None: as they are)."""
@@ -164,12 +175,12 @@ class _Order:
 
     def map_key(self, number: int) -> tuple[tuple, tuple, tuple, dict[int, int] | None]:
         line, entries = self.tables.program.lines[number], self.tables[number].entries
-        [argument], cells = line.args, list(entries)
-        if self.tables.program.type_of(argument) is not Type.NUMERICAL:
-            cells = [entries[code] for code in self.in_order(argument)]
+        [argument] = line.args
+        if not self.is_in_order(argument):
+            entries = tuple([entries[code] for code in self.in_order(argument)])
         if line.op is Op.MAP_NUMERICAL:
-            return (self.rank[argument],), (), tuple(map(_number, cells)), None
-        codes, recode = _recode(cells)
+            return (self.rank[argument],), (), tuple(map(_number, entries)), None
+        codes, recode = (entries, None) if self.is_in_order(argument) else _recode(entries)
         return (self.rank[argument],), (), codes, recode
 
     def sequence_map_key(self, number: int) -> tuple[tuple, tuple, tuple, dict[int, int] | None]:
@@ -180,7 +191,9 @@ class _Order:
             cells = [entries[i * width + j] for i in first for j in first]
             codes, recode = _recode([*cells[:: width + 1], *cells])
             return (self.rank[one],) * 2, (), (*codes[:width], len(recode)), recode
-        if self.rank[one] < self.rank[two]:
+        if self.rank[one] < self.rank[two] and self.is_in_order(one, two):
+            codes, recode = entries, None
+        elif self.rank[one] < self.rank[two]:
             codes, recode = _recode([entries[i * width + j] for i in first for j in second])
         else:
             codes, recode = _recode([entries[i * width + j] for j in second for i in first])
@@ -197,9 +210,10 @@ class _Order:
         line = self.tables.program.lines[number]
         select, *carried = line.args
         sources = self.tables.program.lines[select].args
-        keys, queries = (self.in_order(argument) for argument in sources)
-        chosen, width = self.tables[select].entries, len(queries)
-        selector = tuple(chosen[k * width + q] for k in keys for q in queries)
+        selector = self.tables[select].entries
+        if not self.is_in_order(*sources):
+            keys, queries = (self.in_order(argument) for argument in sources)
+            selector = tuple([selector[k * len(queries) + q] for k in keys for q in queries])
         ranks = tuple(self.rank[argument] for argument in (*sources, *carried))
         return ranks, selector, (), self.recode.get(carried[0]) if line.op is Op.AGGREGATE else None
 
@@ -233,7 +247,7 @@ class _Order:
         return Structure(tuple(nodes), tuple(numbers), tables.vocab, tables.max_seq_len, values)
 
 
-def _recode(cells: list[int]) -> tuple[tuple[int, ...], dict[int, int]]:
+def _recode(cells: Iterable[int]) -> tuple[tuple[int, ...], dict[int, int]]:
     """Codes renumbered by first appearance, and the map from old to new (-1 stays)."""
     recode: dict[int, int] = {}
     return tuple(-1 if cell < 0 else recode.setdefault(cell, len(recode)) for cell in cells), recode
@@ -247,14 +261,15 @@ def _number(value: Value | None) -> float:
 # ---------------------------------------------------------------- structure → named functions
 
 
-def name_functions(structure: Structure) -> Program:
+def name_functions(structure: Structure, trials: int = MAX_TRIALS) -> Program:
     """Write a structure as a program: the first named functions, in order of lines, that give it.
 
-    Where no names do, the line that the search could not pass becomes an explicit table over fresh values 0, 1, ….
+    Where no names do (or none were found within `trials`), the line that the search could not pass becomes an explicit
+    table over fresh values 0, 1, ….
     """
     tables: frozenset[int] = frozenset()
     while True:
-        search = _NameSearch(structure, tables)
+        search = _NameSearch(structure, tables, trials)
         if search.run():
             return Program(tuple(search.lines))
         tables |= {search.furthest if search.furthest >= 0 else _last_without_table(structure, tables)}
@@ -280,6 +295,13 @@ def spoken_values(vocab: tuple[Value, ...], values: tuple[Value, ...] | None) ->
     return tuple(vocab.index(value) for value in values)
 
 
+def spoken_output(structure: Structure, vocab: tuple[Value, ...]) -> tuple[Value, ...] | None:
+    """The output values of a structure over token ranks, where the tokens are to be those of `vocab`."""
+    if structure.output_values is None or _origin(structure.nodes) != TOKENS:
+        return structure.output_values
+    return tuple(vocab[rank] for rank in structure.output_values)  # type: ignore[index]
+
+
 def _last_without_table(structure: Structure, tables: frozenset[int]) -> int:
     nodes = enumerate(structure.nodes)
     return max(number for number, node in nodes if node.op.kind is not None and number not in tables)
@@ -293,39 +315,54 @@ def _origin(lines: Sequence[Node] | Sequence[Line]) -> Variable:
     return variable
 
 
-def _functions_by_entries(op: Op, on_itself: bool, *args: Domain) -> dict[tuple, list[tuple[Function, Domain]]]:
-    """The named functions of `op` by the table that they give over the arguments' values, each with its values."""
-    key = ("by entries", op, on_itself, args[-1])
-    found: dict[tuple, list[tuple[Function, Domain]]] | None = args[0].tables.get(key)
+def _functions_that_give(op: Op, entries: tuple, on_itself: bool, *args: Domain) -> list[tuple[Function, Domain]]:
+    """The named functions of `op` that give a node's `entries` over the arguments' values, each with its values."""
+    key = ("give", op, entries, on_itself, args[-1])
+    found: list[tuple[Function, Domain]] | None = args[0].tables.get(key)
     if found is None:
-        found = args[0].tables[key] = {}
         assert op.kind is not None
+        found = args[0].tables[key] = []
         for function in FUNCTIONS[op.kind].values():
             try:
-                table = table_of(op, function, args, 0)
-                entries, domain = _entries(op, on_itself, table, len(args[0]))
+                domain = _values_where(function, op, entries, on_itself, [domain.values for domain in args])
             except (TypeError, ValueError):  # say, "a" < 1, or "a" where a number is meant: this name does not fit
                 continue
-            found.setdefault(entries, []).append((function, domain))
+            if domain is not None:
+                found.append((function, domain))
     return found
 
 
-def _entries(op: Op, on_itself: bool, table: Table, size: int) -> tuple[tuple, Domain]:
-    """A node's entries, as in `Node`, and the values of its codes."""
-    if op is Op.MAP_NUMERICAL:
-        return tuple(map(_number, table.entries)), table.domain
-    if on_itself:
-        codes, recode = _recode([*table.entries[:: size + 1], *table.entries])
-        values = tuple([table.values[code] for code in recode])
-        return (*codes[:size], len(values)), Domain.of(values)
-    return table.entries, table.domain
+def _values_where(function: Function, op: Op, entries: tuple, on_itself: bool, args: list[tuple]) -> Domain | None:
+    """The values of a function by code, None if it does not give `entries`: which mostly shows at the first cells."""
+    cells: Iterable[tuple] = itertools.product(*args)
+    if op is Op.SELECT or op is Op.MAP_NUMERICAL:
+        entry_of = bool if op is Op.SELECT else _number
+        image = lazy_image(function.compute, cells)
+        return Domain.of(()) if all(map(eq, map(entry_of, image), entries)) else None
+    wanted: Iterable = entries
+    if on_itself:  # the diagonal's entries, then any
+        cells = itertools.chain(zip(*args, strict=True), cells)
+        wanted = itertools.chain(entries[:-1], itertools.repeat(None))
+    compute, codes = function.compute, {}
+    for cell, entry in zip(cells, wanted, strict=False):
+        try:
+            value = compute(*cell)
+        except ArithmeticError:
+            value = None
+        if value == 0 and isinstance(value, float):
+            value = 0.0  # no -0.0, as in `lazy_image`
+        code = -1 if value is None else codes.setdefault(value, len(codes))
+        if code != entry and entry is not None:
+            return None
+    return None if on_itself and len(codes) != entries[-1] else Domain.of(tuple(codes))
 
 
 class _NameSearch:
     """Depth-first search in order of lines, jumping back to the lines that a failure depends on."""
 
-    def __init__(self, structure: Structure, tables: frozenset[int]) -> None:
+    def __init__(self, structure: Structure, tables: frozenset[int], trials: int) -> None:
         self.structure = structure
+        self.trials_left = trials
         self.tables = tables
         self.lines: list[Line] = []
         tokens = structure.vocab if is_numeric(structure.vocab) else tuple(range(len(structure.vocab)))
@@ -333,7 +370,6 @@ class _NameSearch:
         self.numbers = [Domain.of(values) for values in structure.numbers]
         self.required = spoken_values(structure.vocab, structure.output_values)
         self.named_by_output = _origin(structure.nodes)
-        self.trials = 0
         self.furthest = -1
 
     def run(self) -> bool:
@@ -346,8 +382,8 @@ class _NameSearch:
         node = self.structure.nodes[number]
         blame = {argument for argument in node.args if argument >= 0}
         for function, domain in self.candidates(number, node):
-            self.trials += 1
-            if self.trials > MAX_TRIALS:
+            self.trials_left -= 1
+            if self.trials_left < 0:
                 return set()
             self.domains[number] = domain
             self.lines[number:] = [Line(node.op, node.args, function)]
@@ -376,7 +412,7 @@ class _NameSearch:
             case _:
                 on_itself = node.op is Op.SEQUENCE_MAP and node.args[0] == node.args[1]
                 args = [self.domains[argument] for argument in node.args]
-                for function, domain in _functions_by_entries(node.op, on_itself, *args).get(node.entries, ()):
+                for function, domain in _functions_that_give(node.op, node.entries, on_itself, *args):
                     domain = self.numbers[number] if node.op is Op.MAP_NUMERICAL else domain
                     if required is None or domain.values == required:
                         yield function, domain

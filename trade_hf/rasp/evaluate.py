@@ -128,9 +128,17 @@ class Run:
         """Run line `number`; its arguments' lines were run before."""
         line, table = lines[number], tables[number]
         state = self.states[number] = self.state(lines, line, table, tables)
-        if line.op.result is Type.CATEGORICAL and line.op is not Op.SELECTOR_WIDTH:
-            if ((state < 0) & self.real).any():
-                self.with_none.add(number)
+        self.with_none.discard(number)
+        if self.can_be_none(line, table) and ((state < 0) & self.real).any():
+            self.with_none.add(number)
+
+    def can_be_none(self, line: Line, table: Table) -> bool:
+        match line.op:
+            case Op.MAP | Op.SEQUENCE_MAP:
+                return -1 in table.entries or not self.with_none.isdisjoint(line.args)
+            case Op.AGGREGATE:
+                return True
+        return False
 
     def state(self, lines: Sequence[Line], line: Line, table: Table, tables: Mapping[Variable, Table]) -> np.ndarray:
         args = [self.states[argument] for argument in line.args]

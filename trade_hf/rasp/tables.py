@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -107,17 +107,19 @@ def first_appearance(values: tuple) -> tuple[tuple[int, ...], tuple[Value, ...]]
     return codes, tuple(seen)
 
 
-def image(compute: Callable[..., Any], arguments: Iterable[tuple]) -> tuple:
-    """Values of a function; None where arithmetic fails, as in tracr's `utils/errors.py`."""
-    values = []
+def lazy_image(compute: Callable[..., Any], arguments: Iterable[tuple]) -> Iterator[Value | None]:
+    """Values of a function one by one; None where arithmetic fails, as in tracr's `utils/errors.py`."""
     for args in arguments:
         try:
             value = compute(*args)
         except ArithmeticError:
             value = None
         # No -0.0: it equals 0.0, but reads otherwise.
-        values.append(0.0 if value == 0 and isinstance(value, float) else value)
-    return tuple(values)
+        yield 0.0 if value == 0 and isinstance(value, float) else value
+
+
+def image(compute: Callable[..., Any], arguments: Iterable[tuple]) -> tuple:
+    return tuple(lazy_image(compute, arguments))
 
 
 def unary_image(function: Function, values: tuple) -> tuple:
