@@ -12,7 +12,7 @@ from trade_hf.rasp.text import parse
 
 def read_example(row: Mapping[str, Any]) -> Example:
     """What the model is trained on, from a row."""
-    return example_of(parse(row["code"]), to_weights(row))
+    return example_of(from_tokens(row["tokens"].split()), to_weights(row))
 
 
 class DataCollator:

@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from dataset_builder.library import library_programs
-from dataset_builder.rows import SCHEMA, to_row
+from dataset_builder.rows import SCHEMA, to_row, to_table
 from dataset_builder.sampler import Sample, SamplerConfig, sample_programs
 from dataset_builder.splits import SHARES, split_of
 from trade_hf.rasp.canonical import canonical_hash, hash_canonical
@@ -90,7 +90,7 @@ def distinct_rows(samples: Iterable[Sample]) -> Iterator[dict[str, Any]]:
         identity = hash_canonical(sample.program, sample.vocab, sample.max_seq_len)
         if identity not in seen:
             seen.add(identity)
-            yield to_row(identity, sample.program, sample.vocab, sample.max_seq_len)
+            yield to_row(identity, sample.spelled, sample.vocab, sample.max_seq_len, sample.program)
 
 
 def rows_of_shard(config: CorpusConfig, shard: int, reasons: Counter) -> list[dict[str, Any]]:
@@ -111,7 +111,7 @@ def draw_shard(config: CorpusConfig, shard: int, target: Path) -> None:
     for row in rows_of_shard(config, shard, reasons):
         groups[partition_of(row["id"], config.partitions)].append(row)
     schema = SCHEMA.with_metadata({"rejections": json.dumps(reasons, sort_keys=True)})
-    with_groups = (pa.Table.from_pylist(group, schema) for group in groups)
+    with_groups = (to_table(group) for group in groups)
     write_whole(target, lambda path: _write_groups(path, schema, with_groups))
 
 
@@ -172,7 +172,7 @@ def _single_files(config: CorpusConfig, home: Path) -> Counter[str]:
     for split, rows in (("test_long", long_rows(config)), ("library", library_rows())):
         path = home / f"{split}-00000-of-00001.parquet"
         if not path.exists():
-            write_rows(path, pa.Table.from_pylist(list(rows), SCHEMA))
+            write_rows(path, to_table(list(rows)))
         counts[split] = pq.read_metadata(path).num_rows
     return counts
 
@@ -329,7 +329,7 @@ def _write_groups(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> 
     """A row group for each table, an empty one too."""
     with pq.ParquetWriter(path, schema, compression="zstd", write_statistics=False) as writer:
         for table in tables:
-            writer.write_table(table, row_group_size=max(1, len(table)))
+            writer.write_table(table.replace_schema_metadata(schema.metadata), row_group_size=max(1, len(table)))
 
 
 def write_whole(target: Path, write: Callable[[Path], Any]) -> None:

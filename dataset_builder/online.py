@@ -15,7 +15,6 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from dataset_builder.sampler import Sample, SamplerConfig
 from dataset_builder.splits import stream
-from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.processing_trade import QUERY_KEY, VALUE_OUTPUT, Units, collate, pad_labels, to_units, value_bucket
 from trade_hf.rasp.program import Program, variable_name
@@ -34,7 +33,7 @@ class Example:
 
 
 def to_example(sample: Sample) -> Example:
-    return example_of(sample.program, compile_program(sample.program, sample.vocab, sample.max_seq_len))
+    return example_of(sample.program, sample.compile())
 
 
 def example_of(program: Program, weights: TracrWeights) -> Example:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 MOST_COMMON = 0.97  # a larger share of one output value is "nearly constant"
 MOSTLY_NONE = 0.5
 SCREEN_SEED = 20_241_001
-SCREEN_PAIRS = 6_400  # pairs of positions that are looked at, short and drawn inputs each
-SCREEN_INPUTS = (64, 256)  # at least and at most, of each
+SCREEN_PAIRS = 3_200  # pairs of positions that are looked at, in short and in drawn inputs each
+SCREEN_INPUTS = (48, 128)  # at least and at most, of each
 
 
 class Rejected(Exception):
@@ -41,7 +41,7 @@ class Screen:
     config: SamplerConfig
     vocab: tuple[Value, ...]
     max_seq_len: int
-    inputs: np.ndarray
+    run: Run
 
     @classmethod
     @functools.lru_cache(maxsize=1_000)
@@ -51,7 +51,7 @@ class Screen:
         short = all_inputs(len(vocab), min(3, max_seq_len))
         short = np.pad(short, ((0, 0), (0, max_seq_len - short.shape[1])), constant_values=-1)[:count]
         drawn = random_inputs(len(vocab), max_seq_len, count, SCREEN_SEED)
-        return cls(config, vocab, max_seq_len, np.concatenate([short, drawn]))
+        return cls(config, vocab, max_seq_len, Run(np.concatenate([short, drawn])))
 
     def check(self, program: Program) -> Structure:
         """A whole program's structure; raises Rejected."""
@@ -69,7 +69,7 @@ class Draft:
         self.screen, self.config = screen, screen.config
         self.lines: list[Line] = []
         self.tables = input_tables(screen.vocab, screen.max_seq_len)
-        self.run = Run(screen.inputs)
+        self.run = screen.run.again()
         self.d_model = len(screen.vocab) + screen.max_seq_len + 3
         self.key_size = 1
         self.seen: set[tuple[Op, tuple[Variable, ...], Table]] = set()
@@ -107,7 +107,7 @@ class Draft:
             return 0
         if len(values) < 2:
             raise Rejected("constant line")
-        if any(not math.isfinite(v) or abs(v) > config.max_magnitude for v in values):  # type: ignore[arg-type]
+        if not table.domain.magnitude <= config.max_magnitude:
             raise Rejected("value out of range")
         categorical = line.op.result is Type.CATEGORICAL
         if categorical and len(values) > config.max_values:

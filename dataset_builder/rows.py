@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.compiler import compile_sparse
+from trade_hf.compiled.sparse import SparseWeights
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.rasp.functions import Value
 from trade_hf.rasp.program import Program, RaspError
@@ -44,12 +46,17 @@ SCHEMA = pa.schema(
 )
 
 
-def to_row(identity: str, program: Program, vocab: tuple[Value, ...], max_seq_len: int) -> dict[str, Any]:
-    """A program, compiled. `vocab` and `metadata` are JSON (`metadata` that of a weights file); `tokens` is None where
-    a function has no token."""
-    weights = compile_program(program, vocab, max_seq_len)
+def to_row(
+    identity: str, program: Program, vocab: tuple[Value, ...], max_seq_len: int, canonical: Program | None = None
+) -> dict[str, Any]:
+    """A program, compiled. `vocab` and `metadata` are JSON (`metadata` that of a weights file).
+
+    `tokens` are those of `canonical`, by default the program itself, and None where a function has no token. The two
+    differ where tokens are no numbers: then the canonical program speaks of the k-th token.
+    """
+    weights = compile_sparse(program, vocab, max_seq_len)
     try:
-        tokens = " ".join(to_tokens(program))
+        tokens = " ".join(to_tokens(canonical or program))
     except RaspError:
         tokens = None
     return {
@@ -66,25 +73,36 @@ def to_row(identity: str, program: Program, vocab: tuple[Value, ...], max_seq_le
         "mlp_size": weights.mlp_size,
         "d_model": weights.d_model,
         "metadata": json.dumps(weights.metadata()),
-        **_sparse(weights.tensors),
+        "names": list(weights.shapes),
+        "shapes": list(weights.shapes.values()),
+        **_flat_lists(weights),
     }
 
 
-def _sparse(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    flat = np.concatenate([tensor.ravel() for tensor in tensors.values()])
-    starts = np.cumsum([0, *(tensor.size for tensor in tensors.values())])
-    places = np.flatnonzero(flat)
+def _flat_lists(weights: SparseWeights) -> dict[str, np.ndarray]:
+    starts, places = weights.starts, weights.places
     offsets = np.searchsorted(places, starts)
-    index = np.diff(places, prepend=0)
+    index = places.copy()
+    index[1:] -= places[:-1]
     first = np.flatnonzero(np.diff(offsets))  # tensors that hold anything
     index[offsets[first]] = places[offsets[first]] - starts[first]
-    return {
-        "names": list(tensors),
-        "shapes": [list(tensor.shape) for tensor in tensors.values()],
-        "offsets": offsets.astype(np.int32),
-        "index": index.astype(np.uint32),
-        "value": flat[places],
-    }
+    return {"offsets": offsets.astype(np.int32), "index": index.astype(np.uint32), "value": weights.values}
+
+
+def to_table(rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows as `to_row` gives them, in Arrow."""
+    return pa.Table.from_arrays(
+        [_column([row[field.name] for row in rows], field.type) for field in SCHEMA], schema=SCHEMA
+    )
+
+
+def _column(cells: list[Any], kind: pa.DataType) -> pa.Array:
+    if not pa.types.is_list(kind):
+        return pa.array(cells, kind)
+    offsets = np.cumsum([0, *map(len, cells)]).astype(np.int32)
+    if cells and isinstance(cells[0], np.ndarray):
+        return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(cells), kind.value_type), kind)
+    return pa.ListArray.from_arrays(offsets, _column(list(chain.from_iterable(cells)), kind.value_type), kind)
 
 
 def to_tensors(row: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -81,7 +81,7 @@ INDICES_FROM_START = 0.5  # share of programs whose pool starts with indices too
 REUSE = 0.3  # chance that an argument may be a variable that was used before
 ONE_KEY = 0.5  # share of selects that compare with indices for equality, so that an aggregate can move values
 KEEP_SELECTOR = 0.15  # chance that a selector stays available after it was used
-SEARCH = 500  # trials of the search for names, most need ten
+SEARCH = 300  # trials of the search for names, most need ten
 TRIES = 10  # draws of one line, before the program is given up
 
 
@@ -198,7 +198,7 @@ def draw_domain(draw: Draw, config: SamplerConfig) -> tuple[tuple[Value, ...], i
 def draw_program(draw: Draw, screen: Screen, reasons: Counter) -> Draft:
     """One program by Algorithm 1, its lines judged. Raises Rejected if the pool does not come down to one in time."""
     config = screen.config
-    target = draw.weighted(_lengths(config.min_lines, config.max_lines))
+    target = draw.between((config.min_lines, config.max_lines))
     pool = _Pool(Draft(screen), [TOKENS, INDICES] if draw.chance(INDICES_FROM_START) else [TOKENS])
     while not (pool.is_done() and len(pool.draft.lines) >= target):
         # Each line takes at most one entry more out of the pool than it puts in; equal selects may yet become one line.
@@ -231,19 +231,21 @@ class _Pool:
 
     def grow(self, draw: Draw, shrink: bool, reasons: Counter) -> None:
         """One more line; with `shrink`, one that uses up more than it adds where that is possible."""
+        refused: set[Op] = set()
         for _ in range(TRIES):
-            line = self.draw_line(draw, shrink)
+            line = self.draw_line(draw, shrink, refused)
             try:
                 self.draft.add(line)
             except Rejected as rejected:
                 reasons[f"line: {rejected.reason}"] += 1
+                refused.add(line.op)
                 continue
             self.use(line, draw, shrink)
             return
         raise Rejected("no line fits")
 
-    def draw_line(self, draw: Draw, shrink: bool) -> Line:
-        op = self.choose(draw, shrink)
+    def draw_line(self, draw: Draw, shrink: bool, refused: set[Op]) -> Line:
+        op = self.choose(draw, shrink, refused)
         args = self.arguments(draw, op, shrink)
         function = _function(draw, op)
         if op is Op.SELECT and draw.chance(ONE_KEY):
@@ -265,10 +267,12 @@ class _Pool:
                     self.pool.remove(argument)
         self.pool.append(number)
 
-    def choose(self, draw: Draw, shrink: bool) -> Op:
+    def choose(self, draw: Draw, shrink: bool, refused: set[Op]) -> Op:
+        """`refused` are operations that were drawn for this line and could not be."""
         binary = bool(self.binary_numbers)
         if selectors := self.waiting(Type.SELECTOR):
-            return draw.weighted(_reading(any(map(self.selects_one_key, selectors)), binary))
+            moves = any(map(self.selects_one_key, selectors))
+            return draw.weighted(_reading(Op.AGGREGATE not in refused, moves, binary))
         numerical = len(self.waiting(Type.NUMERICAL))
         if shrink and len(self.waiting(Type.CATEGORICAL)) >= 2:
             return draw.weighted(_JOINING)
@@ -302,10 +306,14 @@ _JOINING = Weights({Op.SEQUENCE_MAP: 2.0, Op.SELECT: 1.0})
 
 
 @functools.cache
-def _reading(moves: bool, averages: bool) -> Weights[Op]:
+def _reading(aggregate: bool, moves: bool, averages: bool) -> Weights[Op]:
     """What reads a selector: one that selects at most one key can `move` values, a binary number can be averaged."""
-    ops = {Op.AGGREGATE: 6.0 if moves else 0.5, Op.SELECTOR_WIDTH: 2.0, Op.SELECTOR_WIDTH_NUMERICAL: 0.4}
-    return Weights(ops | ({Op.AGGREGATE_NUMERICAL: 6.0} if averages else {}))
+    ops = {Op.SELECTOR_WIDTH: 2.0, Op.SELECTOR_WIDTH_NUMERICAL: 0.4}
+    if aggregate:
+        ops[Op.AGGREGATE] = 6.0 if moves else 0.5
+    if averages:
+        ops[Op.AGGREGATE_NUMERICAL] = 6.0
+    return Weights(ops)
 
 
 @functools.cache
@@ -317,12 +325,6 @@ def _computing(two_numbers: bool, number_waits: bool, averages: bool) -> Weights
         weights[Op.MAP] *= 1.5
         weights[Op.SELECT] *= 2 if averages else 1
     return Weights(weights)
-
-
-@functools.cache
-def _lengths(least: int, most: int) -> Weights[int]:
-    """Long programs are rejected more often: a length is drawn in proportion to itself, so that what is kept is even."""
-    return Weights({n: float(n) for n in range(least, most + 1)})
 
 
 def _function(draw: Draw, op: Op) -> Function | None:

@@ -11,8 +11,9 @@ are sorted by name (craft/bases.py, BasisDirection.__lt__), so a direction is a 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,22 +94,27 @@ def _places(values: Sequence[Any]) -> np.ndarray:
     return places
 
 
+def _kept(domain: Domain, key: tuple, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    found = domain.tables.get(key)
+    if found is None:
+        found = domain.tables[key] = compute()
+    return found
+
+
 def _places_of(domain: Domain) -> np.ndarray:
     """`_places` of a domain's values, by code."""
-    found = domain.tables.get(("places",))
-    if found is None:
-        found = domain.tables["places",] = _places(domain.values)
-    return found
+    return _kept(domain, ("places",), lambda: _places(domain.values))
 
 
 def _pair_places(first: Domain, second: Domain) -> np.ndarray:
-    """Where each pair of values, row by row, stands in order."""
-    key = ("pair places", second)
-    found = first.tables.get(key)
-    if found is None:
-        pairs = [(x, y) for x in first.values for y in second.values]
-        found = first.tables[key] = _places(pairs)
-    return found
+    """[first, second] where each pair of values stands in order."""
+
+    def compute() -> np.ndarray:
+        if first.is_numeric and second.is_numeric:
+            return _places_of(first)[:, None] * len(second) + _places_of(second)
+        return _places([(x, y) for x in first.values for y in second.values]).reshape(len(first), -1)
+
+    return _kept(first, ("pair places", second), compute)
 
 
 @functools.lru_cache(maxsize=1_000)
@@ -166,12 +172,13 @@ class _Compilation:
         self.program = tables.program
         self.live = live_lines(self.program)
         self.sops = [n for n in self.live if self.program.lines[n].op is not Op.SELECT]
+        self.numerical = {n for n in self.sops if self.program.lines[n].op.result is Type.NUMERICAL}
         self.labels = {n: labels[n] if labels else f"v{n + 1}_" for n in self.sops}
         self.labels |= {TOKENS: "tokens", INDICES: "indices"}
         self._lay_out()
 
     def _is_numerical(self, variable: Variable) -> bool:
-        return self.program.type_of(variable) is Type.NUMERICAL
+        return variable in self.numerical
 
     def _needs_one(self, number: int) -> bool:
         """Whether a component reads the constant direction: all do but maps of values and linear combinations."""
@@ -243,15 +250,16 @@ class _Compilation:
         """craft/chamber/categorical_mlp.py, sequence_map_categorical_mlp; of an s-op with itself it is a map."""
         first, second = line.args
         units = _pair_places(self.tables[first].domain, self.tables[second].domain)
-        codes = self.tables[number].codes[:-1]
-        defined = codes >= 0
         edges: list[Edges] = [
             (self.offsets[ONE], units, -1.0),
-            (self.at[first].repeat(len(self.at[second])), units, 1.0),
-            (np.tile(self.at[second], len(self.at[first])), units, 1.0),
+            (self.at[first][:, None], units, 1.0),
+            (self.at[second], units, 1.0),
         ]
-        written: Edges = (units[defined], self.at[number][codes[defined]], 1.0)
-        return {f"_hidden_{self.labels[number]}_": _Units(len(units), edges, [written])}
+        codes = self.tables[number].codes[:-1].reshape(units.shape)
+        if -1 in self.tables[number].entries:
+            units, codes = units[codes >= 0], codes[codes >= 0]
+        written: Edges = (units, self.at[number][codes], 1.0)
+        return {f"_hidden_{self.labels[number]}_": _Units(edges[0][1].size, edges, [written])}
 
     def _linear_sequence_map(self, number: int, line: Line) -> _Mlp:
         """craft/chamber/numerical_mlp.py, linear_sequence_map_numerical_mlp: two units an argument, -1 and 1."""
@@ -283,13 +291,11 @@ class _Compilation:
         """craft/chamber/numerical_mlp.py: a step function, two hidden units a threshold. `outputs` are codes or numbers."""
         name, written = f"_hidden_{self.labels[number]}_", self.at[number]
         start, steps = _Units(1, [(self.offsets[ONE], 0, 1.0)]), _Units(2 * len(inputs) - 2)
-        thresholds = np.array([(a + b) / 2 for a, b in zip(inputs, inputs[1:], strict=False)], np.float64)
-        units = np.arange(steps.size)
-        biases = np.stack([1 - MLP_EXACTNESS * thresholds, -(MLP_EXACTNESS * thresholds)], 1).ravel()
+        units, biases = _biases(tuple(inputs))
         steps.first = [(source, units, MLP_EXACTNESS), (self.offsets[ONE], units, biases)]
         if self._is_numerical(number):
             start.second = [(0, written, float(outputs[0]))]
-            rises = [float(sign * (b - a)) for a, b in zip(outputs, outputs[1:], strict=False) for sign in (1, -1)]
+            rises = [float(sign * (b - a)) for a, b in itertools.pairwise(outputs) for sign in (1, -1)]
             steps.second = [(units, written, np.array(rises))]
         else:
             codes, signs = np.array(outputs).repeat(2), np.tile([1.0, -1.0], len(outputs) - 1)
@@ -440,20 +446,19 @@ class _Compilation:
         parameters.add("pos_embed/embeddings", (rows, self.offsets["indices"] - 1 + rows, 1.0))
 
     def _write_attention(self, parameters: _Parameters, layer: int, heads: list[_Head], key_size: int) -> None:
-        prefix = f"transformer/layer_{layer}/attn"
+        names, one = _names(layer), self.offsets.get(ONE, 0)
         for number, head in enumerate(heads):
             first = number * key_size
             if len(head.columns) > key_size:
                 raise UnsupportedError(f"a head moves {len(head.columns)} values, more than the key size {key_size}")
             (keys, queries), (columns, bos) = head.selected, self.key_columns(head.keys)
-            one = self.offsets[ONE]
-            parameters.add(f"{prefix}/query/w", (self.at[head.queries][queries], first + columns[keys], SOFTMAX_COLDNESS))
-            parameters.add(f"{prefix}/query/w", (one, first + bos, head.bos_weight * SOFTMAX_COLDNESS))
-            parameters.add(f"{prefix}/key/w", (self.at[head.keys], first + columns, 1.0))
-            parameters.add(f"{prefix}/key/w", (self.bos, first + bos, 1.0))
+            parameters.add(names["attn/query/w"], (self.at[head.queries][queries], first + columns[keys], SOFTMAX_COLDNESS))
+            parameters.add(names["attn/query/w"], (one, first + bos, head.bos_weight * SOFTMAX_COLDNESS))
+            parameters.add(names["attn/key/w"], (self.at[head.keys], first + columns, 1.0))
+            parameters.add(names["attn/key/w"], (self.bos, first + bos, 1.0))
             (read, written), columns = head.moves, first + head.columns
-            parameters.add(f"{prefix}/value/w", (read, columns, 1.0))
-            parameters.add(f"{prefix}/linear/w", (columns, written, 1.0))
+            parameters.add(names["attn/value/w"], (read, columns, 1.0))
+            parameters.add(names["attn/linear/w"], (columns, written, 1.0))
 
 
 def _offsets(sizes: dict[str, int]) -> tuple[dict[str, int], int]:
@@ -463,6 +468,14 @@ def _offsets(sizes: dict[str, int]) -> tuple[dict[str, int], int]:
         offsets[name] = end
         end += sizes[name]
     return offsets, end
+
+
+@functools.lru_cache(maxsize=10_000)
+def _biases(inputs: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the two units of each threshold between two inputs, and their biases."""
+    thresholds = np.array([(a + b) / 2 for a, b in itertools.pairwise(inputs)], np.float64)
+    biases = np.stack([1 - MLP_EXACTNESS * thresholds, -(MLP_EXACTNESS * thresholds)], 1).ravel()
+    return np.arange(len(biases)), biases
 
 
 def _side_by_side(mlps: list[_Mlp]) -> _Mlp:
@@ -479,13 +492,21 @@ def _side_by_side(mlps: list[_Mlp]) -> _Mlp:
 
 
 def _write_mlp(parameters: _Parameters, layer: int, mlp: _Mlp) -> None:
-    offsets, _ = _offsets({name: units.size for name, units in mlp.items()})
+    names, (offsets, _) = _names(layer), _offsets({name: units.size for name, units in mlp.items()})
     for name, units in mlp.items():
         offset = offsets[name]
         for rows, columns, weights in units.first:
-            parameters.add(f"transformer/layer_{layer}/mlp/linear_1/w", (rows, offset + columns, weights))
+            parameters.add(names["mlp/linear_1/w"], (rows, offset + columns, weights))
         for rows, columns, weights in units.second:
-            parameters.add(f"transformer/layer_{layer}/mlp/linear_2/w", (offset + rows, columns, weights))
+            parameters.add(names["mlp/linear_2/w"], (offset + rows, columns, weights))
+
+
+@functools.cache
+def _names(layer: int) -> dict[str, str]:
+    """Tracr's names of a layer's parameters, by their end, in Tracr's order."""
+    attention = [f"attn/{part}/{kind}" for part in ("key", "linear", "query", "value") for kind in "bw"]
+    mlp = [f"mlp/{part}/{kind}" for part in ("linear_1", "linear_2") for kind in "bw"]
+    return {end: f"transformer/layer_{layer}/{end}" for end in attention + mlp}
 
 
 class _Parameters:
@@ -495,36 +516,38 @@ class _Parameters:
         self, d_model: int, num_heads: int, key_size: int, mlp_size: int, layers: int, embedded: tuple[int, int]
     ) -> None:
         """tracr's TransformerConfig: the largest block decides for all (compiler/assemble.py)."""
-        width = num_heads * key_size
+        into, out_of = (d_model, num_heads * key_size), (num_heads * key_size, d_model)
+        matrices = [into, out_of, into, into, (d_model, mlp_size), (mlp_size, d_model)]
+        in_layer = [shape for matrix in matrices for shape in (matrix[1:], matrix)]
         self.shapes: dict[str, tuple[int, ...]] = {
             "token_embed/embeddings": (embedded[0], d_model),
             "pos_embed/embeddings": (embedded[1], d_model),
         }
-        into, out_of = (d_model, width), (width, d_model)
         for layer in range(layers):
-            prefix = f"transformer/layer_{layer}"
-            for name, shape in (("key", into), ("linear", out_of), ("query", into), ("value", into)):
-                self.shapes[f"{prefix}/attn/{name}/b"], self.shapes[f"{prefix}/attn/{name}/w"] = shape[1:], shape
-            for name, shape in (("linear_1", (d_model, mlp_size)), ("linear_2", (mlp_size, d_model))):
-                self.shapes[f"{prefix}/mlp/{name}/b"], self.shapes[f"{prefix}/mlp/{name}/w"] = shape[1:], shape
-        self.starts, end = {}, 0
-        for name, shape in self.shapes.items():
-            self.starts[name] = end
-            end += math.prod(shape)
-        self.places: list[np.ndarray] = []
-        self.weights: list[np.ndarray] = []
+            self.shapes |= zip(_names(layer).values(), in_layer, strict=True)
+        ends = itertools.accumulate(map(math.prod, self.shapes.values()), initial=0)
+        self.starts = dict(zip(self.shapes, ends, strict=False))
+        self.alike: list[tuple[np.ndarray, float]] = []  # places with one weight
+        self.varied: list[tuple[np.ndarray, np.ndarray]] = []
+        self.single: list[tuple[int, float]] = []
 
     def add(self, name: str, edges: Edges) -> None:
         """Add weights to a matrix."""
         rows, columns, weights = edges
-        places = np.atleast_1d(self.starts[name] + rows * self.shapes[name][1] + columns)
-        self.places.append(places)
-        self.weights.append(weights if isinstance(weights, np.ndarray) else np.full(len(places), weights))
+        places = rows * self.shapes[name][1] + (self.starts[name] + columns)
+        if isinstance(weights, np.ndarray):
+            self.varied.append((places, weights))
+        elif isinstance(places, np.ndarray):
+            self.alike.append((places.ravel(), weights))
+        else:
+            self.single.append((places, weights))
 
     def entries(self) -> tuple[np.ndarray, np.ndarray]:
         """Places, ascending, and their weights, float32; what is 0 is left out (-0.0 is not)."""
-        places, weights = np.concatenate(self.places), np.concatenate(self.weights)
-        order = places.argsort(kind="stable")
+        alike, varied, single = (tuple(zip(*some, strict=True)) or ((), ()) for some in (self.alike, self.varied, self.single))
+        places = np.concatenate([*alike[0], *varied[0], single[0]]).astype(np.int64)
+        weights = np.concatenate([np.repeat(alike[1], [len(some) for some in alike[0]]), *varied[1], single[1]])
+        order = places.argsort()
         places, weights = places[order], weights[order]
         repeated = places[1:] == places[:-1]
         if repeated.any():

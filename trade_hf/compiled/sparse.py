@@ -40,6 +40,22 @@ class SparseWeights:
         """[tensor + 1] where each tensor begins among all, and the end."""
         return np.cumsum([0, *map(math.prod, self.shapes.values())])
 
+    @property
+    def d_model(self) -> int:
+        return self.shapes["token_embed/embeddings"][1]
+
+    @property
+    def num_layers(self) -> int:
+        return (len(self.shapes) - 2) // 12
+
+    @property
+    def key_size(self) -> int:
+        return self.shapes["transformer/layer_0/attn/query/w"][1] // self.num_heads
+
+    @property
+    def mlp_size(self) -> int:
+        return self.shapes["transformer/layer_0/mlp/linear_1/w"][1]
+
     def metadata(self) -> dict[str, Any]:
         """As TracrWeights.metadata."""
         return describe(self, self.output_directions)
@@ -49,8 +65,7 @@ class SparseWeights:
         flat[self.places] = self.values
         starts = self.starts.tolist()
         parts = zip(self.shapes.items(), starts, starts[1:], strict=False)
-        d_model = self.shapes["token_embed/embeddings"][1]
-        unembedding = np.zeros((d_model, len(self.output_directions)), np.float32)
+        unembedding = np.zeros((self.d_model, len(self.output_directions)), np.float32)
         unembedding[self.output_directions, np.arange(len(self.output_directions))] = 1.0
         return TracrWeights(
             tensors={name: flat[start:end].reshape(shape) for (name, shape), start, end in parts},

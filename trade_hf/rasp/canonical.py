@@ -38,7 +38,7 @@ from trade_hf.rasp.program import (
     depths,
     live_lines,
 )
-from trade_hf.rasp.tables import Domain, Tables, lazy_image, tabulate
+from trade_hf.rasp.tables import Domain, Table, Tables, lazy_image, tabulate
 
 # Names are searched within this many trials; beyond, the line that failed furthest down becomes an explicit table.
 MAX_TRIALS = 20_000
@@ -125,26 +125,23 @@ class _Order:
 
     def complete(self, levels: list[list[int]]) -> Iterator[_Order]:
         """All complete orders: one, unless s-ops are equal and their readers could tell them apart."""
-        if not levels:
-            yield self
-            return
-        found = {number: self.key_of(number) for number in levels[0]}
-        if len(found) == 1:
-            [(number, (key, recode))] = found.items()
+        for depth, level in enumerate(levels):
+            found = {number: self.key_of(number) for number in level}
+            ordered = sorted(level, key=lambda number: found[number][0])
+            groups = [list(group) for _, group in itertools.groupby(ordered, lambda number: found[number][0])]
+            if len(groups) < len(level):
+                for choice in itertools.product(*(itertools.permutations(group) for group in groups)):
+                    order = _Order(self.tables, dict(self.rank), dict(self.keys), dict(self.recode))
+                    order.place(itertools.chain.from_iterable(choice), found)
+                    yield from order.complete(levels[depth + 1 :])
+                return
+            self.place(ordered, found)
+        yield self
+
+    def place(self, level: Iterable[int], found: dict[int, tuple[Key, dict[int, int] | None]]) -> None:
+        for number in level:
             self.rank[number] = len(self.keys)
-            self.keys[number], self.recode[number] = key, recode
-            yield from self.complete(levels[1:])
-            return
-        groups = [
-            list(group)
-            for _, group in itertools.groupby(sorted(found, key=lambda n: found[n][0]), lambda n: found[n][0])
-        ]
-        for choice in itertools.product(*(itertools.permutations(group) for group in groups)):
-            order = _Order(self.tables, dict(self.rank), dict(self.keys), dict(self.recode))
-            for number in itertools.chain.from_iterable(choice):
-                order.rank[number] = len(order.keys)
-                order.keys[number], order.recode[number] = found[number]
-            yield from order.complete(levels[1:])
+            self.keys[number], self.recode[number] = found[number]
 
     def key(self) -> tuple:
         return tuple(self.keys.values())
@@ -271,7 +268,8 @@ def name_functions(structure: Structure, trials: int = MAX_TRIALS) -> Program:
     while True:
         search = _NameSearch(structure, tables, trials)
         if search.run():
-            return Program(tuple(search.lines))
+            named = zip(structure.nodes, search.functions, strict=True)
+            return Program(tuple([Line(node.op, node.args, function) for node, function in named]))
         tables |= {search.furthest if search.furthest >= 0 else _last_without_table(structure, tables)}
 
 
@@ -329,6 +327,8 @@ def _functions_that_give(op: Op, entries: tuple, on_itself: bool, *args: Domain)
                 continue
             if domain is not None:
                 found.append((function, domain))
+                if op in (Op.MAP, Op.SEQUENCE_MAP) and not on_itself:  # its table need not be written out again
+                    args[0].tables.setdefault((op, function.name, args[-1]), Table(domain, entries))
     return found
 
 
@@ -364,7 +364,7 @@ class _NameSearch:
         self.structure = structure
         self.trials_left = trials
         self.tables = tables
-        self.lines: list[Line] = []
+        self.functions: list[Function | None] = []
         tokens = structure.vocab if is_numeric(structure.vocab) else tuple(range(len(structure.vocab)))
         self.domains = {TOKENS: Domain.of(tokens), INDICES: Domain.of(tuple(range(structure.max_seq_len)))}
         self.numbers = [Domain.of(values) for values in structure.numbers]
@@ -386,7 +386,7 @@ class _NameSearch:
             if self.trials_left < 0:
                 return set()
             self.domains[number] = domain
-            self.lines[number:] = [Line(node.op, node.args, function)]
+            self.functions[number:] = [function]
             deeper = self.assign(number + 1)
             if deeper is None:
                 return None

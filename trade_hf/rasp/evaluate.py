@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,6 +107,13 @@ class Run:
         positions = np.broadcast_to(np.arange(len(codes), dtype=np.int16)[:, None], codes.shape)
         self.states: dict[Variable, np.ndarray] = {TOKENS: codes, INDICES: positions}
         self.with_none: set[Variable] = set()  # s-ops that are None somewhere
+
+    def again(self) -> Run:
+        """A run on the same inputs, before any line."""
+        run = copy(self)
+        run.valid = np.ones_like(self.valid)
+        run.states, run.with_none = {TOKENS: self.states[TOKENS], INDICES: self.states[INDICES]}, set()
+        return run
 
     def output(self, lines: Sequence[Line], tables: Mapping[Variable, Table]) -> Evaluation:
         """What the last line gives."""

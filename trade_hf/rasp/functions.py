@@ -26,6 +26,8 @@ class Kind(Enum):
     PREDICATE = "k, q"
     LINEAR = "factors"
 
+    __hash__ = object.__hash__  # Enum's own is slow
+
 
 @dataclass(frozen=True)
 class Function:

@@ -36,14 +36,19 @@ class Domain:
       values: a categorical s-op's values, by code; a numerical s-op's value set, ascending; () for a selector.
       tables: tables of named functions over these values, by operation, function's name and, of two arguments, the
         second one's domain.
+      magnitude: the largest number without its sign.
+      is_numeric: whether all are numbers.
     """
 
-    __slots__ = ("__weakref__", "tables", "values")
+    __slots__ = ("is_numeric", "magnitude", "tables", "values")
     _all: ClassVar[dict[tuple, Domain]] = {}
 
     def __init__(self, values: tuple[Value, ...]) -> None:
         self.values = values
         self.tables: dict[tuple, Any] = {}
+        numbers = [abs(value) for value in values if isinstance(value, int | float)]
+        self.magnitude = max(numbers, default=0)
+        self.is_numeric = len(numbers) == len(values)
 
     @classmethod
     def of(cls, values: tuple[Value, ...]) -> Domain:
