@@ -34,7 +34,7 @@ class Rejected(Exception):
         self.reason = reason
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Screen:
     """Judges programs over one vocabulary and length, on a fixed set of inputs: short ones, and seeded random ones."""
 
@@ -61,6 +61,31 @@ class Screen:
         return draft.finish()
 
 
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A line over lines that were judged before, whatever program it stands in.
+
+    Attributes:
+      table: its table.
+      state: what it gives on the screen's inputs (see `Run`).
+      has_none: whether that is None somewhere.
+      reason: why no program may have it; None if it may.
+    """
+
+    table: Table | None
+    state: np.ndarray | None
+    has_none: bool
+    reason: str | None
+
+
+# Lines that were judged, by screen, operation, function and the judged lines that they read: a third to a half of all
+# lines that are drawn came before.
+_JUDGED: dict[tuple, Judged] = {}
+MAX_JUDGED = 20_000  # some 4 KB each
+
+_TOKENS, _INDICES = Judged(None, None, False, None), Judged(None, None, False, None)
+
+
 class Draft:
     """A program in the making: the lines that were taken so far, with their tables and what they give on the screen's
     inputs."""
@@ -70,57 +95,80 @@ class Draft:
         self.lines: list[Line] = []
         self.tables = input_tables(screen.vocab, screen.max_seq_len)
         self.run = screen.run.again()
+        self.judged: dict[Variable, Judged] = {TOKENS: _TOKENS, INDICES: _INDICES}
         self.d_model = len(screen.vocab) + screen.max_seq_len + 3
         self.key_size = 1
         self.seen: set[tuple[Op, tuple[Variable, ...], Table]] = set()
 
     def add(self, line: Line) -> None:
         """Take one more line. Raises Rejected, and is as before then."""
-        number = len(self.lines)
-        self.lines.append(line)
-        try:
-            table = tabulate_line(self.lines, number, self.tables)
-            width = self._check_size(line, table)
-            if (line.op, line.args, table) in self.seen:
-                raise Rejected("equal lines")
-            self.tables[number] = table
-            self.run.add(self.lines, number, self.tables)
-            if not self.run.valid.all():
-                self.run.valid[:] = True
-                raise Rejected("outside Tracr's dynamic validity")
-            if number in self.run.with_none and self._share_of_none(number) > MOSTLY_NONE:
-                raise Rejected("mostly None")
-        except (Rejected, UnsupportedError) as error:
-            self.lines.pop()
-            raise error if isinstance(error, Rejected) else Rejected("not compilable") from None
-        self.seen.add((line.op, line.args, table))
-        self.d_model += width
+        number, judged = len(self.lines), self.judge(line)
+        table, domain = judged.table, judged.table and judged.table.domain
+        if judged.reason is not None or table is None or domain is None:
+            raise Rejected(judged.reason or "not compilable")
+        if (line.op, line.args, table) in self.seen:
+            raise Rejected("equal lines")
+        width = 0
         if line.op is Op.SELECT:
             self.key_size = max(self.key_size, *(len(self.tables[argument].domain) for argument in line.args))
+        else:
+            width = len(domain) if line.op.result is Type.CATEGORICAL else 1
+        if self.d_model + width > self.config.max_d_model:
+            raise Rejected("too large")
+        if line.op is Op.AGGREGATE and len(domain) > self.key_size:
+            raise Rejected("key size below values")
+        self.lines.append(line)
+        self.tables[number], self.judged[number] = table, judged
+        self.run.put(number, judged.state, judged.has_none)
+        self.seen.add((line.op, line.args, table))
+        self.d_model += width
 
-    def _check_size(self, line: Line, table: Table) -> int:
-        """How many residual directions the line takes."""
-        config, values = self.config, table.values
+    def judge(self, line: Line) -> Judged:
+        function = line.function
+        if function is not None and function.table is not None:  # tables that are equal may hold 1 and True
+            return self._judge(line)
+        what = (function.name, function.factors) if function is not None else None
+        key = (self.screen, line.op, what, *[self.judged[argument] for argument in line.args])
+        found = _JUDGED.get(key)
+        if found is None:
+            if len(_JUDGED) >= MAX_JUDGED:
+                _JUDGED.clear()
+            found = _JUDGED[key] = self._judge(line)
+        return found
+
+    def _judge(self, line: Line) -> Judged:
+        number, lines = len(self.lines), [*self.lines, line]
+        try:
+            table = tabulate_line(lines, number, self.tables)
+        except UnsupportedError:
+            return Judged(None, None, False, "not compilable")
+        reason = self._why_not(line, table)
+        if reason is not None:
+            return Judged(None, None, False, reason)
+        state, has_none = self.run.state(lines, line, table, self.tables), False
+        if not self.run.valid.all():
+            self.run.valid[:] = True
+            return Judged(None, None, False, "outside Tracr's dynamic validity")
+        if self.run.can_be_none(line, table):
+            share = float((state < 0)[self.run.real].mean())
+            if share > MOSTLY_NONE:
+                return Judged(None, None, False, "mostly None")
+            has_none = share > 0
+        return Judged(table, state, has_none, None)
+
+    def _why_not(self, line: Line, table: Table) -> str | None:
+        config, values = self.config, table.domain
         if line.op is Op.SELECT:
-            if not any(table.entries):
-                raise Rejected("empty selector")
-            return 0
+            return None if any(table.entries) else "empty selector"
         if len(values) < 2:
-            raise Rejected("constant line")
-        if not table.domain.magnitude <= config.max_magnitude:
-            raise Rejected("value out of range")
+            return "constant line"
+        if not values.magnitude <= config.max_magnitude:
+            return "value out of range"
         categorical = line.op.result is Type.CATEGORICAL
         if categorical and len(values) > config.max_values:
-            raise Rejected("too many values")
+            return "too many values"
         hidden = len(table.entries) if line.op is Op.SEQUENCE_MAP else 0 if categorical else 2 * len(values)
-        if hidden > config.max_hidden or self.d_model + (len(values) if categorical else 1) > config.max_d_model:
-            raise Rejected("too large")
-        if line.op is Op.AGGREGATE and len(values) > self.key_size:
-            raise Rejected("key size below values")
-        return len(values) if categorical else 1
-
-    def _share_of_none(self, number: Variable) -> float:
-        return float((self.run.states[number] < 0)[self.run.real].mean())
+        return "too large" if hidden > config.max_hidden else None
 
     def finish(self) -> Structure:
         """The structure of the lines taken, as a program; raises Rejected."""

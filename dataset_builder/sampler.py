@@ -278,6 +278,8 @@ class _Pool:
             return draw.weighted(_JOINING)
         if shrink and numerical >= 2:
             return Op.LINEAR_SEQUENCE_MAP
+        if shrink and numerical and len(self.pool) > 1 and draw.chance(0.7):
+            return Op.MAP  # of the number, which can then be joined with what else waits
         return draw.weighted(_computing(len(self.by_type[Type.NUMERICAL]) >= 2, numerical > 0, binary))
 
     def selects_one_key(self, selector: Variable) -> bool:
@@ -295,6 +297,8 @@ class _Pool:
             if distinct and args:
                 every = [v for v in every if v not in args]
             fresh = [v for v in every if v in self.pool and v not in args]
+            if op is Op.MAP and shrink:
+                fresh = self.waiting(Type.NUMERICAL) or fresh
             use_fresh = fresh and (shrink or not draw.chance(REUSE))
             args.append(draw.one_of(fresh if use_fresh else every))
         if op is Op.SELECT and draw.chance(0.25):

@@ -15,7 +15,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,15 +23,19 @@ from trade_hf.compiled.sparse import SparseWeights
 from trade_hf.compiled.weights import BOS, PAD, TracrWeights
 from trade_hf.rasp.functions import Value
 from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable, depths, live_lines
-from trade_hf.rasp.tables import Domain, Tables, UnsupportedError, tabulate
+from trade_hf.rasp.tables import Domain, Table, Tables, UnsupportedError, tabulate
 
 SOFTMAX_COLDNESS = 100.0  # attention logit of a selected key, before division by sqrt(key_size)
 MLP_EXACTNESS = 100.0  # slope of the threshold units of maps of numbers
 ONE = "one"
+T = TypeVar("T")
+
 CLEAN_BOS = "_hidden_clean_bos_"  # one name for all selector widths of a layer, so that tracr adds them up
 
-Places = np.ndarray  # of residual directions, or of hidden units
-Edges = tuple[Any, Any, Any]  # rows, columns, weights: arrays or numbers, which broadcast
+# Directions or hidden units: where their block begins, and their places in it. Weights of matrix entries: [entry] rows,
+# columns and weights, or one weight for all.
+Places = tuple[int, np.ndarray]
+Edges = tuple[Places, Places, float | np.ndarray]
 
 
 def compile_program(
@@ -94,7 +98,19 @@ def _places(values: Sequence[Any]) -> np.ndarray:
     return places
 
 
-def _kept(domain: Domain, key: tuple, compute: Callable[[], np.ndarray]) -> np.ndarray:
+_ZEROS = np.zeros(4096, np.int64)
+_COUNT = np.arange(4096)
+
+
+def _zeros(count: int) -> np.ndarray:
+    return _ZEROS[:count] if count <= len(_ZEROS) else np.zeros(count, np.int64)
+
+
+def _count(count: int) -> np.ndarray:
+    return _COUNT[:count] if count <= len(_COUNT) else np.arange(count)
+
+
+def _kept(domain: Domain, key: tuple, compute: Callable[[], T]) -> T:
     found = domain.tables.get(key)
     if found is None:
         found = domain.tables[key] = compute()
@@ -106,50 +122,60 @@ def _places_of(domain: Domain) -> np.ndarray:
     return _kept(domain, ("places",), lambda: _places(domain.values))
 
 
-def _pair_places(first: Domain, second: Domain) -> np.ndarray:
-    """[first, second] where each pair of values stands in order."""
+def _in_order(domain: Domain) -> tuple[Value, ...]:
+    return _kept(domain, ("in order",), lambda: tuple([domain.values[i] for i in _places_of(domain).argsort().tolist()]))
 
-    def compute() -> np.ndarray:
+
+def _pairs(first: Domain, second: Domain) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of all pairs of values, row by row: the places of the first and of the second, and that of the pair."""
+
+    def compute() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        one, two = _places_of(first).repeat(len(second)), np.tile(_places_of(second), len(first))
         if first.is_numeric and second.is_numeric:
-            return _places_of(first)[:, None] * len(second) + _places_of(second)
-        return _places([(x, y) for x in first.values for y in second.values]).reshape(len(first), -1)
+            return one, two, one * len(second) + two
+        return one, two, _places([(x, y) for x in first.values for y in second.values])
 
-    return _kept(first, ("pair places", second), compute)
+    return _kept(first, ("pairs", second), compute)
+
+
+def _mapped(places: np.ndarray, table: Table, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places that are mapped to something, and those of what they are mapped to."""
+    if -1 in table.entries:
+        places, codes = places[codes >= 0], codes[codes >= 0]
+    return places, _places_of(table.domain)[codes]
 
 
 @functools.lru_cache(maxsize=1_000)
-def _token_places(vocab: Domain, specials: tuple[str, ...]) -> np.ndarray:
-    """Where the tokens, then `specials`, stand in order."""
-    return _places((*vocab.values, *specials))
+def _token_places(vocab: Domain, specials: tuple[str, ...]) -> tuple[np.ndarray, tuple[Value, ...], dict[str, int]]:
+    """Where the tokens stand among themselves and `specials`; all of them in order; where `specials` stand."""
+    everything = (*vocab.values, *specials)
+    places = _places(everything)
+    in_order = tuple([everything[i] for i in places.argsort().tolist()])
+    return places[: len(vocab)], in_order, dict(zip(specials, places[len(vocab) :].tolist(), strict=True))
 
 
 # ---------------------------------------------------------------- components
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Head:
-    """Attention of one head: which query looks for which key, and what it moves.
+    """Attention of one head.
 
     Attributes:
-      keys, queries: s-ops.
-      selected: codes of (keys, queries) pairs that are selected.
-      bos_weight: how much BOS is attended to when nothing is selected, as a share of a selected key's logit.
-      moves: residual directions that are read, and those that are written with them.
-      columns: of W_V, for each.
-      width: the number of those columns.
+      keys, queries: the s-ops that are compared.
+      chosen: the select's table.
+      bos_weight: the logit of BOS, which is read when nothing is selected, as a share of a selected key's.
+      read, written: the directions that it moves, and those to which.
+      key_size: how many columns it needs.
     """
 
     keys: Variable
     queries: Variable
-    selected: tuple[np.ndarray, np.ndarray]
+    chosen: Table
     bos_weight: float
-    moves: tuple[Places, Places]
-    columns: Places
-    sizes: tuple[int, int]  # keys and queries, with BOS and the constant direction
-
-    @property
-    def key_size(self) -> int:
-        return max(self.sizes)
+    read: Places
+    written: Places
+    key_size: int
 
 
 @dataclass
@@ -170,22 +196,18 @@ class _Compilation:
     def __init__(self, tables: Tables, labels: Sequence[str] | None) -> None:
         self.tables = tables
         self.program = tables.program
-        self.live = live_lines(self.program)
-        self.sops = [n for n in self.live if self.program.lines[n].op is not Op.SELECT]
+        self.sops = [n for n in live_lines(self.program) if self.program.lines[n].op is not Op.SELECT]
         self.numerical = {n for n in self.sops if self.program.lines[n].op.result is Type.NUMERICAL}
         self.labels = {n: labels[n] if labels else f"v{n + 1}_" for n in self.sops}
         self.labels |= {TOKENS: "tokens", INDICES: "indices"}
         self._lay_out()
-
-    def _is_numerical(self, variable: Variable) -> bool:
-        return variable in self.numerical
 
     def _needs_one(self, number: int) -> bool:
         """Whether a component reads the constant direction: all do but maps of values and linear combinations."""
         line = self.program.lines[number]
         match line.op:
             case Op.MAP | Op.MAP_NUMERICAL:
-                return self._is_numerical(line.args[0])
+                return line.args[0] in self.numerical
             case Op.SEQUENCE_MAP:
                 return line.args[0] != line.args[1]
         return line.op is not Op.LINEAR_SEQUENCE_MAP
@@ -197,33 +219,37 @@ class _Compilation:
         if any(map(self._needs_one, self.sops)):
             sizes[ONE] = 1
         for number in self.sops:
-            sizes[self.labels[number]] = 1 if self._is_numerical(number) else len(self.tables[number].domain)
+            sizes[self.labels[number]] = 1 if number in self.numerical else len(self.tables[number].domain)
             if self.program.lines[number].op in (Op.SELECTOR_WIDTH, Op.SELECTOR_WIDTH_NUMERICAL):
                 sizes[self._fraction(number)] = 1
         self.offsets, self.d_model = _offsets(sizes)
-        places = _token_places(tokens, (BOS, PAD))
-        self.bos, self.pad = (self.offsets["tokens"] + places[-2:]).tolist()
-        self.at = {TOKENS: self.offsets["tokens"] + places[:-2]}
+        places, self.tokens, specials = _token_places(tokens, (BOS, PAD))
+        self.bos: Places = (self.offsets["tokens"] + specials[BOS], _zeros(1))
+        self.at: dict[Variable, Places] = {TOKENS: (self.offsets["tokens"], places)}
         for variable in (INDICES, *self.sops):
-            offset = self.offsets[self.labels[variable]]
-            numerical = self._is_numerical(variable)
-            self.at[variable] = np.array([offset]) if numerical else offset + _places_of(self.tables[variable].domain)
+            values = _zeros(1) if variable in self.numerical else _places_of(self.tables[variable].domain)
+            self.at[variable] = (self.offsets[self.labels[variable]], values)
 
     def _fraction(self, number: int) -> str:
         return f"{self.labels[number]}_selector_width_attn_output"
+
+    def _one(self, count: int) -> Places:
+        return self.offsets[ONE], _zeros(count)
 
     # ------------------------------------------------------------ s-ops → components
 
     def mlp(self, number: int) -> _Mlp | None:
         line = self.program.lines[number]
         match line.op:
-            case Op.MAP | Op.MAP_NUMERICAL if self._is_numerical(line.args[0]):
+            case Op.MAP | Op.MAP_NUMERICAL if line.args[0] in self.numerical:
                 return self._discretised(number, line)
-            case Op.MAP | Op.MAP_NUMERICAL:
-                return self._map(number, self.at[line.args[0]], self.tables[number].entries)
+            case Op.MAP_NUMERICAL:
+                return self._map_to_number(number, line)
+            case Op.MAP:
+                return self._map(number, line, self.tables[number].codes[:-1])
             case Op.SEQUENCE_MAP if line.args[0] == line.args[1]:
-                entries = self.tables[number].entries
-                return self._map(number, self.at[line.args[0]], entries[:: len(self.tables[line.args[0]].domain) + 1])
+                diagonal = slice(None, -1, len(self.tables[line.args[0]].domain) + 1)
+                return self._map(number, line, self.tables[number].codes[diagonal])
             case Op.SEQUENCE_MAP:
                 return self._sequence_map(number, line)
             case Op.LINEAR_SEQUENCE_MAP:
@@ -232,100 +258,104 @@ class _Compilation:
                 return self._inverse(number)
         return None
 
-    def _map(self, number: int, inputs: Places, entries: tuple) -> _Mlp:
-        """craft/chamber/categorical_mlp.py, map_categorical_mlp and map_categorical_to_numerical_mlp."""
-        outputs = self.at[number]
-        units = outputs - outputs.min()
-        if self._is_numerical(number):
-            if None in entries:
-                raise UnsupportedError(f"line {number + 1}: a numerical map must be defined on every value")
-            edges: Edges = (inputs, 0, np.array(entries, np.float64))
-        else:
-            codes = np.array(entries)
-            defined = codes >= 0
-            edges = (inputs[defined], units[codes[defined]], 1.0)
-        return {self.labels[number]: _Units(len(outputs), [edges], [(units, outputs, 1.0)])}
+    def _map(self, number: int, line: Line, codes: np.ndarray) -> _Mlp:
+        """craft/chamber/categorical_mlp.py, map_categorical_mlp."""
+        (offset, places), (written, outputs) = self.at[line.args[0]], self.at[number]
+        inputs, units = _mapped(places, self.tables[number], codes)
+        edges: Edges = ((offset, inputs), (0, units), 1.0)
+        return {self.labels[number]: _Units(len(outputs), [edges], [((0, outputs), (written, outputs), 1.0)])}
+
+    def _map_to_number(self, number: int, line: Line) -> _Mlp:
+        """craft/chamber/categorical_mlp.py, map_categorical_to_numerical_mlp."""
+        table = self.tables[number]
+        if None in table.entries:
+            raise UnsupportedError(f"line {number + 1}: a numerical map must be defined on every value")
+        inputs = self.at[line.args[0]]
+        edges: Edges = (inputs, (0, _zeros(len(inputs[1]))), table.numbers[:-1])
+        return {self.labels[number]: _Units(1, [edges], [((0, _zeros(1)), self.at[number], 1.0)])}
 
     def _sequence_map(self, number: int, line: Line) -> _Mlp:
         """craft/chamber/categorical_mlp.py, sequence_map_categorical_mlp; of an s-op with itself it is a map."""
-        first, second = line.args
-        units = _pair_places(self.tables[first].domain, self.tables[second].domain)
+        (first, _), (second, _) = (self.at[argument] for argument in line.args)
+        table, arguments = self.tables[number], [self.tables[argument].domain for argument in line.args]
+        one, two, units = _pairs(*arguments)
+        from_units, written = _mapped(units, table, table.codes[:-1])
+        size = len(units)
         edges: list[Edges] = [
-            (self.offsets[ONE], units, -1.0),
-            (self.at[first][:, None], units, 1.0),
-            (self.at[second], units, 1.0),
+            (self._one(size), (0, units), -1.0),
+            ((first, one), (0, units), 1.0),
+            ((second, two), (0, units), 1.0),
         ]
-        codes = self.tables[number].codes[:-1].reshape(units.shape)
-        if -1 in self.tables[number].entries:
-            units, codes = units[codes >= 0], codes[codes >= 0]
-        written: Edges = (units, self.at[number][codes], 1.0)
-        return {f"_hidden_{self.labels[number]}_": _Units(edges[0][1].size, edges, [written])}
+        name = f"_hidden_{self.labels[number]}_"
+        return {name: _Units(size, edges, [((0, from_units), (self.at[number][0], written), 1.0)])}
 
     def _linear_sequence_map(self, number: int, line: Line) -> _Mlp:
         """craft/chamber/numerical_mlp.py, linear_sequence_map_numerical_mlp: two units an argument, -1 and 1."""
         assert line.function is not None and line.function.factors is not None
-        units, signs = np.array([0, 1]), np.array([-1.0, 1.0])
+        units, signs, [output, _] = (0, _count(2)), np.array([-1.0, 1.0]), self.at[number]
         return {
             f"_hidden_{self.labels[number]}_{suffix}": _Units(
-                2, [(self.at[argument], units, signs)], [(units, self.at[number], signs * factor)]
+                2, [((self.at[argument][0], _zeros(2)), units, signs)], [(units, (output, _zeros(2)), signs * factor)]
             )
             for argument, suffix, factor in zip(line.args, "xy", line.function.factors, strict=True)
         }
 
     def _discretised(self, number: int, line: Line) -> _Mlp:
-        table, undefined = self.tables[number], None if self._is_numerical(number) else -1
+        table, undefined = self.tables[number], None if number in self.numerical else -1
         inputs = self.tables[line.args[0]].values
         steps = [(x, y) for x, y in zip(inputs, table.entries, strict=True) if y != undefined]
-        return self._thresholds(number, self.at[line.args[0]], [x for x, _ in steps], [y for _, y in steps])
+        return self._thresholds(number, self.at[line.args[0]][0], tuple(x for x, _ in steps), [y for _, y in steps])
 
     def _inverse(self, number: int) -> _Mlp:
         """craft/chamber/selector_width.py: a head writes 1/(width+1), which is inverted, and BOS is cleaned."""
-        fraction = np.array([self.offsets[self._fraction(number)]])
-        widths = list(range(self.tables.max_seq_len, -1, -1))
-        mlp = self._thresholds(number, fraction, [1 / (width + 1) for width in widths], widths)
-        cleaned = [fraction[0]] if self._is_numerical(number) else [fraction[0], self.at[number][0]]
-        mlp[CLEAN_BOS] = _Units(1, [(self.bos, 0, 1.0)], [(0, np.array(cleaned), -1.0)])
+        fraction, widths = self.offsets[self._fraction(number)], list(range(self.tables.max_seq_len, -1, -1))
+        mlp = self._thresholds(number, fraction, tuple(1 / (width + 1) for width in widths), widths)
+        cleaned: list[Edges] = [((0, _zeros(1)), (fraction, _zeros(1)), -1.0)]
+        if number not in self.numerical:
+            offset, places = self.at[number]
+            cleaned.append(((0, _zeros(1)), (offset, places[:1]), -1.0))  # of the value 0
+        mlp[CLEAN_BOS] = _Units(1, [(self.bos, (0, _zeros(1)), 1.0)], cleaned)
         return mlp
 
-    def _thresholds(self, number: int, source: Places, inputs: list, outputs: list) -> _Mlp:
+    def _thresholds(self, number: int, source: int, inputs: tuple, outputs: list) -> _Mlp:
         """craft/chamber/numerical_mlp.py: a step function, two hidden units a threshold. `outputs` are codes or numbers."""
-        name, written = f"_hidden_{self.labels[number]}_", self.at[number]
-        start, steps = _Units(1, [(self.offsets[ONE], 0, 1.0)]), _Units(2 * len(inputs) - 2)
-        units, biases = _biases(tuple(inputs))
-        steps.first = [(source, units, MLP_EXACTNESS), (self.offsets[ONE], units, biases)]
-        if self._is_numerical(number):
-            start.second = [(0, written, float(outputs[0]))]
+        size = 2 * len(inputs) - 2
+        units, (written, places) = (0, _count(size)), self.at[number]
+        start, steps = _Units(1, [(self._one(1), (0, _zeros(1)), 1.0)]), _Units(size)
+        steps.first = [((source, _zeros(size)), units, MLP_EXACTNESS), (self._one(size), units, _biases(inputs))]
+        if number in self.numerical:
+            start.second = [((0, _zeros(1)), (written, _zeros(1)), float(outputs[0]))]
             rises = [float(sign * (b - a)) for a, b in itertools.pairwise(outputs) for sign in (1, -1)]
-            steps.second = [(units, written, np.array(rises))]
+            steps.second = [(units, (written, _zeros(size)), np.array(rises))]
         else:
-            codes, signs = np.array(outputs).repeat(2), np.tile([1.0, -1.0], len(outputs) - 1)
-            start.second = [(0, written[outputs[0]], 1.0)]
-            steps.second = [(units, written[codes[2:]], signs), (units, written[codes[:-2]], -signs)]
-        return {f"{name}start": start} | ({name: steps} if steps.size else {})
+            start.second = [((0, _zeros(1)), (written, places[outputs[:1]]), 1.0)]
+            values, signs = places[outputs].repeat(2), _signs(size)
+            steps.second = [(units, (written, values[2:]), signs), (units, (written, values[:-2]), -signs)]
+        name = f"_hidden_{self.labels[number]}_"
+        return {f"{name}start": start} | ({name: steps} if size else {})
 
     def head(self, number: int) -> _Head | None:
-        """craft/chamber/categorical_attn.py: W_QK of the selector; BOS is read when nothing else is selected."""
+        """craft/chamber/categorical_attn.py."""
         line = self.program.lines[number]
         match line.op:
             case Op.AGGREGATE | Op.AGGREGATE_NUMERICAL:
-                bos_weight, moves = 0.5, (self.at[line.args[1]], self.at[number])
+                bos_weight, read, written = 0.5, self.at[line.args[1]], self.at[number]
             case Op.SELECTOR_WIDTH | Op.SELECTOR_WIDTH_NUMERICAL:
-                bos_weight, moves = 1.0, (np.array([self.bos]), np.array([self.offsets[self._fraction(number)]]))
+                bos_weight, read, written = 1.0, self.bos, (self.offsets[self._fraction(number)], _zeros(1))
             case _:
                 return None
         keys, queries = self.program.lines[line.args[0]].args
-        selected = np.divmod(np.flatnonzero(self.tables[line.args[0]].chosen[:-1]), len(self.at[queries]))
-        columns = moves[1] - moves[1].min()
-        sizes = (len(self.at[keys]) + 1, len(self.at[queries]) + 2)
-        return _Head(keys, queries, selected, bos_weight, moves, columns, sizes)
+        # Beside the values: BOS as a key and as a query, the constant direction as a query.
+        key_size = max(len(self.at[keys][1]) + 1, len(self.at[queries][1]) + 2)
+        return _Head(keys, queries, self.tables[line.args[0]], bos_weight, read, written, key_size)
 
-    def key_columns(self, keys: Variable) -> tuple[np.ndarray, int]:
-        """The column of W_Q and W_K that stands for each key, and for BOS, which sorts among the tokens."""
+    def key_columns(self, keys: Variable) -> tuple[Places, int]:
+        """The columns of W_Q and W_K that stand for each key, and for BOS, which sorts among the tokens."""
         if keys == TOKENS:
-            places = _token_places(self.tables[TOKENS].domain, (BOS,))
-            return places[:-1], int(places[-1])
-        places = self.at[keys] - self.offsets[self.labels[keys]]
-        return (places + 1, 0) if "tokens" < self.labels[keys] else (places, len(places))
+            places, _, specials = _token_places(self.tables[TOKENS].domain, (BOS,))
+            return (0, places), specials[BOS]
+        places = self.at[keys][1]
+        return ((1, places), 0) if "tokens" < self.labels[keys] else ((0, places), len(places))
 
     # ------------------------------------------------------------ components → layers
 
@@ -382,83 +412,69 @@ class _Compilation:
         if TOKENS not in nodes:
             raise UnsupportedError("a program must read tokens to be compiled; this one reads indices alone")
         sops = [n for n in nodes if n in self.labels and n >= 0]
-        heads = {n: self.head(n) for n in sops}
-        mlps = {n: self.mlp(n) for n in sops}
+        heads, mlps = {n: self.head(n) for n in sops}, {n: self.mlp(n) for n in sops}
         halves = self._half_layers(heads, mlps)
         in_layer = [[head for n in half if (head := heads[n])] for half in halves[::2]]
         units = [_side_by_side([mlp for n in half if (mlp := mlps[n])]) for half in halves[1::2]]
         num_heads = max(1, *map(len, in_layer))
         key_size = max((head.key_size for layer in in_layer for head in layer), default=1)
         mlp_size = max(1, *(sum(block.size for block in layer.values()) for layer in units))
-        parameters = _Parameters(self.d_model, num_heads, key_size, mlp_size, len(halves) // 2, self._embedded())
+        shapes = _shapes(self.d_model, num_heads * key_size, mlp_size, len(units), len(self.tokens), self.tables.max_seq_len + 1)
+        parameters = _Parameters(shapes)
         self._embed(parameters)
         for number, layer_heads in enumerate(in_layer):
             self._write_attention(parameters, number, layer_heads, key_size)
         for number, layer_units in enumerate(units):
             _write_mlp(parameters, number, layer_units)
         places, values = parameters.entries()
-        output, domain = self.program.output, self.tables[self.program.output].domain
-        directions = np.sort(self.at[output]).tolist()
-        in_order = None
-        if not self._is_numerical(output):
-            in_order = tuple(domain.values[code] for code in np.argsort(self.at[output]).tolist())
+        output = self.program.output
+        offset, outputs = self.at[output]
         return SparseWeights(
-            shapes=parameters.shapes,
+            shapes=shapes,
             places=places,
             values=values,
             num_heads=num_heads,
-            vocab=self._tokens(),
+            vocab=self.tokens,
             max_seq_len=self.tables.max_seq_len,
-            output_values=in_order,
-            output_directions=directions,
+            output_values=None if output in self.numerical else _in_order(self.tables[output].domain),
+            output_directions=list(range(offset, offset + len(outputs))),
             residual_labels=self._residual_labels(),
         )
 
-    def _embedded(self) -> tuple[int, int]:
-        """Rows of the embeddings of tokens and of positions."""
-        return len(self.at[TOKENS]) + 2, self.tables.max_seq_len + 1
-
-    def _tokens(self) -> tuple[Value, ...]:
-        tokens = (*self.tables[TOKENS].values, BOS, PAD)
-        order = np.argsort([*self.at[TOKENS], self.bos, self.pad])
-        return tuple([tokens[i] for i in order.tolist()])
-
     def _residual_labels(self) -> tuple[str, ...]:
-        labels = [""] * self.d_model
-        for name, offset in self.offsets.items():
-            labels[offset] = name  # for what has no value; the others follow
-        named = [(TOKENS, self.at[TOKENS]), (INDICES, self.at[INDICES])]
-        named += [(n, self.at[n]) for n in self.sops if not self._is_numerical(n)]
-        for variable, places in named:
-            label = self.labels[variable]
-            for place, value in zip(places.tolist(), self.tables[variable].values, strict=True):
-                labels[place] = f"{label}:{value}"
-        labels[self.bos], labels[self.pad] = f"tokens:{BOS}", f"tokens:{PAD}"
+        names = {self.labels[n]: _in_order(self.tables[n].domain) for n in self.sops if n not in self.numerical}
+        names |= {"tokens": self.tokens, "indices": range(self.tables.max_seq_len)}
+        labels: list[str] = []
+        for name in self.offsets:
+            labels += [f"{name}:{value}" for value in names[name]] if name in names else [name]
         return tuple(labels)
 
     def _embed(self, parameters: _Parameters) -> None:
-        tokens, positions = self._embedded()
-        rows = np.arange(tokens)
-        parameters.add("token_embed/embeddings", (rows, self.offsets["tokens"] + rows, 1.0))
+        tokens, positions = len(self.tokens), self.tables.max_seq_len
+        rows = (0, _count(tokens))
+        parameters.add("token_embed/embeddings", (rows, (self.offsets["tokens"], _count(tokens)), 1.0))
         if ONE in self.offsets:
-            parameters.add("token_embed/embeddings", (rows, self.offsets[ONE], 1.0))
-        rows = np.arange(1, positions)
-        parameters.add("pos_embed/embeddings", (rows, self.offsets["indices"] - 1 + rows, 1.0))
+            parameters.add("token_embed/embeddings", (rows, self._one(tokens), 1.0))
+        rows = (1, _count(positions))  # before them stands BOS, whose position is embedded as zero
+        parameters.add("pos_embed/embeddings", (rows, (self.offsets["indices"], _count(positions)), 1.0))
 
     def _write_attention(self, parameters: _Parameters, layer: int, heads: list[_Head], key_size: int) -> None:
-        names, one = _names(layer), self.offsets.get(ONE, 0)
+        names = _names(layer)
         for number, head in enumerate(heads):
-            first = number * key_size
-            if len(head.columns) > key_size:
-                raise UnsupportedError(f"a head moves {len(head.columns)} values, more than the key size {key_size}")
-            (keys, queries), (columns, bos) = head.selected, self.key_columns(head.keys)
-            parameters.add(names["attn/query/w"], (self.at[head.queries][queries], first + columns[keys], SOFTMAX_COLDNESS))
-            parameters.add(names["attn/query/w"], (one, first + bos, head.bos_weight * SOFTMAX_COLDNESS))
-            parameters.add(names["attn/key/w"], (self.at[head.keys], first + columns, 1.0))
-            parameters.add(names["attn/key/w"], (self.bos, first + bos, 1.0))
-            (read, written), columns = head.moves, first + head.columns
-            parameters.add(names["attn/value/w"], (read, columns, 1.0))
-            parameters.add(names["attn/linear/w"], (columns, written, 1.0))
+            first, moved = number * key_size, head.written[1]
+            if len(moved) > key_size:
+                raise UnsupportedError(f"a head moves {len(moved)} values, more than the key size {key_size}")
+            (shift, columns), bos = self.key_columns(head.keys)
+            (at_queries, queries), bos_column = self.at[head.queries], (first + bos, _zeros(1))
+            chosen = np.flatnonzero(head.chosen.chosen[:-1])
+            looked_for = (first + shift, columns[chosen // len(queries)])
+            looking = (at_queries, queries[chosen % len(queries)])
+            parameters.add(names["attn/query/w"], (looking, looked_for, SOFTMAX_COLDNESS))
+            parameters.add(names["attn/query/w"], (self._one(1), bos_column, head.bos_weight * SOFTMAX_COLDNESS))
+            parameters.add(names["attn/key/w"], (self.at[head.keys], (first + shift, columns), 1.0))
+            parameters.add(names["attn/key/w"], (self.bos, bos_column, 1.0))
+            parameters.add(names["attn/value/w"], (head.read, (first, moved), 1.0))
+            parameters.add(names["attn/linear/w"], ((first, moved), head.written, 1.0))
 
 
 def _offsets(sizes: dict[str, int]) -> tuple[dict[str, int], int]:
@@ -471,11 +487,15 @@ def _offsets(sizes: dict[str, int]) -> tuple[dict[str, int], int]:
 
 
 @functools.lru_cache(maxsize=10_000)
-def _biases(inputs: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the two units of each threshold between two inputs, and their biases."""
+def _biases(inputs: tuple[float, ...]) -> np.ndarray:
+    """Biases of the two units of each threshold between two inputs."""
     thresholds = np.array([(a + b) / 2 for a, b in itertools.pairwise(inputs)], np.float64)
-    biases = np.stack([1 - MLP_EXACTNESS * thresholds, -(MLP_EXACTNESS * thresholds)], 1).ravel()
-    return np.arange(len(biases)), biases
+    return np.stack([1 - MLP_EXACTNESS * thresholds, -(MLP_EXACTNESS * thresholds)], 1).ravel()
+
+
+@functools.cache
+def _signs(count: int) -> np.ndarray:
+    return np.tile([1.0, -1.0], count // 2)
 
 
 def _side_by_side(mlps: list[_Mlp]) -> _Mlp:
@@ -495,10 +515,10 @@ def _write_mlp(parameters: _Parameters, layer: int, mlp: _Mlp) -> None:
     names, (offsets, _) = _names(layer), _offsets({name: units.size for name, units in mlp.items()})
     for name, units in mlp.items():
         offset = offsets[name]
-        for rows, columns, weights in units.first:
-            parameters.add(names["mlp/linear_1/w"], (rows, offset + columns, weights))
-        for rows, columns, weights in units.second:
-            parameters.add(names["mlp/linear_2/w"], (offset + rows, columns, weights))
+        for rows, (column, columns), weights in units.first:
+            parameters.add(names["mlp/linear_1/w"], (rows, (offset + column, columns), weights))
+        for (row, rows), columns, weights in units.second:
+            parameters.add(names["mlp/linear_2/w"], ((offset + row, rows), columns, weights))
 
 
 @functools.cache
@@ -509,44 +529,49 @@ def _names(layer: int) -> dict[str, str]:
     return {end: f"transformer/layer_{layer}/{end}" for end in attention + mlp}
 
 
-class _Parameters:
-    """The model's parameters, as entries that are collected and then sorted and added up at once."""
+def _shapes(
+    d_model: int, width: int, mlp_size: int, layers: int, tokens: int, positions: int
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of all parameters: the largest block decides for all layers (compiler/assemble.py, TransformerConfig)."""
+    into, out_of = (d_model, width), (width, d_model)
+    matrices = [into, out_of, into, into, (d_model, mlp_size), (mlp_size, d_model)]
+    in_layer = [shape for matrix in matrices for shape in (matrix[1:], matrix)]
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embed/embeddings": (tokens, d_model),
+        "pos_embed/embeddings": (positions, d_model),
+    }
+    for layer in range(layers):
+        shapes |= zip(_names(layer).values(), in_layer, strict=True)
+    return shapes
 
-    def __init__(
-        self, d_model: int, num_heads: int, key_size: int, mlp_size: int, layers: int, embedded: tuple[int, int]
-    ) -> None:
-        """tracr's TransformerConfig: the largest block decides for all (compiler/assemble.py)."""
-        into, out_of = (d_model, num_heads * key_size), (num_heads * key_size, d_model)
-        matrices = [into, out_of, into, into, (d_model, mlp_size), (mlp_size, d_model)]
-        in_layer = [shape for matrix in matrices for shape in (matrix[1:], matrix)]
-        self.shapes: dict[str, tuple[int, ...]] = {
-            "token_embed/embeddings": (embedded[0], d_model),
-            "pos_embed/embeddings": (embedded[1], d_model),
-        }
-        for layer in range(layers):
-            self.shapes |= zip(_names(layer).values(), in_layer, strict=True)
-        ends = itertools.accumulate(map(math.prod, self.shapes.values()), initial=0)
-        self.starts = dict(zip(self.shapes, ends, strict=False))
-        self.alike: list[tuple[np.ndarray, float]] = []  # places with one weight
-        self.varied: list[tuple[np.ndarray, np.ndarray]] = []
-        self.single: list[tuple[int, float]] = []
+
+class _Parameters:
+    """The model's parameters, as entries that are collected, then placed, sorted and added up at once."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        self.widths = {name: shape[-1] for name, shape in shapes.items()}
+        self.starts = dict(zip(shapes, itertools.accumulate(map(math.prod, shapes.values()), initial=0), strict=False))
+        self.edges: list[tuple[int, int, np.ndarray, np.ndarray]] = []  # start, width, rows, columns
+        self.weights: list[float | np.ndarray] = []
 
     def add(self, name: str, edges: Edges) -> None:
         """Add weights to a matrix."""
-        rows, columns, weights = edges
-        places = rows * self.shapes[name][1] + (self.starts[name] + columns)
-        if isinstance(weights, np.ndarray):
-            self.varied.append((places, weights))
-        elif isinstance(places, np.ndarray):
-            self.alike.append((places.ravel(), weights))
-        else:
-            self.single.append((places, weights))
+        (row, rows), (column, columns), weights = edges
+        width = self.widths[name]
+        self.edges.append((self.starts[name] + row * width + column, width, rows, columns))
+        self.weights.append(weights)
 
     def entries(self) -> tuple[np.ndarray, np.ndarray]:
         """Places, ascending, and their weights, float32; what is 0 is left out (-0.0 is not)."""
-        alike, varied, single = (tuple(zip(*some, strict=True)) or ((), ()) for some in (self.alike, self.varied, self.single))
-        places = np.concatenate([*alike[0], *varied[0], single[0]]).astype(np.int64)
-        weights = np.concatenate([np.repeat(alike[1], [len(some) for some in alike[0]]), *varied[1], single[1]])
+        starts, widths, rows, columns = zip(*self.edges, strict=True)
+        sizes = list(map(len, rows))
+        places = np.concatenate(rows) * np.repeat(widths, sizes) + np.concatenate(columns) + np.repeat(starts, sizes)
+        alike = [0.0 if isinstance(weight, np.ndarray) else weight for weight in self.weights]
+        weights, end = np.repeat(alike, sizes), 0
+        for size, weight in zip(sizes, self.weights, strict=True):
+            if isinstance(weight, np.ndarray):
+                weights[end : end + size] = weight
+            end += size
         order = places.argsort()
         places, weights = places[order], weights[order]
         repeated = places[1:] == places[:-1]

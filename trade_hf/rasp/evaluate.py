@@ -115,6 +115,12 @@ class Run:
         run.states, run.with_none = {TOKENS: self.states[TOKENS], INDICES: self.states[INDICES]}, set()
         return run
 
+    def put(self, number: Variable, state: np.ndarray, has_none: bool) -> None:
+        """What line `number` gives."""
+        self.states[number] = state
+        if has_none:
+            self.with_none.add(number)
+
     def output(self, lines: Sequence[Line], tables: Mapping[Variable, Table]) -> Evaluation:
         """What the last line gives."""
         last = len(lines) - 1
@@ -135,10 +141,8 @@ class Run:
     def add(self, lines: Sequence[Line], number: int, tables: Mapping[Variable, Table]) -> None:
         """Run line `number`; its arguments' lines were run before."""
         line, table = lines[number], tables[number]
-        state = self.states[number] = self.state(lines, line, table, tables)
-        self.with_none.discard(number)
-        if self.can_be_none(line, table) and ((state < 0) & self.real).any():
-            self.with_none.add(number)
+        state = self.state(lines, line, table, tables)
+        self.put(number, state, self.can_be_none(line, table) and bool(((state < 0) & self.real).any()))
 
     def can_be_none(self, line: Line, table: Table) -> bool:
         match line.op:
