@@ -22,6 +22,7 @@ def write_card(folder: Path) -> None:
     body = TEMPLATE.read_text()
     for place, text in {
         "{sizes}": _sizes(reports),
+        "{plots}": "\n\n".join(_plot(name) for name in reports if (folder / "plots" / f"{name}.png").exists()),
         "{distribution}": "\n\n".join(_distribution(folder / name, name) for name in reports),
         "{rejections}": "\n\n".join(_rejections(name, report) for name, report in reports.items()),
     }.items():
@@ -63,6 +64,14 @@ def _sizes(reports: dict[str, dict[str, Any]]) -> str:
         counts = " | ".join(f"{report['splits'][split]:,}" for split in SPLITS)
         lines.append(f"| `{name}` | {counts} | {report['bytes'] / 1e6:,.1f} MB |")
     return "\n".join(lines)
+
+
+def _plot(name: str) -> str:
+    """What scripts/plot_corpus.py drew of a configuration, in words for who cannot see it."""
+    return (
+        f"![Charts of configuration {name}: shares of programs by number of lines, layers and d_model in train, test "
+        f"and test_long; shares of operations; non-zero weights by number of lines.](plots/{name}.png)"
+    )
 
 
 def _distribution(home: Path, name: str) -> str:
@@ -107,7 +116,9 @@ def _rejections(name: str, report: dict[str, Any]) -> str:
         f"{reason} {100 * n / tried:.1f} %" for reason, n in sorted(rejected.items(), key=lambda i: -i[1])
     )
     taken = sum(report["splits"][split] for split in HASHED_SPLITS)
+    again = report["lines_drawn_again"]
+    lines = ", ".join(f"{reason} {n / tried:.2f}" for reason, n in sorted(again.items(), key=lambda i: -i[1]))
     return (
         f"`{name}`: of {tried:,} programs sampled {report['drawn']:,} passed, {report['repeated']:,} of them repeated; "
-        f"the corpus takes {taken:,}. Rejected: {shares}."
+        f"the corpus takes {taken:,}. Rejected: {shares}. Lines drawn again, a program: {lines}."
     )

@@ -7,12 +7,12 @@ from typing import Any
 
 from dataset_builder.online import Example, collate_examples, example_of
 from dataset_builder.rows import to_weights
-from trade_hf.rasp.text import parse
+from trade_hf.tokenization_rasp import from_words
 
 
 def read_example(row: Mapping[str, Any]) -> Example:
     """What the model is trained on, from a row."""
-    return example_of(from_tokens(row["tokens"].split()), to_weights(row))
+    return example_of(from_words(row["tokens"].split()), to_weights(row))
 
 
 class DataCollator:

@@ -19,7 +19,8 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -32,7 +33,7 @@ from tqdm import tqdm
 
 from dataset_builder.library import library_programs
 from dataset_builder.rows import SCHEMA, to_row, to_table
-from dataset_builder.sampler import Sample, SamplerConfig, sample_programs
+from dataset_builder.sampler import LINE, Sample, SamplerConfig, sample_programs
 from dataset_builder.splits import SHARES, split_of
 from trade_hf.rasp.canonical import canonical_hash, hash_canonical
 
@@ -41,9 +42,16 @@ SPLITS = (*HASHED_SPLITS, "test_long", "library")
 PARTITION_ROWS = 10_000  # what a partition holds in memory, about 6 KB each
 ROW_GROUP = 1_000  # rows of a group in the published files: what a stream reads at once
 
+# Runs a function on each of a list of tasks, its arguments; gives the results in order. The last argument is a name.
+Runner = Callable[[Callable, list[tuple], str], Iterator[Any]]
+
 
 class CorpusError(ValueError):
     """A build that cannot go on; the message says what was expected and what came."""
+
+
+# Vocabularies of 2 to 12 numbers or strings, inputs of up to 3 to 12 tokens.
+WIDE = SamplerConfig(vocab_sizes=(2, 12), max_seq_lens=(3, 12), max_d_model=224)
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,12 @@ class CorpusConfig:
     sampler: SamplerConfig = SamplerConfig(max_lines=10)
     long_sampler: SamplerConfig = SamplerConfig(min_lines=11, max_lines=15, max_d_model=160)
 
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> CorpusConfig:
+        """From what `asdict` gave, after JSON."""
+        samplers = {name: SamplerConfig.from_json(fields[name]) for name in ("sampler", "long_sampler")}
+        return cls(**{**fields, **samplers})
+
     @property
     def partitions(self) -> int:
         return -(-self.rows // PARTITION_ROWS)
@@ -75,6 +89,20 @@ CONFIGS = {
     config.name: config
     for config in (
         CorpusConfig("small", 10_000, long_rows=200, shard_rows=1_000),
+        CorpusConfig(
+            "paper",
+            100_000,
+            long_rows=1_000,
+            sampler=SamplerConfig(vocab=(1, 2, 3, 4, 5), min_lines=2, max_lines=8),
+            long_sampler=SamplerConfig(vocab=(1, 2, 3, 4, 5), min_lines=9, max_lines=12, max_d_model=128),
+        ),
+        CorpusConfig(
+            "wide",
+            200_000,
+            long_rows=1_000,
+            sampler=replace(WIDE, max_lines=15),
+            long_sampler=replace(WIDE, min_lines=16, max_lines=20, max_d_model=288),
+        ),
         CorpusConfig("base", 1_000_000, long_rows=2_000),
     )
 }
@@ -180,12 +208,17 @@ def _single_files(config: CorpusConfig, home: Path) -> Counter[str]:
 # ---------------------------------------------------------------- both
 
 
-def build(config: CorpusConfig, folder: Path, processes: int = 1, progress: bool = True) -> dict[str, Any]:
+def build(
+    config: CorpusConfig, folder: Path, processes: int = 1, progress: bool = True, run: Runner | None = None
+) -> dict[str, Any]:
     """Build a configuration under `folder`/`config.name`, or go on with it; returns what the report holds.
 
+    `run` runs the tasks elsewhere than in a pool of `processes` (`scale_out.py`).
     Raises CorpusError for a folder that holds another build, OSError for one that cannot be written.
     """
+    folder = folder.resolve()  # workers elsewhere have another working directory
     home, work = folder / config.name, folder / ".work" / config.name
+    run = run or partial(_in_processes, processes=processes, progress=progress)
     if (home / "report.json").exists():
         shutil.rmtree(work, ignore_errors=True)  # a kill may have left some of it
         return _finished(home / "report.json", config)
@@ -194,13 +227,13 @@ def build(config: CorpusConfig, folder: Path, processes: int = 1, progress: bool
     _claim(work / "config.json", home, config)
     for left in [*home.glob(".*.partial"), *work.glob(".*.partial")]:
         left.unlink()
-    shards, distinct = _draw_enough(config, work, processes, progress)
+    shards, distinct = _draw_enough(config, work, run)
     quotas = [
         config.rows // config.partitions + (p < config.rows % config.partitions) for p in range(config.partitions)
     ]
     tasks = [(shards, p, quotas[p], home, config.partitions) for p in range(config.partitions)]
     counts: Counter[str] = Counter()
-    for written in _in_processes(_partition_to_files, tasks, processes, "write", progress):
+    for written in run(_partition_to_files, tasks, "write"):
         counts.update(written)
     counts.update(_single_files(config, home))
     check_splits(home)
@@ -214,7 +247,10 @@ def build(config: CorpusConfig, folder: Path, processes: int = 1, progress: bool
         "splits": {split: counts[split] for split in SPLITS},
         "drawn": drawn,
         "repeated": drawn - distinct,
-        "rejected": dict(sorted(rejections.items())),
+        "rejected": {why: n for why, n in sorted(rejections.items()) if not why.startswith(LINE)},
+        "lines_drawn_again": {
+            why.removeprefix(LINE): n for why, n in sorted(rejections.items()) if why.startswith(LINE)
+        },
         "bytes": sum(path.stat().st_size for path in home.glob("*.parquet")),
     }
     write_whole(home / "report.json", lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
@@ -264,15 +300,16 @@ def _claim(path: Path, home: Path, config: CorpusConfig) -> None:
 def code_version() -> str:
     """A hash of all that decides the files' bytes."""
     root = Path(__file__).resolve().parent.parent
-    sources = [*(root / "dataset_builder").glob("*.py"), *(root / "trade_hf" / "rasp").glob("*.py")]
-    sources += (root / "trade_hf" / "compiled").glob("*.py")
+    deciding = ("corpus", "library", "rejection", "rows", "sampler", "splits")
+    sources = [root / "dataset_builder" / f"{name}.py" for name in deciding]
+    sources += [*(root / "trade_hf" / "rasp").glob("*.py"), *(root / "trade_hf" / "compiled").glob("*.py")]
     digest = hashlib.sha256(f"pyarrow {pa.__version__}".encode())
     for source in sorted(sources):
         digest.update(source.read_bytes())
     return digest.hexdigest()
 
 
-def _draw_enough(config: CorpusConfig, work: Path, processes: int, progress: bool) -> tuple[list[Path], int]:
+def _draw_enough(config: CorpusConfig, work: Path, run: Runner) -> tuple[list[Path], int]:
     """Shards until every partition has its rows (5 % more than rows at first, then 2 % more at a time), and how many
     distinct rows they hold."""
     wanted = -(-config.rows * 21 // (20 * config.shard_rows))
@@ -280,9 +317,9 @@ def _draw_enough(config: CorpusConfig, work: Path, processes: int, progress: boo
     while True:
         shards = [work / f"shard-{number:06}.parquet" for number in range(wanted)]
         tasks = [(config, number, path) for number, path in enumerate(shards) if not path.exists()]
-        deque(_in_processes(draw_shard, tasks, processes, "draw", progress), maxlen=0)
+        deque(run(draw_shard, tasks, "draw"), maxlen=0)
         counting = [(shards, partition) for partition in range(config.partitions)]
-        distinct = list(_in_processes(distinct_in_partition, counting, processes, "count", progress))
+        distinct = list(run(distinct_in_partition, counting, "count"))
         if min(distinct) >= quota:
             return shards, sum(distinct)
         wanted += max(1, wanted // 50)
@@ -297,7 +334,7 @@ def _partition_to_files(shards: list[Path], partition: int, quota: int, home: Pa
     return write_partition(shards, partition, quota, lambda split, rows: write_rows(path_of(split), rows))
 
 
-def _in_processes(function: Callable, tasks: list[tuple], processes: int, name: str, progress: bool) -> Iterator[Any]:
+def _in_processes(function: Callable, tasks: list[tuple], name: str, processes: int, progress: bool) -> Iterator[Any]:
     """Results as they come."""
     options: dict[str, Any] = {"desc": name, "total": len(tasks), "disable": None if progress else True}
     if processes <= 1 or not tasks:

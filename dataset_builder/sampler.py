@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from dataset_builder.rejection import Draft, Rejected, Screen
 from trade_hf.compiled.compiler import compile_program
@@ -49,6 +49,11 @@ class SamplerConfig:
     max_hidden: int = 160  # units of one MLP block
     vocab_sizes: tuple[int, int] | None = None
     max_seq_lens: tuple[int, int] | None = None
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> SamplerConfig:
+        """From settings as JSON or YAML holds them."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ INDICES_FROM_START = 0.5  # share of programs whose pool starts with indices too
 REUSE = 0.3  # chance that an argument may be a variable that was used before
 ONE_KEY = 0.5  # share of selects that compare with indices for equality, so that an aggregate can move values
 KEEP_SELECTOR = 0.15  # chance that a selector stays available after it was used
+LINE = "line: "  # before the reason why a line was drawn again
 SEARCH = 300  # trials of the search for names, most need ten
 TRIES = 10  # draws of one line, before the program is given up
 
@@ -159,7 +165,7 @@ def sample_programs(
     seed: int | str, config: SamplerConfig = SamplerConfig(), reasons: Counter | None = None
 ) -> Iterator[Sample]:
     """An endless stream of canonical programs. `reasons` counts what was rejected and why, and "kept"; lines that were
-    drawn again stand under "line: " and the reason."""
+    drawn again stand under `LINE` and the reason."""
     draw = Draw(seed)
     reasons = Counter() if reasons is None else reasons
     while True:
@@ -237,7 +243,7 @@ class _Pool:
             try:
                 self.draft.add(line)
             except Rejected as rejected:
-                reasons[f"line: {rejected.reason}"] += 1
+                reasons[LINE + rejected.reason] += 1
                 refused.add(line.op)
                 continue
             self.use(line, draw, shrink)

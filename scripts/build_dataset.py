@@ -2,6 +2,7 @@
 
 Run: python scripts/build_dataset.py --config small --out corpus
      python scripts/build_dataset.py --config base --out corpus --processes 2 --json --report results/corpus-base.json
+     python scripts/build_dataset.py --config base --out corpus --executor slurm --processes 99 --sbatch partition=cpu
 Then: load_dataset("corpus", "small", split="train")
 A build that was killed goes on when it is started again, and ends with the same files.
 """
@@ -20,13 +21,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset_builder.card import write_card
 from dataset_builder.corpus import CONFIGS, CorpusError, build
+from dataset_builder.scale_out import NEEDS, DatatroveRunner
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", choices=sorted(CONFIGS), default="small")
     parser.add_argument("--out", type=Path, required=True, help="the folder of the data set; configurations share it")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="of all machines together")
+    parser.add_argument("--executor", choices=("pool", *NEEDS), default="pool", help="all but pool go by datatrove")
+    parser.add_argument("--sbatch", nargs="+", default=[], metavar="OPTION=VALUE", help="of the jobs on Slurm")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--report", type=Path, help="also write the report, with the time taken, here")
     args = parser.parse_args()
@@ -34,7 +38,12 @@ def main() -> None:
     try:
         if args.report:
             args.report.parent.mkdir(parents=True, exist_ok=True)
-        report = build(CONFIGS[args.config], args.out, args.processes)
+        run = None
+        if args.executor != "pool":
+            stages = args.out / ".work" / args.config / "stages"
+            sbatch = dict(option.partition("=")[::2] for option in args.sbatch)
+            run = DatatroveRunner(args.executor, stages, args.processes, sbatch)
+        report = build(CONFIGS[args.config], args.out, args.processes, run=run)
         write_card(args.out)
     except (CorpusError, OSError, BrokenExecutor) as error:
         print(f"build_dataset: {error}", file=sys.stderr)

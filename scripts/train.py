@@ -51,7 +51,7 @@ def train(
     config: dict[str, Any], output: Path, corpus: Path | None, corpus_config: str | None, max_steps: int | None
 ) -> None:
     """One run, from the config to a saved model in `output`/final."""
-    sampler = SamplerConfig(**config.get("sampler", {}))
+    sampler = SamplerConfig.from_json(config.get("sampler", {}))
     settings = dict(config["training"])
     if max_steps is not None:
         settings["max_steps"] = max_steps

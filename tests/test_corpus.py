@@ -57,7 +57,8 @@ def test_the_report_counts_what_is_there(built):
     folder, report = built
     assert report["rows"] == TINY.rows + TINY.long_rows + report["splits"]["library"]
     assert report["splits"] == {split: len(rows_of(folder, split)) for split in SPLITS}
-    assert report["drawn"] >= TINY.rows + report["repeated"] and report["rejected"]["constant output"] > 0
+    assert report["drawn"] >= TINY.rows + report["repeated"] and report["rejected"]["too long"] > 0
+    assert report["lines_drawn_again"]["constant line"] > 0
     assert not (folder / ".work" / "small").exists()
 
 
@@ -111,6 +112,21 @@ def test_killed_in_each_step_it_ends_with_the_same_files(built, tmp_path):
     assert not (tmp_path / ".work" / "small").exists()
 
 
+def test_library_programs_are_the_same_in_another_process():
+    code = "from dataset_builder.corpus import library_rows; print(*(row['code'] for row in library_rows()))"
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": str(Path(corpus.__file__).parent.parent), "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in "12"
+    }
+    assert len(outputs) == 1
+
+
 def test_the_datasets_library_loads_it(built, tmp_path):
     folder, report = built
     whole = datasets.load_dataset(str(folder), "small", cache_dir=str(tmp_path))
@@ -128,7 +144,7 @@ def test_the_card_is_filled_in(built):
     folder, report = built
     card = DatasetCard.load(folder / "README.md")
     assert card.data.license == "apache-2.0" and "{" not in card.text
-    assert f"{report['splits']['train']:,}" in card.text and "constant output" in card.text
+    assert f"{report['splits']['train']:,}" in card.text and "constant line" in card.text
     assert [config["config_name"] for config in card.data.to_dict()["configs"]] == ["small"]
 
 

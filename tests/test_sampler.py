@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from dataset_builder.rejection import Rejected, Screen
-from dataset_builder.sampler import Draw, SamplerConfig, sample_programs
+from dataset_builder.sampler import Draw, SamplerConfig, Weights, sample_programs
 from dataset_builder.splits import pinned, split_of, stream
 from trade_hf.rasp.canonical import canonicalise
 from trade_hf.rasp.text import parse, to_text
@@ -51,6 +51,20 @@ def test_every_operation_and_length_occurs():
     assert len({line.op for s in samples for line in s.program.lines}) == 9
     assert set(range(3, 9)) == {len(s.program) for s in samples}
     assert reasons["kept"] == 300 and len(reasons) > 8
+
+
+def test_programs_over_vocabularies_of_their_own():
+    """Over strings, functions of the canonical program speak of the k-th token; the spelled one compiles and has the
+    same canonical form."""
+    config = SamplerConfig(max_lines=6, vocab_sizes=(2, 12), max_seq_lens=(3, 12), max_d_model=224)
+    samples = list(itertools.islice(sample_programs("wide", config), 120))
+    assert {type(s.vocab[0]) for s in samples} == {int, str}
+    assert {len(s.vocab) for s in samples} == set(range(2, 13))
+    assert {s.max_seq_len for s in samples} == set(range(3, 13))
+    for sample in samples:
+        assert canonicalise(sample.spelled, sample.vocab, sample.max_seq_len) == sample.program
+        assert sample.compile().input_vocab == sample.vocab
+        assert parse(to_text(sample.spelled)) == sample.spelled
 
 
 REJECTED = [
@@ -96,7 +110,7 @@ REJECTED = [
 @pytest.mark.parametrize(("reason", "text"), REJECTED, ids=[reason for reason, _ in REJECTED])
 def test_rejections_have_their_reason(reason, text):
     with pytest.raises(Rejected) as error:
-        Screen.of(SamplerConfig()).check(parse(text))
+        Screen.of(SamplerConfig(), (0, 1, 2, 3, 4), 5).check(parse(text))
     assert error.value.reason == reason
 
 
@@ -111,6 +125,6 @@ def test_splits_are_decided_by_the_program_alone():
 
 def test_draws_are_even():
     draw = Draw(0)
-    counts = Counter(draw.weighted({"a": 1.0, "b": 3.0}) for _ in range(4000))
+    counts = Counter(draw.weighted(Weights({"a": 1.0, "b": 3.0})) for _ in range(4000))
     assert 2800 < counts["b"] < 3200
     assert {draw.below(3) for _ in range(100)} == {0, 1, 2}

@@ -66,7 +66,11 @@ def from_ids(ids: list[int]) -> Program:
     """The program that ids spell, up to the end token. Raises RaspError if they spell none."""
     words = [VOCABULARY[i] for i in ids if 0 <= i < len(VOCABULARY)]
     words = words[: words.index(END)] if END in words else words
-    words = [word for word in words if word not in (PAD, START)]
+    return from_words([word for word in words if word not in (PAD, START)])
+
+
+def from_words(words: list[str]) -> Program:
+    """The program that words spell, as `to_tokens` gives them. Raises RaspError if they spell none."""
     if len(words) % LINE_SIZE:
         raise RaspError(f"expected {LINE_SIZE} tokens a line, got {len(words)} tokens")
     lines = []

@@ -15,7 +15,7 @@ import numpy as np
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, Value, find_named, linear
 from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable
-from trade_hf.rasp.tables import Table, UnsupportedError, image, tabulate
+from trade_hf.rasp.tables import Table, UnsupportedError, image, sort_values, tabulate
 from trade_hf.rasp.text import COMPARISONS
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class _Importer:
         if variable == INDICES:
             return tuple(range(self.max_seq_len))
         if variable == TOKENS:
-            return tuple(self.vocab)
+            return tuple(sort_values(self.vocab))
         return self.table(variable).values
 
     def table(self, variable: Variable) -> Table:
