@@ -1,5 +1,7 @@
-"""Which programs are kept. A line is judged where it is drawn, a program when it is whole; a rejected one is data with a
-reason, and is counted."""
+"""Which programs are kept. A line is judged where it is drawn, a program when it is whole.
+
+What is rejected has a reason, and is counted.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from trade_hf.rasp.canonical import Structure, structure_of
 from trade_hf.rasp.evaluate import Evaluation, Run, all_inputs, random_inputs
 from trade_hf.rasp.functions import Value
 from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable
-from trade_hf.rasp.tables import Table, Tables, UnsupportedError, input_tables, tabulate_line
+from trade_hf.rasp.tables import Domain, Table, Tables, UnsupportedError, input_tables, tabulate_line
 
 if TYPE_CHECKING:
     from dataset_builder.sampler import SamplerConfig
@@ -72,10 +74,10 @@ class Judged:
       reason: why no program may have it; None if it may.
     """
 
-    table: Table | None
-    state: np.ndarray | None
-    has_none: bool
-    reason: str | None
+    table: Table
+    state: np.ndarray
+    has_none: bool = False
+    reason: str | None = None
 
 
 # Lines that were judged, by screen, operation, function and the judged lines that they read: a third to a half of all
@@ -83,7 +85,12 @@ class Judged:
 _JUDGED: dict[tuple, Judged] = {}
 MAX_JUDGED = 20_000  # some 4 KB each
 
-_TOKENS, _INDICES = Judged(None, None, False, None), Judged(None, None, False, None)
+_NO_TABLE, _NO_STATE = Table(Domain.of(())), np.empty(0)
+_TOKENS, _INDICES = Judged(_NO_TABLE, _NO_STATE), Judged(_NO_TABLE, _NO_STATE)
+
+
+def _refused(reason: str) -> Judged:
+    return Judged(_NO_TABLE, _NO_STATE, reason=reason)
 
 
 class Draft:
@@ -103,9 +110,9 @@ class Draft:
     def add(self, line: Line) -> None:
         """Take one more line. Raises Rejected, and is as before then."""
         number, judged = len(self.lines), self.judge(line)
-        table, domain = judged.table, judged.table and judged.table.domain
-        if judged.reason is not None or table is None or domain is None:
-            raise Rejected(judged.reason or "not compilable")
+        if judged.reason is not None:
+            raise Rejected(judged.reason)
+        table, domain = judged.table, judged.table.domain
         if (line.op, line.args, table) in self.seen:
             raise Rejected("equal lines")
         width = 0
@@ -141,20 +148,20 @@ class Draft:
         try:
             table = tabulate_line(lines, number, self.tables)
         except UnsupportedError:
-            return Judged(None, None, False, "not compilable")
+            return _refused("not compilable")
         reason = self._why_not(line, table)
         if reason is not None:
-            return Judged(None, None, False, reason)
+            return _refused(reason)
         state, has_none = self.run.state(lines, line, table, self.tables), False
         if not self.run.valid.all():
             self.run.valid[:] = True
-            return Judged(None, None, False, "outside Tracr's dynamic validity")
+            return _refused("outside Tracr's dynamic validity")
         if self.run.can_be_none(line, table):
             share = float((state < 0)[self.run.real].mean())
             if share > MOSTLY_NONE:
-                return Judged(None, None, False, "mostly None")
+                return _refused("mostly None")
             has_none = share > 0
-        return Judged(table, state, has_none, None)
+        return Judged(table, state, has_none)
 
     def _why_not(self, line: Line, table: Table) -> str | None:
         config, values = self.config, table.domain

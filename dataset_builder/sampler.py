@@ -53,7 +53,8 @@ class SamplerConfig:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> SamplerConfig:
         """From settings as JSON or YAML holds them."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+        return cls(**settings)
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,13 @@ _ONE_KEY_PREDICATES = [name for name in FUNCTIONS[Kind.PREDICATE] if "==" in nam
 # Vocabularies, where each program has one of its own: how often each kind is drawn.
 VOCABULARIES = Weights({"from 0": 0.35, "from 1": 0.1, "numbers": 0.2, "letters": 0.2, "words": 0.15})
 NUMBERS = range(-5, 16)
+# fmt: off
 WORDS = (
-    "the a cat dog bird fish tree house river stone sky sun moon star red green blue small big old new fast slow one two "
-    "three yes no and or not if then else begin end open close"
-).split()
+    "and", "begin", "big", "bird", "blue", "cat", "close", "dog", "else", "end", "fast", "fish", "green", "house", "if",
+    "moon", "new", "no", "not", "old", "one", "open", "or", "red", "river", "sky", "slow", "small", "star", "stone",
+    "sun", "the", "then", "three", "tree", "two", "yes",
+)
+# fmt: on
 
 
 class Draw:
@@ -150,7 +154,9 @@ class Draw:
         return items[self.below(len(items))]
 
     def weighted(self, weights: Weights[T]) -> T:
-        return weights.items[min(bisect(weights.sums, self._random.random() * weights.sums[-1]), len(weights.items) - 1)]
+        return weights.items[
+            min(bisect(weights.sums, self._random.random() * weights.sums[-1]), len(weights.items) - 1)
+        ]
 
     def between(self, bounds: tuple[int, int]) -> int:
         return bounds[0] + self.below(bounds[1] - bounds[0] + 1)
@@ -244,7 +250,8 @@ class _Pool:
                 self.draft.add(line)
             except Rejected as rejected:
                 reasons[LINE + rejected.reason] += 1
-                refused.add(line.op)
+                if line.op is Op.AGGREGATE and not self.selects_one_key(line.args[0]):
+                    refused.add(line.op)
                 continue
             self.use(line, draw, shrink)
             return

@@ -21,13 +21,14 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dataset_builder.corpus import CONFIGS
 from dataset_builder.mutants import mutants
 from dataset_builder.sampler import Draw, Sample, sample_programs
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.rasp.canonical import canonicalise
-from trade_hf.rasp.evaluate import all_inputs, evaluate
+from trade_hf.rasp.evaluate import evaluate
 from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.rasp.text import to_text
 
@@ -37,18 +38,19 @@ def main() -> None:
     parser.add_argument("study", choices=["compile", "canonical"])
     parser.add_argument("--programs", type=int, default=200)
     parser.add_argument("--mutants", type=int, default=1000)
+    parser.add_argument("--config", choices=sorted(CONFIGS), default="base", help="of the corpus: what is sampled")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     args = parser.parse_args()
-    samples = sample_programs(f"benchmark-{args.seed}")
+    samples = sample_programs(f"benchmark-{args.seed}", CONFIGS[args.config].sampler)
     if args.study == "compile":
         progress = (args.out or Path(f"compile-{args.seed}")).with_suffix(f".{args.seed}.progress.jsonl")
         result = compile_study(list(islice(samples, args.programs)), progress)
         progress.unlink()
     else:
         result = canonical_study(samples, args.programs, args.mutants, Draw(args.seed))
-    result = {"study": args.study, "seed": args.seed, **result}
+    result = {"study": args.study, "config": args.config, "seed": args.seed, **result}
     text = json.dumps(result, indent=2)
     if args.out:
         args.out.write_text(text + "\n")
@@ -96,21 +98,20 @@ def compare_with_tracr(sample: Sample, number: int, inputs_each: int = 5) -> dic
 
     from trade_hf.compiled.bridge import from_tracr_model, same_as_tracr, to_tracr
 
-    ours, ours_ms = timed(compile_program, sample.program, sample.vocab, sample.max_seq_len)
-    sop = to_tracr(sample.program)
+    program = sample.spelled
+    ours, ours_ms = timed(compile_program, program, sample.vocab, sample.max_seq_len)
+    sop = to_tracr(program)
     model, tracr_ms = timed(compiling.compile_rasp_to_model, sop, set(sample.vocab), sample.max_seq_len)
     theirs = from_tracr_model(model)
     same = ours.tensors.keys() == theirs.tensors.keys() and all(
         np.array_equal(ours.tensors[name], theirs.tensors[name]) for name in ours.tensors
     )
-    inputs = all_inputs(len(sample.vocab), sample.max_seq_len)
     # One length, so that JAX compiles each model once.
-    places = np.random.default_rng(number).choice(np.flatnonzero((inputs >= 0).all(1)), inputs_each, replace=False)
-    meant = evaluate(sample.program, inputs[places], sample.vocab, sample.max_seq_len)
-    given = run(ours, inputs[places])
+    inputs = np.random.default_rng(number).integers(0, len(sample.vocab), (inputs_each, sample.max_seq_len))
+    meant, given = evaluate(program, inputs, sample.vocab, sample.max_seq_len), run(ours, inputs)
     evaluator = forward = 0
-    for i, place in enumerate(places):
-        tokens = [sample.vocab[code] for code in inputs[place]]
+    for i, codes in enumerate(inputs):
+        tokens = [sample.vocab[code] for code in codes]
         if meant.valid[i]:
             evaluator += not equal_outputs(meant.decode(i), sop(tokens))
         forward += not same_as_tracr(given, i, model.apply([ours.bos, *tokens]), ours.unembedding)

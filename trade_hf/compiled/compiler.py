@@ -123,19 +123,20 @@ def _places_of(domain: Domain) -> np.ndarray:
 
 
 def _in_order(domain: Domain) -> tuple[Value, ...]:
-    return _kept(domain, ("in order",), lambda: tuple([domain.values[i] for i in _places_of(domain).argsort().tolist()]))
+    return _kept(
+        domain, ("in order",), lambda: tuple([domain.values[i] for i in _places_of(domain).argsort().tolist()])
+    )
 
 
-def _pairs(first: Domain, second: Domain) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of all pairs of values, row by row: the places of the first and of the second, and that of the pair."""
+def _pair_places(first: Domain, second: Domain) -> np.ndarray:
+    """Where each pair of values stands among all pairs, row by row."""
 
-    def compute() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        one, two = _places_of(first).repeat(len(second)), np.tile(_places_of(second), len(first))
+    def compute() -> np.ndarray:
         if first.is_numeric and second.is_numeric:
-            return one, two, one * len(second) + two
-        return one, two, _places([(x, y) for x in first.values for y in second.values])
+            return (_places_of(first)[:, None] * len(second) + _places_of(second)).ravel()
+        return _places([(x, y) for x in first.values for y in second.values])
 
-    return _kept(first, ("pairs", second), compute)
+    return _kept(first, ("pair places", second), compute)
 
 
 def _mapped(places: np.ndarray, table: Table, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -276,15 +277,14 @@ class _Compilation:
 
     def _sequence_map(self, number: int, line: Line) -> _Mlp:
         """craft/chamber/categorical_mlp.py, sequence_map_categorical_mlp; of an s-op with itself it is a map."""
-        (first, _), (second, _) = (self.at[argument] for argument in line.args)
-        table, arguments = self.tables[number], [self.tables[argument].domain for argument in line.args]
-        one, two, units = _pairs(*arguments)
+        (first, one), (second, two) = (self.at[argument] for argument in line.args)
+        table, units = self.tables[number], _pair_places(*[self.tables[argument].domain for argument in line.args])
         from_units, written = _mapped(units, table, table.codes[:-1])
         size = len(units)
         edges: list[Edges] = [
             (self._one(size), (0, units), -1.0),
-            ((first, one), (0, units), 1.0),
-            ((second, two), (0, units), 1.0),
+            ((first, one.repeat(len(two))), (0, units), 1.0),
+            ((second, np.tile(two, len(one))), (0, units), 1.0),
         ]
         name = f"_hidden_{self.labels[number]}_"
         return {name: _Units(size, edges, [((0, from_units), (self.at[number][0], written), 1.0)])}
@@ -318,7 +318,7 @@ class _Compilation:
         return mlp
 
     def _thresholds(self, number: int, source: int, inputs: tuple, outputs: list) -> _Mlp:
-        """craft/chamber/numerical_mlp.py: a step function, two hidden units a threshold. `outputs` are codes or numbers."""
+        """craft/chamber/numerical_mlp.py: a step function, two units a threshold. `outputs` are codes or numbers."""
         size = 2 * len(inputs) - 2
         units, (written, places) = (0, _count(size)), self.at[number]
         start, steps = _Units(1, [(self._one(1), (0, _zeros(1)), 1.0)]), _Units(size)
@@ -355,7 +355,7 @@ class _Compilation:
             places, _, specials = _token_places(self.tables[TOKENS].domain, (BOS,))
             return (0, places), specials[BOS]
         places = self.at[keys][1]
-        return ((1, places), 0) if "tokens" < self.labels[keys] else ((0, places), len(places))
+        return ((1, places), 0) if self.labels[keys] > "tokens" else ((0, places), len(places))
 
     # ------------------------------------------------------------ components → layers
 
@@ -419,7 +419,9 @@ class _Compilation:
         num_heads = max(1, *map(len, in_layer))
         key_size = max((head.key_size for layer in in_layer for head in layer), default=1)
         mlp_size = max(1, *(sum(block.size for block in layer.values()) for layer in units))
-        shapes = _shapes(self.d_model, num_heads * key_size, mlp_size, len(units), len(self.tokens), self.tables.max_seq_len + 1)
+        shapes = _shapes(
+            self.d_model, num_heads * key_size, mlp_size, len(units), len(self.tokens), self.tables.max_seq_len + 1
+        )
         parameters = _Parameters(shapes)
         self._embed(parameters)
         for number, layer_heads in enumerate(in_layer):
@@ -442,8 +444,8 @@ class _Compilation:
         )
 
     def _residual_labels(self) -> tuple[str, ...]:
-        names = {self.labels[n]: _in_order(self.tables[n].domain) for n in self.sops if n not in self.numerical}
-        names |= {"tokens": self.tokens, "indices": range(self.tables.max_seq_len)}
+        names: dict[str, Sequence[Value]] = {"tokens": self.tokens, "indices": range(self.tables.max_seq_len)}
+        names |= {self.labels[n]: _in_order(self.tables[n].domain) for n in self.sops if n not in self.numerical}
         labels: list[str] = []
         for name in self.offsets:
             labels += [f"{name}:{value}" for value in names[name]] if name in names else [name]
@@ -517,8 +519,8 @@ def _write_mlp(parameters: _Parameters, layer: int, mlp: _Mlp) -> None:
         offset = offsets[name]
         for rows, (column, columns), weights in units.first:
             parameters.add(names["mlp/linear_1/w"], (rows, (offset + column, columns), weights))
-        for (row, rows), columns, weights in units.second:
-            parameters.add(names["mlp/linear_2/w"], ((offset + row, rows), columns, weights))
+        for (row, unit), written, weights in units.second:
+            parameters.add(names["mlp/linear_2/w"], ((offset + row, unit), written, weights))
 
 
 @functools.cache

@@ -127,8 +127,9 @@ class _Order:
         """All complete orders: one, unless s-ops are equal and their readers could tell them apart."""
         for depth, level in enumerate(levels):
             found = {number: self.key_of(number) for number in level}
-            ordered = sorted(level, key=lambda number: found[number][0])
-            groups = [list(group) for _, group in itertools.groupby(ordered, lambda number: found[number][0])]
+            keys = {number: key for number, (key, _) in found.items()}
+            ordered = sorted(level, key=keys.__getitem__)
+            groups = [list(group) for _, group in itertools.groupby(ordered, keys.__getitem__)]
             if len(groups) < len(level):
                 for choice in itertools.product(*(itertools.permutations(group) for group in groups)):
                     order = _Order(self.tables, dict(self.rank), dict(self.keys), dict(self.recode))
@@ -153,7 +154,7 @@ class _Order:
         return range(size) if recode is None else sorted(range(size), key=recode.__getitem__)
 
     def is_in_order(self, *variables: Variable) -> bool:
-        """Whether tabulated codes are canonical ones: so a table over them is as it is, numbered by first appearance."""
+        """Whether tabulated codes are canonical ones: then a table over them is canonical as it is."""
         return all(self.recode.get(variable) is None for variable in variables)
 
     def key_of(self, number: int) -> tuple[Key, dict[int, int] | None]:
@@ -189,8 +190,8 @@ class _Order:
             codes, recode = _recode([*cells[:: width + 1], *cells])
             return (self.rank[one],) * 2, (), (*codes[:width], len(recode)), recode
         if self.rank[one] < self.rank[two] and self.is_in_order(one, two):
-            codes, recode = entries, None
-        elif self.rank[one] < self.rank[two]:
+            return (self.rank[one], self.rank[two]), (), entries, None
+        if self.rank[one] < self.rank[two]:
             codes, recode = _recode([entries[i * width + j] for i in first for j in second])
         else:
             codes, recode = _recode([entries[i * width + j] for j in second for i in first])
@@ -343,7 +344,8 @@ def _values_where(function: Function, op: Op, entries: tuple, on_itself: bool, a
     if on_itself:  # the diagonal's entries, then any
         cells = itertools.chain(zip(*args, strict=True), cells)
         wanted = itertools.chain(entries[:-1], itertools.repeat(None))
-    compute, codes = function.compute, {}
+    compute = function.compute
+    codes: dict[Value, int] = {}
     for cell, entry in zip(cells, wanted, strict=False):
         try:
             value = compute(*cell)

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -167,7 +168,7 @@ class Run:
                     numbers = np.nan_to_num(numbers)
                 return numbers
             case Op.SEQUENCE_MAP:
-                state = table.codes.take(_places(*args, table, tables[line.args[1]]))
+                state = table.codes.take(_places(args[0], args[1], table, tables[line.args[1]]))
                 if any(argument in self.with_none for argument in line.args):
                     state[(args[0] < 0) | (args[1] < 0)] = NONE
                 return state
@@ -242,7 +243,8 @@ def _steps_of(line: Line, domain: Domain, table: Table) -> _Steps:
 def _find_steps(line: Line, domain: Domain, table: Table) -> _Steps:
     numerical = line.op is Op.MAP_NUMERICAL
     undefined = None if numerical else NONE
-    pairs = [(x, entry) for x, entry in zip(domain.values, table.entries, strict=True) if entry != undefined]
+    inputs: tuple[Any, ...] = domain.values
+    pairs = [(x, entry) for x, entry in zip(inputs, table.entries, strict=True) if entry != undefined]
     results = [entry for _, entry in pairs]
     values = results if numerical else [table.values[code] for code in results]
     changed = [0, *(before != after for before, after in itertools.pairwise(results))]

@@ -178,7 +178,9 @@ def tabulate_line(lines: Sequence[Line], number: int, tables: Mapping[Variable, 
     """The table of one line, given those of its arguments. Raises UnsupportedError as `tabulate` does."""
     line = lines[number]
     try:
-        table = table_of(line.op, line.function, tuple([tables[a].domain for a in line.args]), len(tables[INDICES].domain))
+        table = table_of(
+            line.op, line.function, tuple([tables[a].domain for a in line.args]), len(tables[INDICES].domain)
+        )
         if not table.values and line.op.result is not Type.SELECTOR:
             raise UnsupportedError(f"{variable_name(number)} has no value for any input")
     except (TypeError, KeyError) as error:
@@ -206,7 +208,7 @@ def table_of(op: Op, function: Function | None, args: tuple[Domain, ...], max_se
 
 
 def _write_out(op: Op, function: Any, args: tuple[Domain, ...], max_seq_len: int) -> Table:
-    values = [domain.values for domain in args]
+    values: list[tuple[Any, ...]] = [domain.values for domain in args]
     match op:
         case Op.MAP:
             return _numbered(unary_image(function, values[0]))
