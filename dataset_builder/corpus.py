@@ -11,6 +11,7 @@ No process ever holds more than one shard or one partition. Splits are decided b
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -224,6 +226,11 @@ def build(
         return _finished(home / "report.json", config)
     for path in (home, work):
         path.mkdir(parents=True, exist_ok=True)
+    with _alone(work / "lock"):
+        return _build(config, home, work, run)
+
+
+def _build(config: CorpusConfig, home: Path, work: Path, run: Runner) -> dict[str, Any]:
     _claim(work / "config.json", home, config)
     for left in [*home.glob(".*.partial"), *work.glob(".*.partial")]:
         left.unlink()
@@ -256,6 +263,17 @@ def build(
     write_whole(home / "report.json", lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
     shutil.rmtree(work)
     return report
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Raises CorpusError if another process on this machine builds there; the lock ends with the process."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CorpusError(f"{path.parent}: another build is under way here") from None
+        yield
 
 
 def _finished(path: Path, config: CorpusConfig) -> dict[str, Any]:

@@ -1,19 +1,29 @@
-"""Measure the compiler and the canonical form against their oracles, and time them.
+"""Measure the compiler, the canonical form and the corpus, against their oracles where there are any.
 
 Run: python scripts/benchmark.py compile --programs 500 --json --out results/compile.json
      python scripts/benchmark.py canonical --programs 1000 --mutants 5000 --json --out results/canonical.json
+     python scripts/benchmark.py corpus --programs 20000 --json --out results/corpus-speed.json
+     python scripts/benchmark.py kills --programs 3000 --json --out results/corpus-kills.json
+     python scripts/benchmark.py read --corpus FOLDER --config base --json --out results/corpus-read.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import random
+import resource
 import statistics
+import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,7 +31,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset_builder.corpus import CONFIGS
+from dataset_builder.corpus import CONFIGS, CorpusConfig, build, distinct_rows
 from dataset_builder.mutants import mutants
 from dataset_builder.sampler import Draw, Sample, sample_programs
 from trade_hf.compiled.compiler import compile_program
@@ -35,21 +45,32 @@ from trade_hf.rasp.text import to_text
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=["compile", "canonical"])
+    parser.add_argument("study", choices=["compile", "canonical", "corpus", "kills", "read"])
     parser.add_argument("--programs", type=int, default=200)
     parser.add_argument("--mutants", type=int, default=1000)
     parser.add_argument("--config", choices=sorted(CONFIGS), default="base", help="of the corpus: what is sampled")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="of a corpus build")
+    parser.add_argument("--corpus", type=Path, help="the folder to read from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     args = parser.parse_args()
     samples = sample_programs(f"benchmark-{args.seed}", CONFIGS[args.config].sampler)
-    if args.study == "compile":
-        progress = (args.out or Path(f"compile-{args.seed}")).with_suffix(f".{args.seed}.progress.jsonl")
-        result = compile_study(list(islice(samples, args.programs)), progress)
-        progress.unlink()
-    else:
-        result = canonical_study(samples, args.programs, args.mutants, Draw(args.seed))
+    match args.study:
+        case "compile":
+            progress = (args.out or Path(f"compile-{args.seed}")).with_suffix(f".{args.seed}.progress.jsonl")
+            result = compile_study(list(islice(samples, args.programs)), progress)
+            progress.unlink()
+        case "canonical":
+            result = canonical_study(samples, args.programs, args.mutants, Draw(args.seed))
+        case "corpus":
+            result = corpus_study(replace(CONFIGS[args.config], rows=args.programs, long_rows=20), args.processes)
+        case "kills":
+            result = kills_study(args.config, args.programs, args.processes, random.Random(args.seed))
+        case _:
+            if args.corpus is None:
+                parser.error("read: expected --corpus FOLDER, as scripts/build_dataset.py writes it")
+            result = read_study(args.corpus, args.config, args.programs)
     result = {"study": args.study, "config": args.config, "seed": args.seed, **result}
     text = json.dumps(result, indent=2)
     if args.out:
@@ -123,6 +144,134 @@ def compare_with_tracr(sample: Sample, number: int, inputs_each: int = 5) -> dic
         "evaluator_disagreements": evaluator,
         "forward_disagreements": forward,
     }
+
+
+def corpus_study(config: CorpusConfig, processes: int) -> dict[str, Any]:
+    """Complete rows a second, memory, what a row costs by its size, and tracr's compile on some of the programs."""
+    with TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        report = build(config, Path(folder), processes)
+        seconds = time.perf_counter() - start
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    costs = list(row_costs(config, 4_000))
+    tracr_ms = statistics.median(cost["tracr_ms"] for cost in costs if "tracr_ms" in cost)
+    sizes, times = (np.log([cost[name] for cost in costs]) for name in ("nonzero", "row_ms"))
+    return {
+        "rows": report["rows"],
+        "processes": processes,
+        "seconds": round(seconds, 1),
+        "rows_per_second": round(report["rows"] / seconds),
+        "tracr_compile_ms": round(tracr_ms),
+        "peak_mb": round(peak / 1024),
+        "row_ms": round(statistics.mean(cost["row_ms"] for cost in costs), 3),
+        "sample_ms": round(statistics.mean(cost["sample_ms"] for cost in costs), 3),
+        "growth_with_nonzero_weights": round(float(np.polyfit(sizes, times, 1)[0]), 3),
+        "by_lines": by_size(costs, "lines", 1),
+        "by_d_model": by_size(costs, "d_model", 10),
+        "by_nonzero": by_size(costs, "nonzero", 200),
+    }
+
+
+def row_costs(config: CorpusConfig, count: int, with_tracr: int = 15) -> Iterator[dict[str, float]]:
+    """For each of some rows: its size, CPU milliseconds for its program (what was rejected before it among them) and
+    for all the rest; of the first few also for tracr's compile."""
+    from tracr.compiler import compiling
+
+    from trade_hf.compiled.bridge import to_tracr
+
+    samples = sample_programs("costs", config.sampler)
+    deque(islice(samples, 500), maxlen=0)  # fills what is remembered of functions' tables
+    for number in tqdm(range(count), "cost", disable=None):
+        sample, sample_ms = timed(next, samples)
+        [row], row_ms = timed(lambda sample: list(distinct_rows([sample])), sample)
+        cost = {"lines": row["num_lines"], "d_model": row["d_model"], "nonzero": len(row["value"])}
+        cost |= {"sample_ms": sample_ms, "row_ms": row_ms}
+        if number < with_tracr:
+            sop = to_tracr(sample.spelled)
+            _, cost["tracr_ms"] = timed(compiling.compile_rasp_to_model, sop, set(sample.vocab), sample.max_seq_len)
+        yield cost
+
+
+def by_size(costs: list[dict[str, float]], size: str, width: int) -> dict[str, dict[str, float]]:
+    """Means by size, in bins."""
+    bins: dict[int, list[dict[str, float]]] = {}
+    for cost in costs:
+        bins.setdefault(int(cost[size] // width * width), []).append(cost)
+    return {
+        f"{low}" if width == 1 else f"{low} to {low + width - 1}": {
+            "rows": len(some),
+            **{name: round(statistics.mean(c[name] for c in some), 3) for name in ("nonzero", "sample_ms", "row_ms")},
+        }
+        for low, some in sorted(bins.items())
+    }
+
+
+BUILD = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from dataset_builder.corpus import CONFIGS, build
+if __name__ == "__main__":
+    config = replace(CONFIGS[sys.argv[1]], rows=int(sys.argv[2]), long_rows=20, shard_rows=250)
+    build(config, Path(sys.argv[3]), int(sys.argv[4]), progress=False)
+"""
+
+
+def kills_study(config: str, rows: int, processes: int, draw: random.Random, kills: int = 20) -> dict[str, Any]:
+    """Kill a build at random moments, let it end, and compare its files with those of an undisturbed one."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    with TemporaryDirectory() as folder:
+        script = Path(folder) / "build.py"
+        script.write_text(BUILD)
+
+        def start(name: str) -> subprocess.Popen:
+            command = [sys.executable, str(script), config, str(rows), f"{folder}/{name}", str(processes)]
+            return subprocess.Popen(command, env=environment)
+
+        begin = time.monotonic()
+        clean_status, length, found = start("clean").wait(), time.monotonic() - begin, []
+        for _ in tqdm(range(kills), "kills", disable=None):
+            with start("killed") as run:
+                try:  # long enough to get on, or else nothing is there to be harmed
+                    run.wait(draw.uniform(0.05, 0.3) * length)
+                except subprocess.TimeoutExpired:
+                    run.kill()
+            found.append([str(path.parent) for path in Path(folder, "killed").rglob("*.parquet")])
+        last_status = start("killed").wait()
+        clean, killed = (files_below(Path(folder, name)) for name in ("clean", "killed"))
+    return {
+        "rows": rows,
+        "processes": processes,
+        "kills": kills,
+        "shards_there": [sum(".work" in place for place in places) for places in found],
+        "published_files_there": [sum(".work" not in place for place in places) for places in found],
+        "files": len(clean),
+        "byte_identical": clean_status == last_status == 0 and clean == killed,
+    }
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def read_study(folder: Path, config: str, rows: int) -> dict[str, Any]:
+    """Rows a second that `load_dataset` gives of a corpus on disk, one by one and in batches of 500."""
+    import datasets
+
+    with TemporaryDirectory() as cache:
+        whole = datasets.load_dataset(str(folder), config, split="train", cache_dir=cache)
+        streamed = datasets.load_dataset(str(folder), config, split="train", streaming=True)
+        rates = {}
+        for name, source in (("plain", whole), ("streaming", streamed)):
+            rates[name] = rate(islice(source, rows), lambda row: 1)
+            rates[f"{name}_batches"] = rate(islice(source.iter(500), rows // 500), lambda batch: len(batch["id"]))
+    return {"corpus": config, "rows": rows, "rows_per_second": rates}
+
+
+def rate(items: Iterator, size: Callable[[Any], int]) -> int:
+    start = time.perf_counter()
+    count = sum(map(size, items))
+    return round(count / (time.perf_counter() - start))
 
 
 def equal_outputs(first: list, second: list, tolerance: float = 1e-9) -> bool:

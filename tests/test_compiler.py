@@ -1,11 +1,15 @@
 """Our compiler, evaluator and forward pass against the tracr package, the oracle."""
 
+import itertools
+
 import numpy as np
 import pytest
 from cases import CASES, LENGTH, VOCAB
 from tracr.compiler import compiling, lib, test_cases
 from tracr.rasp import rasp
 
+from dataset_builder.corpus import CONFIGS
+from dataset_builder.sampler import sample_programs
 from trade_hf.compiled.bridge import from_tracr, from_tracr_model, same_as_tracr, to_tracr
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.forward import run
@@ -15,6 +19,7 @@ from trade_hf.rasp.text import parse, to_text
 
 LIBRARY = {case["testcase_name"]: case for case in test_cases.TEST_CASES}
 LIBRARY["length of lib"] = {"program": lib.length, "vocab": {"a", "b"}, "max_seq_len": 4}
+RANDOM = 60
 UNSUPPORTED = {case["testcase_name"]: case for case in test_cases.UNSUPPORTED_TEST_CASES}
 
 
@@ -39,12 +44,10 @@ def same(first, second):
 def check_against_tracr(program, sop, model, vocab, length, seed=0):
     """Evaluator and forward pass on a few inputs of full length (JAX compiles each length anew)."""
     ours = compile_program(program, vocab, length)
-    inputs = all_inputs(len(vocab), length) if len(vocab) ** length < 20_000 else np.zeros((1, length), int)
-    full = np.flatnonzero((inputs >= 0).all(1))
-    rows = np.random.default_rng(seed).choice(full, min(4, len(full)), replace=False)
-    meant, given = evaluate(program, inputs[rows], vocab, length), run(ours, inputs[rows])
-    for i, row in enumerate(rows):
-        tokens = [vocab[code] for code in inputs[row]]
+    inputs = np.random.default_rng(seed).integers(0, len(vocab), (4, length))
+    meant, given = evaluate(program, inputs, vocab, length), run(ours, inputs)
+    for i, codes in enumerate(inputs):
+        tokens = [vocab[code] for code in codes]
         if meant.valid[i]:
             assert same(meant.decode(i), sop(tokens)), tokens
         assert same_as_tracr(given, i, model.apply([ours.bos, *tokens]), ours.unembedding), tokens
@@ -86,14 +89,21 @@ def test_table_of_cases(case):
     check_against_tracr(case.program, namespace["program"], model, VOCAB, LENGTH)
 
 
-@pytest.mark.parametrize("number", range(60))
-def test_random_programs(samples, number):
-    sample = samples[number]
-    sop = to_tracr(sample.program)
+@pytest.fixture(scope="module")
+def random_samples():
+    """Half over one vocabulary, half over vocabularies (strings too) and lengths of their own."""
+    configs = [CONFIGS[name].sampler for name in ("base", "wide")]
+    return [s for config in configs for s in itertools.islice(sample_programs("compiler", config), RANDOM // 2)]
+
+
+@pytest.mark.parametrize("number", range(RANDOM))
+def test_random_programs(random_samples, number):
+    sample = random_samples[number]
+    sop = to_tracr(sample.spelled)
     model = compiling.compile_rasp_to_model(sop, set(sample.vocab), sample.max_seq_len)
-    assert_same_weights(compile_program(sample.program, sample.vocab, sample.max_seq_len), from_tracr_model(model))
-    if number < 20:
-        check_against_tracr(sample.program, sop, model, sample.vocab, sample.max_seq_len, number)
+    assert_same_weights(sample.compile(), from_tracr_model(model))
+    if number % 3 == 0:
+        check_against_tracr(sample.spelled, sop, model, sample.vocab, sample.max_seq_len, number)
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)

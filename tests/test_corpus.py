@@ -27,6 +27,7 @@ from dataset_builder.splits import pinned, split_of
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.rasp.text import parse
 
+SCRIPTS = Path(corpus.__file__).parent.parent / "scripts"
 TINY = CorpusConfig("small", 160, long_rows=3, shard_rows=50)
 BUILD = """
 import dataclasses, sys
@@ -178,6 +179,28 @@ def test_another_build_in_the_folder_is_refused(built, tmp_path):
         build(other, tmp_path, progress=False)
 
 
+def test_two_builds_in_one_folder_are_refused(tmp_path):
+    (tmp_path / ".work" / "small").mkdir(parents=True)
+    with corpus._alone(tmp_path / ".work" / "small" / "lock"), pytest.raises(CorpusError, match="another build"):
+        build(TINY, tmp_path, progress=False)
+
+
+def test_a_disk_that_fills_up_gives_one_line(tmp_path):
+    """Files may not grow beyond 30 kB here, as on a disk that has no more: real writes fail in the middle."""
+    code = f"""
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+sys.path.insert(0, {str(SCRIPTS)!r})
+import build_dataset
+sys.argv[1:] = ["--config", "small", "--processes", "1", "--out", {str(tmp_path / "out")!r}]
+build_dataset.main()
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
+    assert result.returncode == 2 and result.stderr.splitlines()[-1].startswith("build_dataset: "), result.stderr
+    assert "Traceback" not in result.stderr
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".parquet", ".partial")]
+
+
 def test_a_full_disk_leaves_nothing_that_looks_finished(tmp_path):
     def fill(path):
         path.write_bytes(b"x" * 1000)
@@ -190,7 +213,6 @@ def test_a_full_disk_leaves_nothing_that_looks_finished(tmp_path):
 
 def test_the_script_says_in_one_line_where_it_cannot_write(tmp_path):
     (tmp_path / "out").write_text("a file where a folder was meant")
-    script = Path(corpus.__file__).parent.parent / "scripts" / "build_dataset.py"
-    command = [sys.executable, str(script), "--config", "small", "--out", str(tmp_path / "out")]
+    command = [sys.executable, str(SCRIPTS / "build_dataset.py"), "--config", "small", "--out", str(tmp_path / "out")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 2 and result.stderr.startswith("build_dataset: ") and result.stderr.count("\n") == 1

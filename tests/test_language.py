@@ -11,7 +11,7 @@ from dataset_builder.sampler import sample_programs
 from trade_hf.rasp.evaluate import evaluate
 from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, find_named, linear, tabulated
 from trade_hf.rasp.program import TOKENS, Line, Op, Program, RaspError
-from trade_hf.rasp.tables import first_appearance, unary_image
+from trade_hf.rasp.tables import Domain, first_appearance, forget_domains, unary_image
 from trade_hf.rasp.text import RaspSyntaxError, parse, to_text
 from trade_hf.tokenization_rasp import VOCABULARY, allowed_next, build_tokenizer, from_ids, to_ids, to_tokens
 
@@ -47,6 +47,9 @@ def test_what_a_program_gives_does_not_depend_on_what_was_computed_before():
     for values in ((0, 1), (False, True), (0.0, 1.0), (0, 1)):
         assert list(map(type, unary_image(same, values))) == list(map(type, values))
         assert list(map(type, first_appearance(values)[1])) == list(map(type, values))
+        assert list(map(type, Domain.of(values).values)) == list(map(type, values))
+    forget_domains()
+    assert Domain.of((0, 1)) is Domain.of((0, 1)) is not Domain.of((False, True))
     negative = unary_image(FUNCTIONS[Kind.UNARY]["-x"], (0.0,))
     assert str(negative[0]) == "0.0"
 
