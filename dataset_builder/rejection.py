@@ -105,7 +105,7 @@ class Draft:
         self.judged: dict[Variable, Judged] = {TOKENS: _TOKENS, INDICES: _INDICES}
         self.d_model = len(screen.vocab) + screen.max_seq_len + 3
         self.key_size = 1
-        self.seen: set[tuple[Op, tuple[Variable, ...], Table]] = set()
+        self.seen: set[tuple] = set()
 
     def add(self, line: Line) -> None:
         """Take one more line. Raises Rejected, and is as before then."""
@@ -113,7 +113,9 @@ class Draft:
         if judged.reason is not None:
             raise Rejected(judged.reason)
         table, domain = judged.table, judged.table.domain
-        if (line.op, line.args, table) in self.seen:
+        factors = line.function.factors if line.function else None
+        meaning = (line.op, line.args, table.entries, domain.values, factors)
+        if meaning in self.seen:
             raise Rejected("equal lines")
         width = 0
         if line.op is Op.SELECT:
@@ -127,7 +129,7 @@ class Draft:
         self.lines.append(line)
         self.tables[number], self.judged[number] = table, judged
         self.run.put(number, judged.state, judged.has_none)
-        self.seen.add((line.op, line.args, table))
+        self.seen.add(meaning)
         self.d_model += width
 
     def judge(self, line: Line) -> Judged:

@@ -7,9 +7,11 @@ from collections import Counter
 
 import pytest
 
+from dataset_builder import rejection
 from dataset_builder.rejection import Rejected, Screen
 from dataset_builder.sampler import Draw, SamplerConfig, Weights, sample_programs
 from dataset_builder.splits import pinned, split_of, stream
+from trade_hf.rasp import tables
 from trade_hf.rasp.canonical import canonicalise
 from trade_hf.rasp.text import parse, to_text
 
@@ -36,6 +38,21 @@ def test_the_same_seed_gives_the_same_programs_in_another_process():
     assert len(outputs) == 1
     other = next(sample_programs(8))
     assert other != next(sample_programs(7))
+
+
+def test_what_is_remembered_changes_nothing(monkeypatch):
+    """The same programs, and the same rejections, whatever was sampled before and however soon it is forgotten."""
+    wide = SamplerConfig(max_lines=10, vocab_sizes=(2, 12), max_seq_lens=(3, 12), max_d_model=224)
+    for config in (SamplerConfig(max_lines=10), wide):
+        runs = []
+        for domains, judged in ((20_000, 20_000), (60, 25)):
+            monkeypatch.setattr(tables, "MAX_DOMAINS", domains)
+            monkeypatch.setattr(rejection, "MAX_JUDGED", judged)
+            tables.forget_domains()
+            reasons = Counter()
+            texts = [to_text(s.program) for s in itertools.islice(sample_programs("again", config, reasons), 150)]
+            runs.append((texts, reasons))
+        assert runs[0] == runs[1]
 
 
 def test_samples_are_canonical_and_within_limits(samples):

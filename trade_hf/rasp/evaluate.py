@@ -233,8 +233,10 @@ class _Steps:
 def _steps_of(line: Line, domain: Domain, table: Table) -> _Steps:
     """The steps of a map of numbers; kept where its function has a name."""
     assert line.function is not None
+    if line.function.name is None:
+        return _find_steps(line, domain, table)
     key = ("steps", line.op, line.function.name)
-    found = domain.tables.get(key) if line.function.name is not None else None
+    found = domain.tables.get(key)
     if found is None:
         found = domain.tables[key] = _find_steps(line, domain, table)
     return found
