@@ -1,7 +1,7 @@
 """Plot what a data set holds, for its card: one figure for each finished configuration, from the Parquet files alone.
 
 Run: python scripts/plot_corpus.py --corpus corpus
-Writes corpus/plots/NAME.png, the same bytes for the same rows and the same matplotlib. Needs matplotlib.
+Writes corpus/plots/NAME.png, the same bytes for the same rows and the same matplotlib, and the card with them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset_builder.card import built
+from dataset_builder.card import built, write_card
 from dataset_builder.corpus import write_whole
 from dataset_builder.rows import SCHEMA
 
@@ -63,6 +63,7 @@ def main() -> None:
     for name in names:
         with matplotlib.style.context(["default", STYLE]):
             write_whole(folder / "plots" / f"{name}.png", partial(save, draw(folder / name)))
+    write_card(folder)
 
 
 def save(figure: Figure, path: Path) -> None:

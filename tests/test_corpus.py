@@ -149,6 +149,19 @@ def test_the_card_is_filled_in(built):
     assert [config["config_name"] for config in card.data.to_dict()["configs"]] == ["small"]
 
 
+def test_the_card_has_pictures(built, tmp_path):
+    shutil.copytree(built[0], tmp_path / "corpus")
+    command = [sys.executable, str(SCRIPTS / "plot_corpus.py"), "--corpus", str(tmp_path / "corpus")]
+    pictures = []
+    for _ in range(2):
+        subprocess.run(command, check=True)
+        pictures.append((tmp_path / "corpus" / "plots" / "small.png").read_bytes())
+    assert pictures[0] == pictures[1] and pictures[0].startswith(b"\x89PNG")
+    assert "](plots/small.png)" in (tmp_path / "corpus" / "README.md").read_text()
+    nothing = subprocess.run([*command[:-1], str(tmp_path)], capture_output=True, text=True, check=False)
+    assert nothing.returncode == 1 and "found none" in nothing.stderr and nothing.stderr.count("\n") == 1
+
+
 def test_the_builder_class(built, tmp_path, monkeypatch):
     from dataset_builder.tracr_rasp import TracrRasp
 

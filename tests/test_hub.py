@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import sysconfig
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import pytest
@@ -15,10 +16,13 @@ from hub_server import hub_server
 
 from dataset_builder import corpus
 from dataset_builder.card import write_card
-from dataset_builder.corpus import SPLITS, CorpusConfig, build
+from dataset_builder.corpus import CONFIGS, SPLITS, build
 
 REPO = "trade/tracr-rasp"
-TINY = (CorpusConfig("small", 100, long_rows=3, shard_rows=60), CorpusConfig("base", 150, long_rows=2, shard_rows=60))
+TINY = tuple(
+    replace(CONFIGS[name], rows=rows, long_rows=2, shard_rows=60)
+    for name, rows in (("small", 100), ("paper", 60), ("wide", 60), ("base", 150))
+)
 
 PUSH = """
 import sys

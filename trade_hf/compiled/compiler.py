@@ -28,9 +28,9 @@ from trade_hf.rasp.tables import Domain, Table, Tables, UnsupportedError, tabula
 SOFTMAX_COLDNESS = 100.0  # attention logit of a selected key, before division by sqrt(key_size)
 MLP_EXACTNESS = 100.0  # slope of the threshold units of maps of numbers
 ONE = "one"
-T = TypeVar("T")
-
 CLEAN_BOS = "_hidden_clean_bos_"  # one name for all selector widths of a layer, so that tracr adds them up
+
+T = TypeVar("T")
 
 # Directions or hidden units: where their block begins, and their places in it. Weights of matrix entries: [entry] rows,
 # columns and weights, or one weight for all.

@@ -320,7 +320,7 @@ def _functions_that_give(op: Op, entries: tuple, on_itself: bool, *args: Domain)
     found: list[tuple[Function, Domain]] | None = args[0].tables.get(key)
     if found is None:
         assert op.kind is not None
-        found = args[0].tables[key] = []
+        found = []
         for function in FUNCTIONS[op.kind].values():
             try:
                 domain = _values_where(function, op, entries, on_itself, [domain.values for domain in args])
@@ -330,6 +330,7 @@ def _functions_that_give(op: Op, entries: tuple, on_itself: bool, *args: Domain)
                 found.append((function, domain))
                 if op in (Op.MAP, Op.SEQUENCE_MAP) and not on_itself:  # its table need not be written out again
                     args[0].tables.setdefault((op, function.name, args[-1]), Table(domain, entries))
+        args[0].tables[key] = found  # whole, or not at all
     return found
 
 
