@@ -84,7 +84,8 @@ def _distribution(home: Path, name: str) -> str:
     for path in sorted(home.glob("train-*.parquet")):
         table = pq.read_table(path, columns=columns)
         lengths.update(table["num_lines"].to_pylist())
-        operations.update(table["operations"].combine_chunks().flatten().to_pylist())
+        for text, count in Counter(table["operations"].to_pylist()).items():
+            operations.update({operation: count * n for operation, n in Counter(text.split()).items()})
         widths.update(table["d_model"].to_pylist())
         layers.update(table["num_layers"].to_pylist())
     return "\n".join(

@@ -20,15 +20,16 @@ from trade_hf.rasp.text import to_text
 from trade_hf.tokenization_rasp import to_tokens
 
 # Weights are parallel flat lists, which Parquet packs well and which read a hundred times faster than lists of structs.
-# Tensor number i has the name names[i] and the shape shapes[i]; its non-zero entries are offsets[i] … offsets[i + 1] of
-# `index` and `value`. `index` counts along the flattened tensor, each entry as its distance from the one before.
+# Tensor number i has the name names[i] and the shape shapes[2 * i : 2 * i + 2], 0 in second place for a vector;
+# its non-zero entries are offsets[i] … offsets[i + 1] of `index` and `value`. `index` counts along the flattened tensor,
+# each entry as its distance from the one before.
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("code", pa.string()),
         ("tokens", pa.string()),
         ("num_lines", pa.int16()),
-        ("operations", pa.list_(pa.string())),
+        ("operations", pa.string()),
         ("vocab", pa.string()),
         ("max_seq_len", pa.int16()),
         ("num_layers", pa.int16()),
@@ -38,7 +39,7 @@ SCHEMA = pa.schema(
         ("d_model", pa.int16()),
         ("metadata", pa.string()),
         ("names", pa.list_(pa.string())),
-        ("shapes", pa.list_(pa.list_(pa.int32()))),
+        ("shapes", pa.list_(pa.int32())),
         ("offsets", pa.list_(pa.int32())),
         ("index", pa.list_(pa.uint32())),
         ("value", pa.list_(pa.float32())),
@@ -64,7 +65,7 @@ def to_row(
         "code": to_text(program),
         "tokens": tokens,
         "num_lines": len(program),
-        "operations": [line.op.text for line in program.lines],
+        "operations": " ".join([line.op.text for line in program.lines]),
         "vocab": json.dumps(vocab),
         "max_seq_len": max_seq_len,
         "num_layers": weights.num_layers,
@@ -74,7 +75,7 @@ def to_row(
         "d_model": weights.d_model,
         "metadata": json.dumps(weights.metadata()),
         "names": list(weights.shapes),
-        "shapes": list(weights.shapes.values()),
+        "shapes": [size for shape in weights.shapes.values() for size in (*shape, 0)[:2]],
         **_flat_lists(weights),
     }
 
@@ -110,9 +111,9 @@ def to_tensors(row: Mapping[str, Any]) -> dict[str, np.ndarray]:
     offsets, index = np.asarray(row["offsets"]), np.asarray(row["index"], np.int64)
     value = np.asarray(row["value"], np.float32)
     tensors = {}
-    for i, (name, shape) in enumerate(zip(row["names"], row["shapes"], strict=True)):
-        part = slice(int(offsets[i]), int(offsets[i + 1]))
-        sizes = [int(size) for size in shape]  # a torch tensor where the data set is formatted so
+    shapes = np.asarray(row["shapes"]).reshape(-1, 2).tolist()
+    for i, (name, shape) in enumerate(zip(row["names"], shapes, strict=True)):
+        part, sizes = slice(int(offsets[i]), int(offsets[i + 1])), [size for size in shape if size]
         flat = np.zeros(math.prod(sizes), np.float32)
         flat[np.cumsum(index[part])] = value[part]
         tensors[str(name)] = flat.reshape(sizes)

@@ -100,7 +100,7 @@ def to_numbers(group: pa.Table) -> pa.Table:
 def count_operations(home: Path, split: str) -> Counter[str]:
     counts: Counter[str] = Counter()
     for group in row_groups(home, split, ["operations"]):
-        for count in pc.value_counts(pc.list_flatten(group["operations"])).to_pylist():
+        for count in pc.value_counts(pc.list_flatten(pc.utf8_split_whitespace(group["operations"]))).to_pylist():
             counts[count["values"]] += count["counts"]
     return counts
 
