@@ -20,9 +20,9 @@ from trade_hf.rasp.text import to_text
 from trade_hf.tokenization_rasp import to_tokens
 
 # Weights are parallel flat lists, which Parquet packs well and which read a hundred times faster than lists of structs.
-# Tensor number i has the name names[i] and the shape shapes[2 * i : 2 * i + 2], 0 in second place for a vector; its
-# non-zero entries are offsets[i] … offsets[i + 1] of `index` and `value`. `index` counts along the flattened tensor, each
-# entry as its distance from the one before.
+# Tensor number i has the name names[i] and the shape shapes[2 * i : 2 * i + 2], 0 in second place for a vector. Its
+# non-zero entries are offsets[i] … offsets[i + 1] of `index` and `value`; `index` counts along the flattened tensor,
+# each entry as its distance from the one before.
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
