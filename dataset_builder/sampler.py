@@ -57,6 +57,10 @@ class SamplerConfig:
         return cls(**settings)
 
 
+class SamplingError(ValueError):
+    """Settings that next to no program meets."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """A canonical program with what it was made for. Over tokens that are no numbers its functions speak of the k-th
@@ -89,6 +93,7 @@ ONE_KEY = 0.5  # share of selects that compare with indices for equality, so tha
 KEEP_SELECTOR = 0.15  # chance that a selector stays available after it was used
 LINE = "line: "  # before the reason why a line was drawn again
 SEARCH = 300  # trials of the search for names, most need ten
+GIVE_UP = 5_000  # rejected programs in a row
 TRIES = 10  # draws of one line, before the program is given up
 
 
@@ -171,9 +176,10 @@ def sample_programs(
     seed: int | str, config: SamplerConfig = SamplerConfig(), reasons: Counter | None = None
 ) -> Iterator[Sample]:
     """An endless stream of canonical programs. `reasons` counts what was rejected and why, and "kept"; lines that were
-    drawn again stand under `LINE` and the reason."""
+    drawn again stand under `LINE` and the reason. Raises SamplingError where the settings let next to none through."""
     draw = Draw(seed)
     reasons = Counter() if reasons is None else reasons
+    in_a_row = 0
     while True:
         vocab, max_seq_len = draw_domain(draw, config)
         ranks = vocab if is_numeric(vocab) else tuple(range(len(vocab)))
@@ -186,8 +192,14 @@ def sample_programs(
                 raise Rejected("no names found")  # within the trials that the search for names is given
         except Rejected as rejected:
             reasons[rejected.reason] += 1
+            in_a_row += 1
+            if in_a_row == GIVE_UP:
+                raise SamplingError(
+                    f"none of {GIVE_UP:,} programs in a row was kept, the last one: {rejected}"
+                ) from None
             continue
         reasons["kept"] += 1
+        in_a_row = 0
         yield Sample(canonical, structure, vocab, max_seq_len)
 
 

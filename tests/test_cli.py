@@ -56,8 +56,9 @@ def test_decompile(model_file, tiny_checkpoint, capsys):
     assert "NOT VERIFIED" in capsys.readouterr().out  # this checkpoint knows nothing
 
 
-def test_sample(capsys):
-    assert main(["sample", "-n", "3", "--seed", "5", "--json"]) == 0
+@pytest.mark.parametrize("vocab", ["0,1,2,3,4", "b,a,c"])
+def test_sample(capsys, vocab):
+    assert main(["sample", "-n", "3", "--seed", "5", "--vocab", vocab, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [set(row) for row in rows] == [{"code", "canonical_hash", "vocab", "max_seq_len"}] * 3
     for row in rows:
@@ -99,7 +100,7 @@ BAD = [
     (["compile", "good.py", "-o", "x", "--max-seq-len", "0"], "a length of at least 1"),
     (["compile", "good.py", "-o", "no/such/folder/x"], "No such file or directory"),
     (["verify", "text.safetensors", "good.py"], "expected a safetensors file"),
-    (["sample", "--vocab", "a,b"], "whole numbers"),
+    (["sample", "--vocab", "0", "--max-seq-len", "1"], "none of 5,000 programs in a row was kept"),
     (["sample", "-n", "-1"], "expected -n of at least 0"),
 ]
 

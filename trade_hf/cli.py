@@ -172,18 +172,17 @@ def _verify(args: argparse.Namespace) -> int:
 def _sample(args: argparse.Namespace) -> int:
     from dataset_builder.sampler import SamplerConfig, sample_programs
     from trade_hf.rasp.canonical import hash_canonical
+    from trade_hf.rasp.tables import sort_values
     from trade_hf.rasp.text import to_text
 
-    vocab = parse_vocab(args.vocab)
-    if not all(isinstance(token, int) for token in vocab):
-        raise UsageError(f"--vocab: the sampler works on whole numbers, got {args.vocab}")
+    vocab = tuple(sort_values(parse_vocab(args.vocab)))
     if args.n < 0 or not 1 <= args.min_lines <= args.max_lines <= 15 or not 1 <= args.max_seq_len <= 12:
         raise UsageError("expected -n of at least 0, 1 ≤ --min-lines ≤ --max-lines ≤ 15 and --max-seq-len from 1 to 12")
-    config = SamplerConfig(vocab, args.max_seq_len, args.min_lines, args.max_lines)  # type: ignore[arg-type]
+    config = SamplerConfig(vocab, args.max_seq_len, args.min_lines, args.max_lines)
     samples = sample_programs(args.seed, config)
     rows = [
         {
-            "code": to_text(sample.program),
+            "code": to_text(sample.spelled),
             "canonical_hash": hash_canonical(sample.program, sample.vocab, sample.max_seq_len),
             "vocab": list(sample.vocab),
             "max_seq_len": sample.max_seq_len,
