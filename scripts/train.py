@@ -39,16 +39,25 @@ def main() -> None:
     source.add_argument("--corpus", type=Path, help="a folder as scripts/build_dataset.py writes it")
     parser.add_argument("--corpus-config", help="its configuration; by default the smallest that is there")
     parser.add_argument("--max-steps", type=int, help="in place of the config's")
+    parser.add_argument("--warm-start", type=Path, help="begin with the weights of this checkpoint folder")
     args = parser.parse_args()
     if args.online and args.corpus_config:
         parser.error("--corpus-config goes with --corpus")
     if args.corpus and not args.corpus.is_dir():
         parser.error(f"{args.corpus}: expected a folder as scripts/build_dataset.py writes it")
-    train(yaml.safe_load(args.config.read_text()), args.output, args.corpus, args.corpus_config, args.max_steps)
+    if args.warm_start and not (args.warm_start / "config.json").is_file():
+        parser.error(f"{args.warm_start}: expected a checkpoint folder with config.json")
+    config = yaml.safe_load(args.config.read_text())
+    train(config, args.output, args.corpus, args.corpus_config, args.max_steps, args.warm_start)
 
 
 def train(
-    config: dict[str, Any], output: Path, corpus: Path | None, corpus_config: str | None, max_steps: int | None
+    config: dict[str, Any],
+    output: Path,
+    corpus: Path | None,
+    corpus_config: str | None,
+    max_steps: int | None,
+    warm_start: Path | None,
 ) -> None:
     """One run, from the config to a saved model in `output`/final."""
     sampler = SamplerConfig.from_json(config.get("sampler", {}))
@@ -70,7 +79,10 @@ def train(
         **settings,
     )
     torch.manual_seed(seed)
-    model = TraDeForConditionalGeneration(TraDeConfig(vocab_size=len(VOCABULARY), **config.get("model", {})))
+    if warm_start:
+        model = TraDeForConditionalGeneration.from_pretrained(warm_start)
+    else:
+        model = TraDeForConditionalGeneration(TraDeConfig(vocab_size=len(VOCABULARY), **config.get("model", {})))
     if corpus is None:
         step = int(Path(checkpoint).name.split("-")[-1]) if checkpoint else 0
         data = made_online(f"{seed}-{step}", arguments.per_device_train_batch_size, reuse, sampler, validation_size)
@@ -83,7 +95,8 @@ def train(
         compute_metrics=exact_match,
         callbacks=[LogToFile(output / "log.jsonl")],
     )
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters; from {checkpoint or 'scratch'}")
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"{size:.2f} M parameters; from {checkpoint or warm_start or 'scratch'}")
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
         trainer.save_model(str(output / "final"))

@@ -72,12 +72,12 @@ def test_online_killed_and_resumed(tmp_path):
     assert json.loads((tmp_path / "run" / "final" / "training.json").read_text())["steps"] == goal
 
 
-def test_from_a_corpus_folder_by_accelerate(tmp_path):
+def test_from_a_corpus_folder_and_a_checkpoint_by_accelerate(tmp_path, tiny_checkpoint):
     build(CorpusConfig("small", 60, long_rows=1, shard_rows=40), tmp_path / "corpus", progress=False)
     write_card(tmp_path / "corpus")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
     result = subprocess.run(
-        [*launch, *command(tmp_path, "--corpus", str(tmp_path / "corpus"))[1:]],
+        [*launch, *command(tmp_path, "--corpus", str(tmp_path / "corpus"), "--warm-start", str(tiny_checkpoint))[1:]],
         capture_output=True,
         text=True,
         timeout=240,
@@ -85,6 +85,7 @@ def test_from_a_corpus_folder_by_accelerate(tmp_path):
         env={**os.environ, "HF_HOME": str(tmp_path / "cache")},
     )
     assert result.returncode == 0, result.stderr[-2000:]
+    assert f"from {tiny_checkpoint}\n" in result.stdout
     rows = logged(tmp_path)
     assert rows[-1]["step"] == 6 and any("eval_free_running_exact" in row for row in rows)
 
