@@ -1,37 +1,40 @@
-"""Do a program and a compiled transformer agree? The answer is a certificate that says how it was found.
+"""Do two of programs and compiled transformers agree? The answer says how it was found.
 
 Three ways, the strongest first:
 - identical weights: the program, compiled, has the model's weights up to the order of residual directions, hidden
   units, head dimensions and heads. An explicit reordering is found and every tensor compared, so this is a proof.
-- equivalent: the program and the model give the same on every input of every length up to the maximum.
-- agrees: the same on a stated number of sampled inputs, where there are too many to run them all.
-Otherwise a counterexample.
+- equivalent: both give the same on every input of every length up to the maximum.
+- agrees: the same on a stated number of inputs, where there are too many to run them all: all of the shortest lengths
+  and a seeded sample of the others, with a bound on the share of inputs that may differ.
+Otherwise a counterexample, one that no shorter one was found for.
 
-Where the program gives None, the model must leave all output directions off. Inputs that Tracr cannot compile
-faithfully (`rasp/evaluate.py`, `valid`) have no defined answer: there the model is compared with the compiled program.
+Where a program gives None, a model must leave all output directions off. Inputs that Tracr cannot compile faithfully
+(`rasp/evaluate.py`, `valid`) have no defined answer in RASP: there a program means what Tracr makes of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 
 from trade_hf.compiled.compiler import compile_program
-from trade_hf.compiled.forward import Output, run
+from trade_hf.compiled.forward import run
 from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.weights import TracrWeights
-from trade_hf.rasp.evaluate import PADDING, Evaluation, all_inputs, count_inputs, evaluate, random_inputs
+from trade_hf.rasp.evaluate import PADDING, all_inputs, count_inputs, evaluate, random_inputs
 from trade_hf.rasp.functions import Value
 from trade_hf.rasp.program import Program
-from trade_hf.rasp.tables import UnsupportedError, tabulate
+from trade_hf.rasp.tables import UnsupportedError, sort_values, tabulate
 
 EXHAUSTIVE_LIMIT = 2_000_000  # inputs; above, a sample is taken
 SAMPLED_INPUTS = 10_000
-# Numerical outputs: the softmax leaves exp(-50 / sqrt(key_size)) on BOS, and the steps of a map are 0.01 wide.
+CONFIDENCE = 0.95  # of the bound on the share of inputs that differ
+# Numbers that a model gives: the softmax leaves exp(-50 / sqrt(key_size)) on BOS, and steps of maps are 0.01 wide.
 TOLERANCE = 0.05
+PROGRAM_TOLERANCE = 1e-3  # of two programs
 CHUNK = 16_384
 
 
@@ -47,12 +50,14 @@ class Status(Enum):
 class Verdict:
     """What was found, on how many inputs, of how many.
 
-    `counterexample` is an input on which program and model differ, `expected` and `got` what they give there.
+    `counterexample` is an input on which the two differ, `expected` and `got` what the first and the second give there.
+    `bound` is, where not all inputs were run, the share of them that may differ at most, with `CONFIDENCE`.
     """
 
     status: Status
     checked: int
     inputs: int
+    bound: float | None = None
     counterexample: tuple[Value, ...] | None = None
     expected: tuple | None = None
     got: tuple | None = None
@@ -76,67 +81,211 @@ class Verdict:
         return f"{self.status.value}: {self.reason}"
 
 
-def verify(program: Program, weights: TracrWeights, limit: int = EXHAUSTIVE_LIMIT, seed: int = 0) -> Verdict:
+def verify(
+    program: Program,
+    weights: TracrWeights,
+    limit: int = EXHAUSTIVE_LIMIT,
+    seed: int = 0,
+    samples: int = SAMPLED_INPUTS,
+) -> Verdict:
     """Compare a program with a model.
 
     Args:
       program: over the model's vocabulary.
       weights: the model.
-      limit: run all inputs if there are at most this many, else `SAMPLED_INPUTS` seeded ones.
+      limit: run all inputs if there are at most this many, else `samples` of them, drawn with `seed`.
     """
-    vocab, length = weights.input_vocab, weights.max_seq_len
+    vocab, length = tuple(sort_values(weights.input_vocab)), weights.max_seq_len
     total = count_inputs(len(vocab), length)
     try:
-        compiled = compile_program(program, vocab, length)
-        tables = tabulate(program, vocab, length)
+        side = _ProgramSide(program, vocab, length)
     except UnsupportedError as error:
         return Verdict(Status.REFUTED, 0, total, reason=f"the program does not compile: {error}")
-    if (compiled.output_values is None) != (weights.output_values is None):
-        return Verdict(Status.REFUTED, 0, total, reason="one output is numerical, the other categorical")
-    if are_identical(compiled, weights):
+    if (side.compiled.output_values is None) == (weights.output_values is None) and are_identical(
+        side.compiled, weights
+    ):
         return Verdict(Status.IDENTICAL, total, total)
-    exhaustive = total <= limit
-    # The vocabulary of a model is sorted as that of a program is, so that token codes are the same on both sides.
-    order = np.array([weights.input_vocab.index(token) for token in tables.vocab] + [PADDING])
-    inputs = all_inputs(len(vocab), length) if exhaustive else random_inputs(len(vocab), length, SAMPLED_INPUTS, seed)
-    for start in range(0, len(inputs), CHUNK):
-        chunk = inputs[start : start + CHUNK]
-        meant, got = evaluate(tables, chunk), run(weights, order[chunk])
-        wrong = ~_agree(meant, got)
-        if not meant.valid.all():
-            reference = run(compiled, order[chunk])
-            wrong = np.where(meant.valid, wrong, ~_same_outputs(reference, got))
+    return _compare(side, _ModelSide(weights, vocab), TOLERANCE, _Inputs(vocab, length, limit, samples, seed))
+
+
+def verify_programs(
+    first: Program,
+    second: Program,
+    vocab: Iterable[Value],
+    max_seq_len: int,
+    limit: int = EXHAUSTIVE_LIMIT,
+    seed: int = 0,
+    samples: int = SAMPLED_INPUTS,
+) -> Verdict:
+    """Compare two programs over the same vocabulary and length.
+
+    Raises UnsupportedError for a program that Tracr cannot compile.
+    """
+    vocab = tuple(sort_values(set(vocab)))
+    one, other = (_ProgramSide(program, vocab, max_seq_len) for program in (first, second))
+    return _compare(one, other, PROGRAM_TOLERANCE, _Inputs(vocab, max_seq_len, limit, samples, seed))
+
+
+def verify_weights(
+    first: TracrWeights,
+    second: TracrWeights,
+    limit: int = EXHAUSTIVE_LIMIT,
+    seed: int = 0,
+    samples: int = SAMPLED_INPUTS,
+) -> Verdict:
+    """Compare two models over the same vocabulary and length. Raises ValueError if theirs differ."""
+    domains = [(tuple(sort_values(weights.input_vocab)), weights.max_seq_len) for weights in (first, second)]
+    if domains[0] != domains[1]:
+        raise ValueError("expected two models over one vocabulary and length, got {} and {}".format(*domains))
+    (vocab, length), total = domains[0], count_inputs(len(domains[0][0]), domains[0][1])
+    if (first.output_values is None) == (second.output_values is None) and are_identical(first, second):
+        return Verdict(Status.IDENTICAL, total, total)
+    one, other = (_ModelSide(weights, vocab) for weights in (first, second))
+    return _compare(one, other, TOLERANCE, _Inputs(vocab, length, limit, samples, seed))
+
+
+# ---------------------------------------------------------------- what is compared
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What one side gives, [input, position]: codes of `values`, or numbers if that is None; and where it gives None."""
+
+    cells: np.ndarray
+    undefined: np.ndarray
+    values: tuple[Value, ...] | None
+
+    def decode(self, row: int, real: np.ndarray) -> tuple:
+        cells, undefined = self.cells[row][real].tolist(), self.undefined[row][real].tolist()
+        if self.values is None:
+            return tuple(cells)
+        return tuple(None if none else self.values[code] for code, none in zip(cells, undefined, strict=True))
+
+
+class _ProgramSide:
+    """Raises UnsupportedError for a program that Tracr cannot compile."""
+
+    def __init__(self, program: Program, vocab: tuple[Value, ...], max_seq_len: int) -> None:
+        self.tables = tabulate(program, vocab, max_seq_len)
+        self.compiled = compile_program(program, vocab, max_seq_len)
+
+    def __call__(self, inputs: np.ndarray) -> _Answer:
+        meant = evaluate(self.tables, inputs)
+        cells, values = meant.codes, meant.values
+        undefined = np.zeros(cells.shape, bool) if values is None else cells < 0
+        rows = np.flatnonzero(~meant.valid)
+        if len(rows):
+            order = np.array([*map(self.compiled.input_vocab.index, self.tables.vocab), PADDING])
+            given = run(self.compiled, order[inputs[rows]])
+            cells, undefined = cells.copy(), undefined.copy()
+            cells[rows], undefined[rows] = given.codes, given.undefined
+            if values is not None:
+                cells[rows] = _positions(given.values or (), values)[given.codes]
+        return _Answer(cells, undefined, values)
+
+
+class _ModelSide:
+    def __init__(self, weights: TracrWeights, vocab: tuple[Value, ...]) -> None:
+        self.weights = weights
+        # Codes are places in the sorted vocabulary; a model may have its tokens in another order.
+        self.order = np.array([*map(weights.input_vocab.index, vocab), PADDING])
+
+    def __call__(self, inputs: np.ndarray) -> _Answer:
+        given = run(self.weights, self.order[inputs])
+        return _Answer(given.codes, given.undefined, given.values)
+
+
+_Side = Callable[[np.ndarray], _Answer]
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Which inputs are run: all, or all of the shortest lengths and a sample of the longer ones."""
+
+    vocab: tuple[Value, ...]
+    max_seq_len: int
+    limit: int
+    samples: int
+    seed: int
+
+    @property
+    def total(self) -> int:
+        return count_inputs(len(self.vocab), self.max_seq_len)
+
+    @property
+    def is_complete(self) -> bool:
+        return self.total <= max(self.limit, self.samples)
+
+    @property
+    def complete_length(self) -> int:
+        """Up to which length all inputs are run; half of the sample at most."""
+        if self.is_complete:
+            return self.max_seq_len
+        lengths = range(1, self.max_seq_len)
+        return max((n for n in lengths if count_inputs(len(self.vocab), n) <= self.samples // 2), default=0)
+
+    def codes(self) -> np.ndarray:
+        """[input, position], short ones first."""
+        size, complete = len(self.vocab), self.complete_length
+        if self.is_complete:
+            return all_inputs(size, self.max_seq_len)
+        short = np.full((count_inputs(size, complete), self.max_seq_len), PADDING, np.int64)
+        if complete:
+            short[:, :complete] = all_inputs(size, complete)
+        drawn = random_inputs(size, self.max_seq_len, self.samples - len(short), self.seed, complete + 1)
+        return np.concatenate([short, drawn])
+
+    def bound(self) -> float | None:
+        """Clopper–Pearson for no difference seen: n drawn at random show none with (1 - p) ** n if a share p differs."""
+        if self.is_complete:
+            return None
+        short = count_inputs(len(self.vocab), self.complete_length)
+        return (1 - (1 - CONFIDENCE) ** (1 / (self.samples - short))) * (1 - short / self.total)
+
+
+def _compare(first: _Side, second: _Side, tolerance: float, inputs: _Inputs) -> Verdict:
+    codes, total = inputs.codes(), inputs.total
+    for start in range(0, len(codes), CHUNK):
+        chunk = codes[start : start + CHUNK]
+        answers = first(chunk), second(chunk)
+        if (answers[0].values is None) != (answers[1].values is None):
+            return Verdict(Status.REFUTED, 0, total, reason="one output is numerical, the other categorical")
+        wrong = _differ(*answers, chunk, tolerance)
         if wrong.any():
-            row = int(wrong.argmax())
-            tokens = tuple(tables.vocab[code] for code in chunk[row] if code != PADDING)
-            expected, given = tuple(meant.decode(row)), tuple(got.decode(row))
-            return Verdict(Status.REFUTED, start + row + 1, total, tokens, expected, given)
-    return Verdict(Status.EQUIVALENT if exhaustive else Status.AGREES, len(inputs), total)
+            found = chunk[int(wrong.argmax())]
+            if not inputs.is_complete:
+                found = _shrink(found, lambda one: bool(_differ(first(one), second(one), one, tolerance)[0]))
+            real = found != PADDING
+            expected, got = (side(found[None]).decode(0, real) for side in (first, second))
+            tokens = tuple(inputs.vocab[code] for code in found[real])
+            return Verdict(Status.REFUTED, start + int(wrong.argmax()) + 1, total, None, tokens, expected, got)
+    status = Status.EQUIVALENT if inputs.is_complete else Status.AGREES
+    return Verdict(status, len(codes), total, inputs.bound())
 
 
-def _agree(meant: Evaluation, got: Output) -> np.ndarray:
-    """[batch]: whether the model gives what the program means at every real position."""
-    if meant.values is None:
-        same = np.abs(meant.codes - got.codes) <= TOLERANCE
-    else:
-        same = np.where(
-            meant.codes < 0, got.undefined, (got.codes == _positions(meant.values, got.values)[meant.codes])
-        )
-        same &= (meant.codes < 0) | ~got.undefined
-    return (same | ~meant.real).all(1)
-
-
-def _same_outputs(first: Output, second: Output) -> np.ndarray:
-    """[batch]: whether two models give the same, None included."""
+def _differ(first: _Answer, second: _Answer, inputs: np.ndarray, tolerance: float) -> np.ndarray:
+    """[input]: whether the two differ at a real position."""
     if first.values is None or second.values is None:
-        same = np.abs(first.codes - second.codes) <= TOLERANCE
+        same = np.abs(first.cells - second.cells) <= tolerance
     else:
-        codes = _positions(first.values, second.values)[first.codes]
-        same = (first.undefined == second.undefined) & (first.undefined | (codes == second.codes))
-    return (same | ~first.real).all(1)
+        same = _positions(first.values, second.values)[first.cells] == second.cells
+        same = np.where(first.undefined | second.undefined, first.undefined & second.undefined, same)
+    return ~(same | (inputs == PADDING)).all(1)
 
 
-def _positions(values: tuple[Value, ...], among: Iterable[Value] | None) -> np.ndarray:
+def _shrink(codes: np.ndarray, differs: Callable[[np.ndarray], bool]) -> np.ndarray:
+    """A counterexample from which no single token can be left out."""
+    place = 0
+    while place < (codes != PADDING).sum():
+        shorter = np.append(np.delete(codes, place), PADDING)
+        if (shorter != PADDING).any() and differs(shorter[None]):
+            codes, place = shorter, 0
+        else:
+            place += 1
+    return codes
+
+
+def _positions(values: tuple[Value, ...], among: Iterable[Value]) -> np.ndarray:
     """Where each value stands among others; -2 for one that is not there."""
-    place = {value: i for i, value in enumerate(among or ())}
-    return np.array([place.get(value, -2) for value in values])
+    place = {value: i for i, value in enumerate(among)}
+    return np.array([place.get(value, -2) for value in values] or [-2])

@@ -68,11 +68,12 @@ def count_inputs(vocab_size: int, max_seq_len: int) -> int:
     return sum(vocab_size**length for length in range(1, max_seq_len + 1))
 
 
-def random_inputs(vocab_size: int, max_seq_len: int, count: int, seed: int) -> np.ndarray:
-    """`count` inputs drawn uniformly from all inputs of all lengths: token codes [input, position]."""
+def random_inputs(vocab_size: int, max_seq_len: int, count: int, seed: int, min_seq_len: int = 1) -> np.ndarray:
+    """`count` inputs drawn uniformly from all those of at least `min_seq_len` tokens: token codes [input, position]."""
     rng = np.random.RandomState(seed)  # its stream is frozen across numpy's versions, unlike default_rng's
-    weights = np.array([float(vocab_size) ** (length - max_seq_len) for length in range(1, max_seq_len + 1)])
-    lengths = rng.choice(np.arange(1, max_seq_len + 1), size=count, p=weights / weights.sum())
+    every = np.arange(min_seq_len, max_seq_len + 1)
+    weights = float(vocab_size) ** (every - max_seq_len)
+    lengths = rng.choice(every, size=count, p=weights / weights.sum())
     inputs = rng.randint(0, vocab_size, (count, max_seq_len), dtype=np.int64)
     inputs[np.arange(max_seq_len) >= lengths[:, None]] = PADDING
     return inputs
