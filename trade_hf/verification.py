@@ -149,7 +149,7 @@ def verify_weights(
 
 @dataclass(frozen=True)
 class _Answer:
-    """What one side gives, [input, position]: codes of `values`, or numbers if that is None; and where it gives None."""
+    """What one side gives, [input, position]: codes of `values`, or numbers if that is None; where it gives None."""
 
     cells: np.ndarray
     undefined: np.ndarray
@@ -236,7 +236,7 @@ class _Inputs:
         return np.concatenate([short, drawn])
 
     def bound(self) -> float | None:
-        """Clopper–Pearson for no difference seen: n drawn at random show none with (1 - p) ** n if a share p differs."""
+        """Clopper–Pearson for no difference seen: n drawn show none with (1 - p) ** n if a share p differs."""
         if self.is_complete:
             return None
         short = count_inputs(len(self.vocab), self.complete_length)
