@@ -59,8 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_domain(sub)
 
     sub = command("verify", _verify, "check whether a program and a compiled model agree (exit status 1: they do not)")
-    sub.add_argument("file", type=Path)
-    sub.add_argument("program", type=Path)
+    sub.add_argument("file", type=Path, nargs="?")
+    sub.add_argument("program", type=Path, nargs="?")
+    sub.add_argument("--write-certificate", type=Path, metavar="FILE", help="write down what was found, as JSON")
+    sub.add_argument("--certificate", type=Path, metavar="FILE", help="check a certificate again, on FILE's model")
 
     sub = command("sample", _sample, "random programs as in the corpus")
     sub.add_argument("-n", type=int, default=10, help="how many")
@@ -156,10 +158,18 @@ def _compile(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from trade_hf.certificate import certify
     from trade_hf.compiled.weights import TracrWeights
     from trade_hf.verification import verify
 
-    verdict = verify(_read_program(args.program), TracrWeights.load(args.file))
+    if args.certificate:
+        return _recheck(args)
+    if args.file is None or args.program is None:
+        raise UsageError("expected a model and a program: trade verify MODEL PROGRAM, or --certificate FILE")
+    program, weights = _read_program(args.program), TracrWeights.load(args.file)
+    if args.write_certificate:
+        args.write_certificate.write_text(certify(program, weights, args.file).to_json())
+    verdict = verify(program, weights)
     data: dict[str, Any] = {"status": verdict.status.value, "certificate": str(verdict), "checked": verdict.checked}
     data |= {"counterexample": verdict.counterexample, "expected": verdict.expected, "got": verdict.got}
     text = str(verdict)
@@ -167,6 +177,20 @@ def _verify(args: argparse.Namespace) -> int:
         text += f"\n  program: {list(verdict.expected or ())}\n  model:   {list(verdict.got or ())}"
     _print(data, text, args.json)
     return 1 if verdict.status.value == "refuted" else 0
+
+
+def _recheck(args: argparse.Namespace) -> int:
+    from trade_hf.certificate import Certificate, CertificateError, recheck
+    from trade_hf.compiled.weights import TracrWeights
+
+    weights = TracrWeights.load(args.file) if args.file else None
+    try:
+        found = recheck(Certificate.from_json(args.certificate.read_text(errors="replace")), weights)
+    except CertificateError as error:
+        _print({"holds": False, "reason": str(error)}, f"REFUSED: {error}", args.json)
+        return 1
+    _print({"holds": True, "certificate": found.summary}, f"checked again: {found.summary}", args.json)
+    return 0
 
 
 def _sample(args: argparse.Namespace) -> int:

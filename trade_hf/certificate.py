@@ -1,0 +1,170 @@
+"""The certificate: a JSON document that says how a program and a model were found to agree, and how to check it again.
+
+It is made by running the comparison, and holds the program and hashes of the weights, of the program and of itself, so
+that a change of one byte in any of them shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trade_hf.compiled.weights import TracrWeights
+from trade_hf.rasp.program import Program
+from trade_hf.rasp.text import parse, to_text
+from trade_hf.verification import CONFIDENCE, TOLERANCE, Status, Verdict, verify
+
+FORMAT = "trade-certificate-1"
+METHODS = {
+    Status.IDENTICAL: "a reordering of residual directions, hidden units and heads was found; every tensor is equal",
+    Status.EQUIVALENT: "both were run on every input of every length up to the maximum",
+    Status.AGREES: "both were run on all of the shortest inputs and on a seeded sample of the others",
+    Status.REFUTED: "an input was found on which they differ, or the program does not fit the model",
+}
+
+
+class CertificateError(ValueError):
+    """A certificate that does not hold; the message says what does not fit."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was compared, how, and what came out.
+
+    Attributes:
+      verdict: a `Status`: identical weights, equivalent, agrees or refuted.
+      method: how that was found, in words.
+      summary: the verdict in words.
+      inputs: how many inputs there are, of all lengths.
+      checked: on how many of them both were run (all, where weights are identical: they need not be run).
+      bound: the share of inputs that may differ at most, with 95 % confidence; None where all were checked.
+      tolerance: by how much numbers may differ.
+      seed: of the sample.
+      program: as Python for the tracr package.
+      program_sha256, weights_sha256: of the program's text and of the model (see `hash_weights`).
+      weights_file: where the model was, None if it was in memory.
+      versions: of Python, numpy and trade-hf.
+    """
+
+    verdict: str
+    method: str
+    summary: str
+    inputs: int
+    checked: int
+    bound: float | None
+    confidence: float
+    tolerance: float
+    seed: int
+    program: str
+    program_sha256: str
+    weights_sha256: str
+    weights_file: str | None
+    versions: dict[str, str]
+    format: str = FORMAT
+
+    def to_json(self) -> str:
+        """The document, closed by its own hash."""
+        fields = asdict(self)
+        return json.dumps({**fields, "sha256": _sha256(_plain(fields))}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Certificate:
+        """Raises CertificateError for what is no certificate, or was changed."""
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError):
+            raise CertificateError("expected a certificate, got something that is not JSON") from None
+        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+            raise CertificateError(f"expected a certificate of format {FORMAT!r}")
+        expected = fields.pop("sha256", None)
+        if expected != _sha256(_plain(fields)):
+            raise CertificateError("the certificate was changed: its hash is another one")
+        if set(fields) != set(cls.__dataclass_fields__):
+            raise CertificateError(f"expected the fields {sorted(cls.__dataclass_fields__)}, got {sorted(fields)}")
+        certificate = cls(**fields)
+        if _sha256(certificate.program) != certificate.program_sha256:
+            raise CertificateError("the program was changed: its hash is another one")
+        return certificate
+
+
+def certify(
+    program: Program, weights: TracrWeights, weights_file: str | os.PathLike | None = None, seed: int = 0
+) -> Certificate:
+    """Compare a program with a model and write down what was found."""
+    return _written(verify(program, weights, seed=seed), to_text(program), weights, weights_file, seed)
+
+
+def recheck(certificate: Certificate, weights: TracrWeights | None = None) -> Certificate:
+    """Run the comparison of a certificate again, by default on the model at its `weights_file`.
+
+    Raises CertificateError if the model is another one or the comparison comes out otherwise, WeightsError for a file
+    that is none.
+    """
+    if weights is None:
+        if certificate.weights_file is None:
+            raise CertificateError("the certificate names no weights file: give the model")
+        weights = TracrWeights.load(certificate.weights_file)
+    if hash_weights(weights) != certificate.weights_sha256:
+        raise CertificateError("the weights are not those of the certificate: their hash is another one")
+    verdict = verify(parse(certificate.program), weights, seed=certificate.seed)
+    again = _written(verdict, certificate.program, weights, certificate.weights_file, certificate.seed)
+    for name in ("verdict", "summary", "inputs", "checked", "bound", "tolerance"):
+        if getattr(again, name) != getattr(certificate, name):
+            expected, got = getattr(certificate, name), getattr(again, name)
+            raise CertificateError(f"checked again, {name} is {got!r}, the certificate says {expected!r}")
+    return again
+
+
+def hash_weights(weights: TracrWeights) -> str:
+    """SHA-256 (hexadecimal) of all that decides what a model computes: names of directions do not."""
+    digest = hashlib.sha256()
+    described = {name: value for name, value in weights.metadata().items() if name != "residual_labels"}
+    digest.update(_plain(described).encode())
+    for name, tensor in sorted({**weights.tensors, "unembed/w": weights.unembedding}.items()):
+        digest.update(f"{name} {tensor.shape}\n".encode())
+        digest.update(np.ascontiguousarray(tensor, "<f4").tobytes())
+    return digest.hexdigest()
+
+
+def _written(
+    verdict: Verdict, program: str, weights: TracrWeights, weights_file: str | os.PathLike | None, seed: int
+) -> Certificate:
+    return Certificate(
+        verdict=verdict.status.value,
+        method=METHODS[verdict.status],
+        summary=str(verdict),
+        inputs=verdict.inputs,
+        checked=verdict.checked,
+        bound=verdict.bound,
+        confidence=CONFIDENCE,
+        tolerance=TOLERANCE,
+        seed=seed,
+        program=program,
+        program_sha256=_sha256(program),
+        weights_sha256=hash_weights(weights),
+        weights_file=None if weights_file is None else str(Path(weights_file).resolve()),
+        versions={"python": platform.python_version(), "numpy": np.__version__, "trade-hf": _own_version()},
+    )
+
+
+def _own_version() -> str:
+    try:
+        return version("trade-hf")
+    except PackageNotFoundError:  # run from a folder that was not installed
+        return "not installed"
+
+
+def _plain(fields: dict[str, Any]) -> str:
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
