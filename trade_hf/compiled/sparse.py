@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from trade_hf.compiled.weights import TracrWeights, describe
+from trade_hf.compiled.weights import LIMITS, TracrWeights, WeightsError, describe
 from trade_hf.rasp.functions import Value
 
 
@@ -61,6 +61,9 @@ class SparseWeights:
         return describe(self, self.output_directions)
 
     def dense(self) -> TracrWeights:
+        """Raises WeightsError for a model that is larger than what a weights file may hold."""
+        if self.starts[-1] > LIMITS["parameters"]:
+            raise WeightsError(f"the model has {self.starts[-1]:,} parameters; the limit is {LIMITS['parameters']:,}")
         flat = np.zeros(int(self.starts[-1]), np.float32)
         flat[self.places] = self.values
         starts = self.starts.tolist()

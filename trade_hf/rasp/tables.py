@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from trade_hf.rasp.functions import Function, Value
 from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable, live_lines, variable_name
 
 MAX_DOMAINS = 20_000  # remembered at once
+MAX_PAIRS = 250_000  # of values that one function of two arguments is written out for
 
 
 class UnsupportedError(ValueError):
@@ -209,6 +211,8 @@ def table_of(op: Op, function: Function | None, args: tuple[Domain, ...], max_se
 
 def _write_out(op: Op, function: Any, args: tuple[Domain, ...], max_seq_len: int) -> Table:
     values: list[tuple[Any, ...]] = [domain.values for domain in args]
+    if function is not None and math.prod(map(len, args)) > MAX_PAIRS:
+        raise UnsupportedError(f"expected at most {MAX_PAIRS:,} pairs of values, got {math.prod(map(len, args)):,}")
     match op:
         case Op.MAP:
             return _numbered(unary_image(function, values[0]))

@@ -1,0 +1,114 @@
+"""The metric: right scores, a reason for every malformed prediction, and nothing is ever executed."""
+
+import itertools
+import json
+import time
+from pathlib import Path
+
+import evaluate
+import pytest
+from cases import CASES, LENGTH, VOCAB
+
+import trade_hf
+from dataset_builder.mutants import mutants
+from dataset_builder.sampler import Draw
+from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.transforms import permute, rotate
+from trade_hf.metrics.scoring import score, score_all
+from trade_hf.rasp.tables import UnsupportedError
+from trade_hf.rasp.text import to_text
+
+FOLDER = Path(trade_hf.__file__).parent / "metrics" / "functional_equivalence"
+TEXTS = [to_text(case.program) for case in CASES]
+GROWING = "\n".join(
+    ["v1 = rasp.SequenceMap(lambda x, y: x * y, rasp.tokens, rasp.indices)"]
+    + [f"v{n} = rasp.SequenceMap(lambda x, y: x + y, v{n - 1}, v{n - 1})" for n in range(2, 30)]
+    + [f"v{n} = rasp.SequenceMap(lambda x, y: x * y, v{n - 1}, v{n - 2})" for n in range(30, 60)]
+    + ["program = v59"]
+)
+
+
+def test_a_program_is_equivalent_to_itself_and_only_to_its_like():
+    for text in TEXTS:
+        itself = score(text, text, VOCAB, LENGTH)
+        assert itself.functional_equivalence and itself.exact_match and itself.proven and itself.edit_distance == 0
+    result, scores = score_all(TEXTS, TEXTS[1:] + TEXTS[:1], VOCAB, LENGTH)
+    assert result["exact_match"] < 0.2 and result["compiles"] == 1 and result["edit_distance"] > 1
+    assert all(item.reason.startswith(("refuted by", "refuted: one output is")) for item in scores if item.reason)
+
+
+def test_other_names_for_the_same_program_are_exact():
+    first = "v1 = rasp.Map(lambda x: x > 2, rasp.tokens)\nprogram = rasp.SequenceMap(lambda x, y: x and y, v1, v1)"
+    second = "v9 = rasp.Map(lambda x: x > 2, rasp.tokens)\nprogram = rasp.SequenceMap(lambda x, y: x and y, v9, v9)"
+    assert score(first, second, VOCAB, LENGTH).exact_match
+
+
+WIDE = "\n".join(
+    ["v1 = rasp.SequenceMap(lambda x, y: x * y, rasp.tokens, rasp.indices)"]
+    + ["v2 = rasp.SequenceMap(lambda x, y: x + y, rasp.tokens, v1)"]
+    + [f"v{n} = rasp.SequenceMap(lambda x, y: x {'+*'[n % 2]} y, v{n - 1}, v{n - 2})" for n in range(3, 9)]
+    + ["program = v8"]
+)
+
+MALFORMED = {
+    "empty": "",
+    "a megabyte": "x = 1\n" * 180_000,
+    "more than a megabyte": "a" * 1_100_000,
+    "nested lambdas": "program = " + "(lambda x: " * 2_000 + "x" + ")" * 2_000,
+    "deep brackets": "program = " + "[" * 50_000,
+    "an import": "import os\nos.system('touch {marker}')\nprogram = rasp.tokens",
+    "a call": "program = rasp.Map(lambda x: open('{marker}', 'w'), rasp.tokens)",
+    "ten thousand lines": "v0 = rasp.Map(lambda x: x + 1, rasp.tokens)\n" * 10_000,
+    "a loop": "while True: pass",
+    "a loop in a lambda": "program = rasp.Map(lambda x: [y for y in iter(int, 1)], rasp.tokens)",
+    "unicode": "прoграмма = ﷽ \u202e\x00 program",
+    "values that explode": GROWING,
+    "weights that explode": WIDE,
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_predictions_get_a_reason_in_time_and_run_nothing(name, tmp_path):
+    marker, start = tmp_path / "marker", time.monotonic()
+    text = MALFORMED[name].replace("{marker}", str(marker))
+    result = score(text, TEXTS[0], VOCAB, LENGTH)
+    assert time.monotonic() - start < 20
+    assert not (result.functional_equivalence or result.exact_match) and result.reason
+    assert not marker.exists()
+
+
+def test_references_may_be_models(tmp_path):
+    weights = compile_program(CASES[0].program, VOCAB, LENGTH)
+    permute(weights, 1).save(tmp_path / "permuted.safetensors")
+    rotate(weights, 1).save(tmp_path / "rotated.safetensors")
+    references = [str(tmp_path / f"{name}.safetensors") for name in ("permuted", "rotated", "rotated", "rotated")]
+    result, scores = score_all([TEXTS[0], TEXTS[0], TEXTS[1], "?"], references, VOCAB, LENGTH)
+    assert [item.status for item in scores] == ["identical weights", "equivalent", "refuted", "malformed"]
+    assert result == {"functional_equivalence": 0.5, "exact_match": 0.25, "compiles": 0.75, "proven": 1.0}
+
+
+def test_mutants_are_scored_as_they_are_verified(samples):
+    draw, texts, truths = Draw("metric"), [], []
+    for sample in samples[:20]:
+        for mutant in itertools.islice(mutants(sample.program, draw), 2):
+            try:
+                compile_program(mutant, sample.vocab, sample.max_seq_len)
+            except UnsupportedError:
+                continue
+            texts.append(to_text(mutant))
+            truths.append(to_text(sample.program))
+    result, scores = score_all(texts, truths, (0, 1, 2, 3, 4), 5)
+    assert 0 < result["functional_equivalence"] < 1 and result["proven"] == 1
+    assert all(item.functional_equivalence for item in scores if item.exact_match)
+    assert all((item.edit_distance == 0) == item.exact_match for item in scores)
+
+
+def test_it_loads_in_the_evaluate_library(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_EVALUATE_OFFLINE", "1")
+    metric = evaluate.load(str(FOLDER), cache_dir=str(tmp_path))
+    result = metric.compute(predictions=[TEXTS[0], "import os"], references=[TEXTS[0]] * 2, per_item=True)
+    assert result["functional_equivalence"] == result["compiles"] == 0.5
+    assert [item["status"] for item in result["items"]] == ["equivalent", "malformed"]
+    json.dumps(result)
+    with pytest.raises(ValueError, match="expected as many predictions"):
+        score_all(["a"], [], VOCAB, LENGTH)

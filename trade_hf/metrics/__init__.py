@@ -1,0 +1,1 @@
+"""Scores for decompilers; `functional_equivalence/` is a module of the evaluate library."""
