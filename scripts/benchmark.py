@@ -4,6 +4,7 @@ Run: python scripts/benchmark.py compile --programs 500 --json --out results/com
      python scripts/benchmark.py canonical --programs 1000 --mutants 5000 --json --out results/canonical.json
      python scripts/benchmark.py corpus --programs 20000 --json --out results/corpus-speed.json
      python scripts/benchmark.py kills --programs 3000 --json --out results/corpus-kills.json
+     python scripts/benchmark.py verify --programs 200 --json --out results/verify.json
      python scripts/benchmark.py read --corpus FOLDER --config base --json --out results/corpus-read.json
 """
 
@@ -37,15 +38,17 @@ from dataset_builder.sampler import Draw, Sample, sample_programs
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.isomorphism import are_identical
+from trade_hf.compiled.transforms import rotate
 from trade_hf.rasp.canonical import canonicalise
-from trade_hf.rasp.evaluate import evaluate
+from trade_hf.rasp.evaluate import count_inputs, evaluate
 from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.rasp.text import to_text
+from trade_hf.verification import verify, verify_programs
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=["compile", "canonical", "corpus", "kills", "read"])
+    parser.add_argument("study", choices=["compile", "canonical", "corpus", "kills", "read", "verify"])
     parser.add_argument("--programs", type=int, default=200)
     parser.add_argument("--mutants", type=int, default=1000)
     parser.add_argument("--config", choices=sorted(CONFIGS), default="base", help="of the corpus: what is sampled")
@@ -65,6 +68,8 @@ def main() -> None:
             result = canonical_study(samples, args.programs, args.mutants, Draw(args.seed))
         case "corpus":
             result = corpus_study(replace(CONFIGS[args.config], rows=args.programs, long_rows=20), args.processes)
+        case "verify":
+            result = verify_study(list(islice(samples, args.programs)))
         case "kills":
             result = kills_study(args.config, args.programs, args.processes, random.Random(args.seed))
         case _:
@@ -203,6 +208,44 @@ def by_size(costs: list[dict[str, float]], size: str, width: int) -> dict[str, d
             **{name: round(statistics.mean(c[name] for c in some), 3) for name in ("nonzero", "sample_ms", "row_ms")},
         }
         for low, some in sorted(bins.items())
+    }
+
+
+def verify_study(samples: list[Sample], with_tracr: int = 5, inputs_each: int = 20) -> dict[str, Any]:
+    """Wall-clock milliseconds to compare programs, on all inputs, with their weights in another basis (so that the
+    weights are not simply equal) and with themselves; and tracr's own `apply`, timed on a few inputs."""
+    from tracr.compiler import compiling
+
+    from trade_hf.compiled.bridge import to_tracr
+
+    with_model, with_program, tracr = [], [], []
+    for number, sample in enumerate(tqdm(samples, "verify", disable=None)):
+        domain = (sample.vocab, sample.max_seq_len)
+        weights = rotate(sample.compile(), number)
+        start = time.perf_counter()
+        verdict = verify(sample.spelled, weights)
+        middle = time.perf_counter()
+        same = verify_programs(sample.spelled, sample.spelled, *domain)
+        with_model.append((middle - start) * 1e3)
+        with_program.append((time.perf_counter() - middle) * 1e3)
+        assert verdict.is_verified and same.is_verified, to_text(sample.spelled)
+        if number < with_tracr:
+            model = compiling.compile_rasp_to_model(to_tracr(sample.spelled), set(sample.vocab), sample.max_seq_len)
+            tokens = [weights.bos, *[sample.vocab[0]] * sample.max_seq_len]
+            model.apply(tokens)  # compiles this length
+            start = time.perf_counter()
+            for _ in range(inputs_each):
+                model.apply(tokens)
+            tracr.append((time.perf_counter() - start) * 1e3 / inputs_each)
+    ours = statistics.median(with_model)
+    inputs = count_inputs(len(samples[0].vocab), samples[0].max_seq_len)
+    return {
+        "programs": len(samples),
+        "inputs": inputs,
+        "program_with_model_ms": round(ours, 2),
+        "program_with_program_ms": round(statistics.median(with_program), 2),
+        "tracr_apply_ms": round(statistics.median(tracr) * inputs),
+        "ratio": round(statistics.median(tracr) * inputs / ours),
     }
 
 

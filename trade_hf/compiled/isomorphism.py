@@ -41,6 +41,9 @@ def are_identical(first: TracrWeights, second: TracrWeights) -> bool:
         return False
     if set(first.output_values or ()) != set(second.output_values or ()) or first.num_layers != second.num_layers:
         return False
+    # Reordering leaves as many entries as there were: a rotated basis is told apart before any graph is made.
+    if any(np.count_nonzero(first.tensors[n]) != np.count_nonzero(tensor) for n, tensor in second.tensors.items()):
+        return False
     graphs = _graph(first), _graph(second)
     if any(
         len(a) != len(b) for a, b in ((graphs[0].colours, graphs[1].colours), (graphs[0].sources, graphs[1].sources))
