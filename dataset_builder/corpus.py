@@ -41,7 +41,7 @@ from trade_hf.rasp.canonical import canonical_hash, hash_canonical
 
 HASHED_SPLITS = ("train", *sorted(SHARES, reverse=True))
 SPLITS = (*HASHED_SPLITS, "test_long", "library")
-PARTITION_ROWS = 20_000  # what a partition holds in memory, about 6 KB each
+PARTITION_ROWS = 10_000  # what a partition holds in memory, about 20 KB each at the peak
 ROW_GROUP = 1_000  # rows of a group in the published files: what a stream reads at once
 
 # Runs a function on each of a list of tasks, its arguments; gives the results in order. The last argument is a name.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import sys
 import time
 from concurrent.futures import BrokenExecutor
@@ -48,7 +49,13 @@ def main() -> None:
     except (CorpusError, OSError, BrokenExecutor) as error:
         print(f"build_dataset: {error}", file=sys.stderr)
         sys.exit(2)
-    report |= {"processes": args.processes, "seconds": round(time.monotonic() - start, 1), "was_begun_before": begun}
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    report |= {
+        "peak_mb": round(peak / 1024),
+        "processes": args.processes,
+        "seconds": round(time.monotonic() - start, 1),
+        "was_begun_before": begun,
+    }
     text = json.dumps(report, indent=2)
     if args.report:
         args.report.write_text(text + "\n")
