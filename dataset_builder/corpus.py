@@ -12,6 +12,7 @@ No process ever holds more than one shard or one partition. Splits are decided b
 from __future__ import annotations
 
 import fcntl
+import gc
 import hashlib
 import json
 import os
@@ -138,11 +139,24 @@ def draw_shard(config: CorpusConfig, shard: int, target: Path) -> None:
     """Write one shard."""
     reasons: Counter = Counter()
     groups: list[list[dict[str, Any]]] = [[] for _ in range(config.partitions)]
-    for row in rows_of_shard(config, shard, reasons):
+    with _no_collector():
+        rows = rows_of_shard(config, shard, reasons)
+    for row in rows:
         groups[partition_of(row["id"], config.partitions)].append(row)
     schema = SCHEMA.with_metadata({"rejections": json.dumps(reasons, sort_keys=True)})
     with_groups = (to_table(group) for group in groups)
     write_whole(target, lambda path: _write_groups(path, schema, with_groups))
+
+
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """What is kept of tables and judged lines is much to look through and holds next to no cycles: looking for them
+    takes a sixth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 # ---------------------------------------------------------------- step 2

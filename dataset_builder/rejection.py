@@ -45,6 +45,17 @@ class Screen:
     max_seq_len: int
     run: Run
 
+    @functools.cached_property
+    def cells(self) -> int:
+        """How many positions of its inputs are real."""
+        return int(self.run.real.sum())
+
+    @functools.cached_property
+    def inputs(self) -> tuple[np.ndarray, np.ndarray]:
+        """[cell] tokens and indices."""
+        tokens, indices = (self.run.states[variable].T[self.run.real.T] for variable in (TOKENS, INDICES))
+        return np.array([*map(float, self.vocab)]).take(tokens), indices  # type: ignore[arg-type]
+
     @classmethod
     @functools.lru_cache(maxsize=1_000)
     def of(cls, config: SamplerConfig, vocab: tuple[Value, ...], max_seq_len: int) -> Screen:
@@ -159,10 +170,10 @@ class Draft:
             self.run.valid[:] = True
             return _refused("outside Tracr's dynamic validity")
         if self.run.can_be_none(line, table):
-            share = float((state < 0)[self.run.real].mean())
-            if share > MOSTLY_NONE:
+            count = int(np.count_nonzero((state < 0) & self.run.real))
+            if count > MOSTLY_NONE * self.screen.cells:
                 return _refused("mostly None")
-            has_none = share > 0
+            has_none = count > 0
         return Judged(table, state, has_none)
 
     def _why_not(self, line: Line, table: Table) -> str | None:
@@ -206,7 +217,7 @@ class Draft:
 
     def _check_identity(self, result: Evaluation, cells: np.ndarray) -> None:
         assert result.values is not None
-        outputs = np.array([*map(float, result.values), math.nan])[cells]  # type: ignore[arg-type]
-        tokens = np.array([*map(float, self.screen.vocab)])[self.run.states[TOKENS].T[result.real]]  # type: ignore[arg-type]
-        if (outputs == tokens).all() or (outputs == self.run.states[INDICES].T[result.real]).all():
-            raise Rejected("identity")
+        outputs = np.array([*map(float, result.values), math.nan]).take(cells)  # type: ignore[arg-type]
+        for same in self.screen.inputs:
+            if outputs[0] == same[0] and (outputs == same).all():
+                raise Rejected("identity")

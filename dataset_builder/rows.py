@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -74,8 +74,8 @@ def to_row(
         "mlp_size": weights.mlp_size,
         "d_model": weights.d_model,
         "metadata": json.dumps(weights.metadata()),
-        "names": list(weights.shapes),
-        "shapes": [size for shape in weights.shapes.values() for size in (*shape, 0)[:2]],
+        "names": tuple(weights.shapes),
+        "shapes": np.array([(*shape, 0)[:2] for shape in weights.shapes.values()], np.int32).ravel(),
         **_flat_lists(weights),
     }
 
@@ -103,7 +103,14 @@ def _column(cells: list[Any], kind: pa.DataType) -> pa.Array:
     offsets = np.cumsum([0, *map(len, cells)]).astype(np.int32)
     if cells and isinstance(cells[0], np.ndarray):
         return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(cells), kind.value_type), kind)
-    return pa.ListArray.from_arrays(offsets, _column(list(chain.from_iterable(cells)), kind.value_type), kind)
+    parts = [_strings(cell) for cell in cells] or [_strings(())]
+    return pa.ListArray.from_arrays(offsets, pa.concat_arrays(parts), kind)
+
+
+@functools.lru_cache(maxsize=1_000)
+def _strings(cells: tuple[str, ...]) -> pa.Array:
+    """Names of tensors: the same for all models of as many layers."""
+    return pa.array(cells, pa.string())
 
 
 def to_tensors(row: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ from dataset_builder.rejection import Draft, Rejected, Screen
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.rasp.canonical import Structure, is_numeric, name_functions, spell, spoken_output
-from trade_hf.rasp.functions import FUNCTIONS, LINEAR_FACTORS, Function, Kind, Value, linear
+from trade_hf.rasp.functions import FUNCTIONS, LINEAR_FACTORS, Function, Kind, Value, compares, linear
 from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable
 from trade_hf.rasp.tables import sort_values
 
@@ -115,10 +115,6 @@ def _weights(kind: Kind, only: Callable[[str], bool] = lambda name: True) -> dic
     return {name: FUNCTION_WEIGHTS.get(name, 1.0) for name in FUNCTIONS[kind] if only(name)}
 
 
-def _compares(name: str) -> bool:
-    return any(mark in name for mark in ("==", "!=", "<", ">"))
-
-
 class Weights(Generic[T]):
     """Things to choose from, and how often each is chosen."""
 
@@ -128,7 +124,7 @@ class Weights(Generic[T]):
 
 
 _DRAWN = {kind: Weights(_weights(kind)) for kind in (Kind.UNARY, Kind.BINARY, Kind.PREDICATE)}
-_COMPARISONS = Weights(_weights(Kind.UNARY, _compares))
+_COMPARISONS = Weights(_weights(Kind.UNARY, compares))
 _ONE_KEY_PREDICATES = [name for name in FUNCTIONS[Kind.PREDICATE] if "==" in name]
 
 # Vocabularies, where each program has one of its own: how often each kind is drawn.
@@ -283,7 +279,7 @@ class _Pool:
         self.types[number] = result
         for wanted in _WANTED_FOR[result]:
             self.by_type[wanted].append(number)
-        if line.op is Op.MAP_NUMERICAL and _compares(str(line.function)):
+        if line.op is Op.MAP_NUMERICAL and compares(str(line.function)):
             self.binary_numbers.append(number)
         for argument in line.args:
             if argument in self.pool:

@@ -22,7 +22,7 @@ import numpy as np
 from trade_hf.compiled.sparse import SparseWeights
 from trade_hf.compiled.weights import BOS, PAD, TracrWeights
 from trade_hf.rasp.functions import Value
-from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable, depths, live_lines
+from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable
 from trade_hf.rasp.tables import Domain, Table, Tables, UnsupportedError, tabulate
 
 SOFTMAX_COLDNESS = 100.0  # attention logit of a selected key, before division by sqrt(key_size)
@@ -128,13 +128,14 @@ def _in_order(domain: Domain) -> tuple[Value, ...]:
     )
 
 
-def _pair_places(first: Domain, second: Domain) -> np.ndarray:
-    """Where each pair of values stands among all pairs, row by row."""
+def _pair_places(first: Domain, second: Domain) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where each pair of values stands among all pairs, row by row, and where its first and its second value do."""
 
-    def compute() -> np.ndarray:
+    def compute() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        one, two = _places_of(first).repeat(len(second)), np.tile(_places_of(second), len(first))
         if first.is_numeric and second.is_numeric:
-            return (_places_of(first)[:, None] * len(second) + _places_of(second)).ravel()
-        return _places([(x, y) for x in first.values for y in second.values])
+            return one * len(second) + two, one, two
+        return _places([(x, y) for x in first.values for y in second.values]), one, two
 
     return _kept(first, ("pair places", second), compute)
 
@@ -197,7 +198,7 @@ class _Compilation:
     def __init__(self, tables: Tables, labels: Sequence[str] | None) -> None:
         self.tables = tables
         self.program = tables.program
-        self.sops = [n for n in live_lines(self.program) if self.program.lines[n].op is not Op.SELECT]
+        self.sops = [n for n in self.program.live_lines if self.program.lines[n].op is not Op.SELECT]
         self.numerical = {n for n in self.sops if self.program.lines[n].op.result is Type.NUMERICAL}
         self.labels = {n: labels[n] if labels else f"v{n + 1}_" for n in self.sops}
         self.labels |= {TOKENS: "tokens", INDICES: "indices"}
@@ -277,14 +278,15 @@ class _Compilation:
 
     def _sequence_map(self, number: int, line: Line) -> _Mlp:
         """craft/chamber/categorical_mlp.py, sequence_map_categorical_mlp; of an s-op with itself it is a map."""
-        (first, one), (second, two) = (self.at[argument] for argument in line.args)
-        table, units = self.tables[number], _pair_places(*[self.tables[argument].domain for argument in line.args])
+        [first, _], [second, _] = (self.at[argument] for argument in line.args)
+        table = self.tables[number]
+        units, one, two = _pair_places(*[self.tables[argument].domain for argument in line.args])
         from_units, written = _mapped(units, table, table.codes[:-1])
         size = len(units)
         edges: list[Edges] = [
             (self._one(size), (0, units), -1.0),
-            ((first, one.repeat(len(two))), (0, units), 1.0),
-            ((second, np.tile(two, len(one))), (0, units), 1.0),
+            ((first, one), (0, units), 1.0),
+            ((second, two), (0, units), 1.0),
         ]
         name = f"_hidden_{self.labels[number]}_"
         return {name: _Units(size, edges, [((0, from_units), (self.at[number][0], written), 1.0)])}
@@ -373,7 +375,7 @@ class _Compilation:
     def _half_layers(self, heads: dict[int, _Head | None], mlps: dict[int, _Mlp | None]) -> list[list[int]]:
         """S-ops whose heads, or whose MLPs, make up each half-layer (compiler/craft_graph_to_model.py). `heads` and
         `mlps` hold the same s-ops, in order of the graph's nodes."""
-        depth = depths(self.program)
+        depth = self.program.depths
         by_depth: dict[int, list[int]] = {}
         for number in heads:
             by_depth.setdefault(depth[number], []).append(number)
@@ -554,26 +556,31 @@ class _Parameters:
         self.widths = {name: shape[-1] for name, shape in shapes.items()}
         self.starts = dict(zip(shapes, itertools.accumulate(map(math.prod, shapes.values()), initial=0), strict=False))
         self.edges: list[tuple[int, int, np.ndarray, np.ndarray]] = []  # start, width, rows, columns
-        self.weights: list[float | np.ndarray] = []
+        self.weights: list[float] = []
+        self.several: list[tuple[int, np.ndarray]] = []  # edges, by number, whose weights are not all one
 
     def add(self, name: str, edges: Edges) -> None:
         """Add weights to a matrix."""
         (row, rows), (column, columns), weights = edges
         width = self.widths[name]
+        if isinstance(weights, np.ndarray):
+            self.several.append((len(self.edges), weights))
+            weights = 0.0
         self.edges.append((self.starts[name] + row * width + column, width, rows, columns))
         self.weights.append(weights)
 
     def entries(self) -> tuple[np.ndarray, np.ndarray]:
         """Places, ascending, and their weights, float32; what is 0 is left out (-0.0 is not)."""
         starts, widths, rows, columns = zip(*self.edges, strict=True)
-        sizes = list(map(len, rows))
-        places = np.concatenate(rows) * np.repeat(widths, sizes) + np.concatenate(columns) + np.repeat(starts, sizes)
-        alike = [0.0 if isinstance(weight, np.ndarray) else weight for weight in self.weights]
-        weights, end = np.repeat(alike, sizes), 0
-        for size, weight in zip(sizes, self.weights, strict=True):
-            if isinstance(weight, np.ndarray):
-                weights[end : end + size] = weight
-            end += size
+        sizes = np.array([len(part) for part in rows])
+        places = np.concatenate(rows)
+        places *= np.array(widths).repeat(sizes)
+        places += np.concatenate(columns)
+        places += np.array(starts).repeat(sizes)
+        weights = np.array(self.weights).repeat(sizes)
+        for edge, some in self.several:
+            end = int(sizes[: edge + 1].sum())
+            weights[end - len(some) : end] = some
         order = places.argsort()
         places, weights = places[order], weights[order]
         repeated = places[1:] == places[:-1]

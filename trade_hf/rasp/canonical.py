@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import eq
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, Value, tabulated
+from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, Value, compares, tabulated
 from trade_hf.rasp.program import (
     INDICES,
     OP_RANK,
@@ -35,8 +35,6 @@ from trade_hf.rasp.program import (
     Program,
     Type,
     Variable,
-    depths,
-    live_lines,
 )
 from trade_hf.rasp.tables import Domain, Table, Tables, lazy_image, tabulate
 
@@ -44,11 +42,16 @@ from trade_hf.rasp.tables import Domain, Table, Tables, lazy_image, tabulate
 MAX_TRIALS = 20_000
 MAX_TIES = 120  # orders of equal s-ops that are compared before the first one is taken
 
+_OPS = list(Op)
+_NO_COMPARISONS = {
+    kind: {name: function for name, function in functions.items() if not compares(name)}
+    for kind, functions in FUNCTIONS.items()
+}
+
 Key = tuple  # (operation, arguments, selector's table, table): what distinguishes an s-op from all others
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """One line of a structure: operation, arguments (lines of the structure), table over codes or numbers.
 
     Of a sequence map of an s-op with itself, `entries` holds the diagonal and the number of values.
@@ -104,11 +107,10 @@ def hash_canonical(canonical: Program, vocab: tuple, max_seq_len: int) -> str:
 def structure_of(tables: Tables) -> Structure:
     """Reduce a program to what its compiled weights tell."""
     program = tables.program
-    depth = depths(program)
     levels: dict[int, list[int]] = {}
-    for number in live_lines(program):
+    for number in program.live_lines:
         if program.type_of(number) is not Type.SELECTOR:
-            levels.setdefault(depth[number], []).append(number)
+            levels.setdefault(program.depths[number], []).append(number)
     start = _Order(tables)
     ordered = min(itertools.islice(start.complete([levels[d] for d in sorted(levels)]), MAX_TIES), key=_Order.key)
     return ordered.structure()
@@ -155,7 +157,7 @@ class _Order:
 
     def is_in_order(self, *variables: Variable) -> bool:
         """Whether tabulated codes are canonical ones: then a table over them is canonical as it is."""
-        return all(self.recode.get(variable) is None for variable in variables)
+        return not any(map(self.recode.get, variables))  # a renumbering is never empty
 
     def key_of(self, number: int) -> tuple[Key, dict[int, int] | None]:
         """What distinguishes an s-op, and how its codes are renumbered (None: as they are)."""
@@ -174,23 +176,24 @@ class _Order:
     def map_key(self, number: int) -> tuple[tuple, tuple, tuple, dict[int, int] | None]:
         line, entries = self.tables.program.lines[number], self.tables[number].entries
         [argument] = line.args
-        if not self.is_in_order(argument):
+        in_order = self.is_in_order(argument)
+        if not in_order:
             entries = tuple([entries[code] for code in self.in_order(argument)])
         if line.op is Op.MAP_NUMERICAL:
             return (self.rank[argument],), (), tuple(map(_number, entries)), None
-        codes, recode = (entries, None) if self.is_in_order(argument) else _recode(entries)
+        codes, recode = (entries, None) if in_order else _recode(entries)
         return (self.rank[argument],), (), codes, recode
 
     def sequence_map_key(self, number: int) -> tuple[tuple, tuple, tuple, dict[int, int] | None]:
         """Operands in order of their lines; of an s-op with itself, the diagonal and the number of values."""
         (one, two), entries = self.tables.program.lines[number].args, self.tables[number].entries
+        if self.rank[one] < self.rank[two] and self.is_in_order(one, two):
+            return (self.rank[one], self.rank[two]), (), entries, None
         width, first, second = len(self.tables[two].values), self.in_order(one), self.in_order(two)
         if one == two:
             cells = [entries[i * width + j] for i in first for j in first]
             codes, recode = _recode([*cells[:: width + 1], *cells])
             return (self.rank[one],) * 2, (), (*codes[:width], len(recode)), recode
-        if self.rank[one] < self.rank[two] and self.is_in_order(one, two):
-            return (self.rank[one], self.rank[two]), (), entries, None
         if self.rank[one] < self.rank[two]:
             codes, recode = _recode([entries[i * width + j] for i in first for j in second])
         else:
@@ -212,7 +215,7 @@ class _Order:
         if not self.is_in_order(*sources):
             keys, queries = (self.in_order(argument) for argument in sources)
             selector = tuple([selector[k * len(queries) + q] for k in keys for q in queries])
-        ranks = tuple(self.rank[argument] for argument in (*sources, *carried))
+        ranks = tuple([self.rank[argument] for argument in (*sources, *carried)])
         return ranks, selector, (), self.recode.get(carried[0]) if line.op is Op.AGGREGATE else None
 
     def structure(self) -> Structure:
@@ -221,11 +224,10 @@ class _Order:
         numbers: list[tuple] = []
         place: dict[int, int] = {TOKENS: TOKENS, INDICES: INDICES}  # rank → line
         selects: dict[tuple, int] = {}
-        ops = list(Op)
         for number, (op_rank, ranks, selector, entries) in self.keys.items():
-            op = ops[op_rank]
-            args = tuple(place[rank] for rank in ranks)
-            if Type.SELECTOR in op.argument_types:
+            op = _OPS[op_rank]
+            args = tuple([place[rank] for rank in ranks])
+            if op.argument_types[0] is Type.SELECTOR:
                 key = (args[:2], selector)
                 if key not in selects:
                     selects[key] = len(nodes)
@@ -248,7 +250,7 @@ class _Order:
 def _recode(cells: Iterable[int]) -> tuple[tuple[int, ...], dict[int, int]]:
     """Codes renumbered by first appearance, and the map from old to new (-1 stays)."""
     recode: dict[int, int] = {}
-    return tuple(-1 if cell < 0 else recode.setdefault(cell, len(recode)) for cell in cells), recode
+    return tuple([-1 if cell < 0 else recode.setdefault(cell, len(recode)) for cell in cells]), recode
 
 
 def _number(value: Value | None) -> float:
@@ -315,49 +317,55 @@ def _origin(lines: Sequence[Node] | Sequence[Line]) -> Variable:
 
 
 def _functions_that_give(op: Op, entries: tuple, on_itself: bool, *args: Domain) -> list[tuple[Function, Domain]]:
-    """The named functions of `op` that give a node's `entries` over the arguments' values, each with its values."""
+    """The named functions of `op` that give a node's `entries` over the arguments' values, each with its values.
+
+    Of several with the same values only the first: what can be read of them is the same, so none is ever needed after
+    it.
+    """
     key = ("give", op, entries, on_itself, args[-1])
     found: list[tuple[Function, Domain]] | None = args[0].tables.get(key)
     if found is None:
         assert op.kind is not None
         found = []
-        for function in FUNCTIONS[op.kind].values():
+        cells, wanted = list(itertools.product(*[domain.values for domain in args])), entries
+        if on_itself:  # the diagonal's entries, then any
+            cells = [*cells[:: len(args[0]) + 1], *cells]
+            wanted = (*entries[:-1], *[None] * len(cells))
+        values = entries[-1] if on_itself else max(entries) + 1
+        more_than_two = op in (Op.MAP, Op.SEQUENCE_MAP) and values > 2
+        for function in (_NO_COMPARISONS if more_than_two else FUNCTIONS)[op.kind].values():
             try:
-                domain = _values_where(function, op, entries, on_itself, [domain.values for domain in args])
+                domain = _values_where(function.compute, op, wanted, cells)
             except (TypeError, ValueError):  # say, "a" < 1, or "a" where a number is meant: this name does not fit
                 continue
-            if domain is not None:
+            if domain is None or (on_itself and len(domain) != entries[-1]):
+                continue
+            if all(domain is not other for _, other in found):
                 found.append((function, domain))
-                if op in (Op.MAP, Op.SEQUENCE_MAP) and not on_itself:  # its table need not be written out again
-                    args[0].tables.setdefault((op, function.name, args[-1]), Table(domain, entries))
+            if op is Op.SELECT or op is Op.MAP_NUMERICAL:
+                break
+            if not on_itself:  # its table need not be written out again
+                args[0].tables.setdefault((op, function.name, args[-1]), Table(domain, entries))
         args[0].tables[key] = found  # whole, or not at all
     return found
 
 
-def _values_where(function: Function, op: Op, entries: tuple, on_itself: bool, args: list[tuple]) -> Domain | None:
+def _values_where(compute: Callable[..., Any], op: Op, entries: Sequence, cells: Sequence[tuple]) -> Domain | None:
     """The values of a function by code, None if it does not give `entries`: which mostly shows at the first cells."""
-    cells: Iterable[tuple] = itertools.product(*args)
     if op is Op.SELECT or op is Op.MAP_NUMERICAL:
         entry_of = bool if op is Op.SELECT else _number
-        image = lazy_image(function.compute, cells)
-        return Domain.of(()) if all(map(eq, map(entry_of, image), entries)) else None
-    wanted: Iterable = entries
-    if on_itself:  # the diagonal's entries, then any
-        cells = itertools.chain(zip(*args, strict=True), cells)
-        wanted = itertools.chain(entries[:-1], itertools.repeat(None))
-    compute = function.compute
+        return Domain.of(()) if all(map(eq, map(entry_of, lazy_image(compute, cells)), entries)) else None
     codes: dict[Value, int] = {}
-    for cell, entry in zip(cells, wanted, strict=False):
+    for cell, entry in zip(cells, entries, strict=False):
         try:
             value = compute(*cell)
         except ArithmeticError:
             value = None
-        if value == 0 and isinstance(value, float):
-            value = 0.0  # no -0.0, as in `lazy_image`
         code = -1 if value is None else codes.setdefault(value, len(codes))
         if code != entry and entry is not None:
             return None
-    return None if on_itself and len(codes) != entries[-1] else Domain.of(tuple(codes))
+    # no -0.0, as in `lazy_image`
+    return Domain.of(tuple([0.0 if value == 0 and isinstance(value, float) else value for value in codes]))
 
 
 class _NameSearch:
@@ -370,7 +378,6 @@ class _NameSearch:
         self.functions: list[Function | None] = []
         tokens = structure.vocab if is_numeric(structure.vocab) else tuple(range(len(structure.vocab)))
         self.domains = {TOKENS: Domain.of(tokens), INDICES: Domain.of(tuple(range(structure.max_seq_len)))}
-        self.numbers = [Domain.of(values) for values in structure.numbers]
         self.required = spoken_values(structure.vocab, structure.output_values)
         self.named_by_output = _origin(structure.nodes)
         self.furthest = -1
@@ -378,47 +385,52 @@ class _NameSearch:
     def run(self) -> bool:
         return self.assign(0) is None
 
-    def assign(self, number: int) -> set[Variable] | None:
-        """Fill lines from `number` on. None if that worked, else the earlier lines that are to blame."""
+    def assign(self, number: int) -> int | None:
+        """Fill lines from `number` on. None if that worked, else the earlier lines that are to blame, a bit each."""
         if number == len(self.structure.nodes):
             return None
-        node = self.structure.nodes[number]
-        blame = {argument for argument in node.args if argument >= 0}
+        node, this = self.structure.nodes[number], 1 << number
+        blame = 0
+        for argument in node.args:
+            if argument >= 0:
+                blame |= 1 << argument
         for function, domain in self.candidates(number, node):
             self.trials_left -= 1
             if self.trials_left < 0:
-                return set()
+                return 0
             self.domains[number] = domain
             self.functions[number:] = [function]
             deeper = self.assign(number + 1)
             if deeper is None:
                 return None
-            if number not in deeper:
+            if not deeper & this:
                 return deeper
-            blame |= deeper - {number}
+            blame |= deeper ^ this
         if node.op.kind is not None and number not in self.tables:
             self.furthest = max(self.furthest, number)
         return blame
 
-    def candidates(self, number: int, node: Node) -> Iterator[tuple[Function | None, Domain]]:
+    def candidates(self, number: int, node: Node) -> Sequence[tuple[Function | None, Domain]]:
         """Functions that give the node's table, each with the values that its codes then have."""
+        op, args = node.op, node.args
+        if op is Op.AGGREGATE:
+            return [(None, self.domains[args[1]])]
+        if op is Op.SELECTOR_WIDTH:
+            return [(None, Domain.of(tuple(range(self.structure.max_seq_len + 1))))]
+        if op.kind is None or op is Op.LINEAR_SEQUENCE_MAP:
+            return [(node.factors, self.numbers(number))]
         required = self.required if number == self.named_by_output else None
-        match node.op:
-            case Op.AGGREGATE:
-                yield None, self.domains[node.args[1]]
-            case Op.SELECTOR_WIDTH:
-                yield None, Domain.of(tuple(range(self.structure.max_seq_len + 1)))
-            case Op.AGGREGATE_NUMERICAL | Op.SELECTOR_WIDTH_NUMERICAL | Op.LINEAR_SEQUENCE_MAP:
-                yield node.factors, self.numbers[number]
-            case _ if number in self.tables:
-                yield self.explicit(node, required, number)
-            case _:
-                on_itself = node.op is Op.SEQUENCE_MAP and node.args[0] == node.args[1]
-                args = [self.domains[argument] for argument in node.args]
-                for function, domain in _functions_that_give(node.op, node.entries, on_itself, *args):
-                    domain = self.numbers[number] if node.op is Op.MAP_NUMERICAL else domain
-                    if required is None or domain.values == required:
-                        yield function, domain
+        if number in self.tables:
+            return [self.explicit(node, required, number)]
+        on_itself = op is Op.SEQUENCE_MAP and args[0] == args[1]
+        found = _functions_that_give(op, node.entries, on_itself, *[self.domains[argument] for argument in args])
+        if op is Op.MAP_NUMERICAL:
+            numbers = self.numbers(number)
+            found = [(function, numbers) for function, _ in found]
+        return found if required is None else [pair for pair in found if pair[1].values == required]
+
+    def numbers(self, number: int) -> Domain:
+        return Domain.of(self.structure.numbers[number])
 
     def explicit(self, node: Node, required: tuple | None, number: int) -> tuple[Function, Domain]:
         kind = node.op.kind
@@ -429,7 +441,7 @@ class _NameSearch:
             chosen = {a: True for a, entry in zip(arguments, node.entries, strict=True) if entry}
             return tabulated(kind, chosen), Domain.of(())
         if node.op is Op.MAP_NUMERICAL:
-            return tabulated(kind, dict(zip(arguments, node.entries, strict=True))), self.numbers[number]
+            return tabulated(kind, dict(zip(arguments, node.entries, strict=True))), self.numbers(number)
         entries = node.entries
         if node.op is Op.SEQUENCE_MAP and node.args[0] == node.args[1]:
             entries = _beside_diagonal(node.entries)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from trade_hf.rasp.functions import Value
-from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable, live_lines, type_of
+from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable, type_of
 from trade_hf.rasp.tables import Domain, Table, Tables, tabulate
 
 PADDING = -1  # token code after the end of an input
@@ -89,7 +89,7 @@ def evaluate(program: Program | Tables, inputs: np.ndarray, vocab: tuple = (), m
     """
     tables = program if isinstance(program, Tables) else tabulate(program, vocab, max_seq_len)
     run = Run(inputs)
-    for number in live_lines(tables.program):
+    for number in tables.program.live_lines:
         run.add(tables.program.lines, number, tables.by_variable)
     return run.output(tables.program.lines, tables.by_variable)
 

@@ -155,6 +155,12 @@ FUNCTIONS: dict[Kind, dict[str, Function]] = {
     kind: {name: Function(kind, name=name) for name in names} for kind, names in _LAMBDAS.items()
 }
 
+
+def compares(name: str) -> bool:
+    """Whether a named function gives nothing but True and False."""
+    return any(mark in name for mark in ("==", "!=", "<", ">"))
+
+
 # Factors of linear sequence maps that have a token of their own; others are legal and stand for themselves.
 LINEAR_FACTORS: tuple[tuple[int, int], ...] = ((1, 1), (1, -1), (-1, 1), (1, 2), (2, 1))
 

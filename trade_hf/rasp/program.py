@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 
 from trade_hf.rasp.functions import Function, Kind
 
@@ -105,6 +106,24 @@ class Program:
     def output(self) -> Variable:
         return len(self.lines) - 1
 
+    @cached_property
+    def live_lines(self) -> list[Variable]:
+        """The numbers of the lines that the output depends on, in order."""
+        live = {self.output}
+        for number in range(self.output, -1, -1):
+            if number in live:
+                live.update([argument for argument in self.lines[number].args if argument >= 0])
+        return sorted(live)
+
+    @cached_property
+    def depths(self) -> dict[Variable, int]:
+        """Longest path from the inputs to each live line; selectors do not count."""
+        depth: dict[Variable, int] = {TOKENS: 0, INDICES: 0}
+        for number in self.live_lines:
+            line = self.lines[number]
+            depth[number] = max([depth[argument] for argument in line.args]) + (line.op is not Op.SELECT)
+        return depth
+
     def __len__(self) -> int:
         return len(self.lines)
 
@@ -137,21 +156,3 @@ def check_line(lines: Sequence[Line], number: int) -> None:
 def variable_name(variable: Variable) -> str:
     """`tokens`, `indices`, `v1`, `v2`, …"""
     return INPUT_NAMES.get(variable) or f"v{variable + 1}"
-
-
-def live_lines(program: Program) -> list[Variable]:
-    """The numbers of the lines that the output depends on, in order."""
-    live = {program.output}
-    for number in range(program.output, -1, -1):
-        if number in live:
-            live.update(argument for argument in program.lines[number].args if argument >= 0)
-    return sorted(live)
-
-
-def depths(program: Program) -> dict[Variable, int]:
-    """Longest path from the inputs to each live line; selectors do not count."""
-    depth: dict[Variable, int] = {TOKENS: 0, INDICES: 0}
-    for number in live_lines(program):
-        line = program.lines[number]
-        depth[number] = max(depth[argument] for argument in line.args) + (line.op is not Op.SELECT)
-    return depth

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from trade_hf.rasp.functions import Function, Value
-from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable, live_lines, variable_name
+from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable, variable_name
 
 MAX_DOMAINS = 20_000  # remembered at once
 MAX_PAIRS = 250_000  # of values that one function of two arguments is written out for
@@ -166,7 +166,7 @@ def tabulate(program: Program, vocab: Iterable[Value], max_seq_len: int) -> Tabl
     """
     tables = input_tables(tuple(sort_values(vocab)), max_seq_len)
     vocab = tables[TOKENS].values
-    for number in live_lines(program):
+    for number in program.live_lines:
         tables[number] = tabulate_line(program.lines, number, tables)
     return Tables(program, vocab, max_seq_len, tables)
 
