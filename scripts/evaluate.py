@@ -10,8 +10,8 @@ compiles                the greedy program compiles
 functional_equivalence  the greedy program gives the same on every input
 greedy_read_exact       the greedy program's operations and arguments, with functions read from the weights, are the
                         canonical program
-decompiled_exact        what `decompile` returns is the canonical program; its candidates come from greedy and beam
-                        search, each also with its functions read from the weights, and the best proven one is taken
+decompiled_exact        what `decompile` returns is the canonical program: of the candidates of `search.py`, each
+                        also with its functions read from the weights, the first that is proven
 certified_equivalence   what `decompile` returns is proven identical or equivalent
 wrongly_certified       certified, but the recompiled program and the model differ somewhere when both are run
 """
@@ -42,19 +42,13 @@ from trade_hf.compiled.forward import run
 from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.transforms import permute, rotate
 from trade_hf.compiled.weights import TracrWeights
-from trade_hf.decompiler import (
-    DEFAULT_CHECKPOINT,
-    Candidate,
-    decompile,
-    greedy_programs,
-    load_model,
-    teacher_forced,
-    with_functions_read,
-)
+from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile, load_model
+from trade_hf.rasp.canonical import canonicalise_spoken
 from trade_hf.rasp.evaluate import all_inputs
 from trade_hf.rasp.program import Program
 from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.rasp.text import to_text
+from trade_hf.search import Candidate, greedy_programs, teacher_forced, with_functions_read
 from trade_hf.tokenization_rasp import to_ids
 from trade_hf.verification import TOLERANCE, Status, Verdict, verify
 
@@ -162,11 +156,8 @@ def _row(
     read = next(with_functions_read(candidate, weights), None) if candidate else None
     compiled = None if program is None else _compiled(program, weights)
     verdict = verify(program, weights) if program else Verdict(Status.REFUTED, 0, 0, reason="unfinished")
-    if verdict.status is Status.IDENTICAL:
-        certified, status = program, verdict.status
-    else:
-        result = decompile(weights, checkpoint)
-        certified, status = (result.program if result.verdict.is_verified else None), result.status
+    result = decompile(weights, checkpoint)
+    certified, status = (result.program if result.verdict.is_verified else None), result.status
     return {
         "lines": len(truth),
         "teacher_forced_exact": forced,
@@ -174,7 +165,7 @@ def _row(
         "identical_weights": compiled is not None and are_identical(compiled, original),
         "compiles": compiled is not None,
         "functional_equivalence": verdict.is_verified,
-        "greedy_read_exact": read is not None and read.program == truth,
+        "greedy_read_exact": read is not None and _canonical(read.program, weights) == truth,
         "decompiled_exact": certified == truth,
         "certified_equivalence": certified is not None,
         "wrongly_certified": certified is not None and _differs(certified, weights),
@@ -188,6 +179,13 @@ def _row(
             "status": status.value,
         },
     }
+
+
+def _canonical(program: Program, weights: TracrWeights) -> Program | None:
+    try:
+        return canonicalise_spoken(program, weights.input_vocab, weights.max_seq_len)
+    except UnsupportedError:
+        return None
 
 
 def _compiled(program: Program, weights: TracrWeights) -> TracrWeights | None:

@@ -11,8 +11,9 @@ from dataset_builder.splits import pinned
 from trade_hf.cli import main
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.transforms import permute
-from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile, greedy_programs, load_model
+from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile, load_model
 from trade_hf.rasp.text import parse
+from trade_hf.search import greedy_programs
 from trade_hf.verification import verify
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,5 +1,7 @@
 """The model: unmoved by the basis, generates within the grammar, learns, saves and loads."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from dataset_builder.online import OnlineExamples, collate_examples, to_example
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.transforms import permute, rotate
 from trade_hf.configuration_trade import TraDeConfig
-from trade_hf.decompiler import beam_programs, decompile, greedy_programs, load_model, teacher_forced
+from trade_hf.decompiler import decompile, load_model
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import (
     COLUMNS,
@@ -20,9 +22,11 @@ from trade_hf.processing_trade import (
     VALUE_BUCKETS,
     TraDeProcessor,
     collate,
+    pad_labels,
     to_units,
 )
 from trade_hf.rasp.program import variable_name
+from trade_hf.search import greedy_programs, processor, propose, teacher_forced
 from trade_hf.tokenization_rasp import LINE_SIZE, VOCABULARY, to_ids, to_tokens
 
 
@@ -80,11 +84,23 @@ def test_an_untrained_model_still_writes_programs(tiny_checkpoint, samples):
     weights = [compile_program(s.program, s.vocab, s.max_seq_len) for s in samples[:3]]
     greedy = greedy_programs(weights, model)
     assert all(candidate is not None for candidate in greedy)
-    beams = beam_programs(weights[0], model, 4)
-    assert len(beams) == 4 and [b.score for b in beams] == sorted((b.score for b in beams), reverse=True)
-    result = decompile(weights[0], tiny_checkpoint, beams=2)
+    result = decompile(weights[0], tiny_checkpoint, max_candidates=2)
     assert not result.verdict.is_verified
-    assert result.candidates >= 1 and result.code.startswith("from tracr.rasp import rasp")
+    assert result.candidates == 2 and result.code.startswith("from tracr.rasp import rasp")
+
+
+def test_the_search_departs_from_the_greedy_program_by_what_it_gives_up(tiny_checkpoint, samples):
+    model = load_model(tiny_checkpoint)
+    weights = compile_program(samples[0].program, samples[0].vocab, samples[0].max_seq_len)
+    [greedy] = greedy_programs([weights], model)
+    found = [candidate for candidate in islice(propose(weights, model), 30) if not candidate.read]
+    assert found[0] == greedy
+    assert len({candidate.program for candidate in found}) == len(found) > 10
+    forced = [to_ids(candidate.program) for candidate in found]
+    with torch.inference_mode():
+        logits = model(**processor()([weights] * len(found)), labels=pad_labels(forced)).logits.log_softmax(-1)
+    for candidate, ids, some in zip(found, forced, logits, strict=True):
+        assert candidate.score == pytest.approx(sum(float(some[i, token]) for i, token in enumerate(ids)), abs=1e-2)
 
 
 def test_cached_and_uncached_decoding_agree(tiny_checkpoint, samples):

@@ -9,46 +9,32 @@ print(result.certificate)
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.utils import logging
 
-from trade_hf.compiled.reading import read_structures
+from trade_hf.compiled.compiler import compile_sparse
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
-from trade_hf.processing_trade import TraDeProcessor, pad_labels
-from trade_hf.rasp.canonical import name_functions, spell
-from trade_hf.rasp.program import Program, RaspError
+from trade_hf.rasp.canonical import canonicalise_spoken, spell
+from trade_hf.rasp.program import Program
 from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.rasp.text import to_text
-from trade_hf.tokenization_rasp import LINE_SIZE, MAX_LINES, allowed_next, build_tokenizer, from_ids
-from trade_hf.verification import Status, Verdict, verify
+from trade_hf.search import Candidate, propose
+from trade_hf.verification import Status, Verdict, Verifier
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "trade-base"
-BEAMS = 8
-MAX_READINGS = 8  # ways to read the functions of one candidate that are tried
+MAX_CANDIDATES = 200
+FURTHER = 24  # candidates that are looked at after one that is equivalent
 
 
 _STRENGTH = {Status.IDENTICAL: 3, Status.EQUIVALENT: 2, Status.AGREES: 1, Status.REFUTED: 0, Status.UNVERIFIED: 0}
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A proposed program (in canonical terms) and the log-likelihood that the model gives it.
-
-    `read`: only its operations and arguments are the model's; its functions were read from the weights.
-    """
-
-    program: Program
-    score: float
-    read: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,12 +95,6 @@ def _load_model(checkpoint: Path) -> TraDeForConditionalGeneration:
     return model
 
 
-@functools.cache
-def processor() -> TraDeProcessor:
-    """Weights to the model's tensors; the same for every checkpoint, since the language fixes the tokens."""
-    return TraDeProcessor(build_tokenizer())
-
-
 def to_weights(source: Any) -> TracrWeights:
     """A TracrWeights from a path, a tracr AssembledTransformerModel, or itself."""
     if isinstance(source, TracrWeights):
@@ -127,107 +107,64 @@ def to_weights(source: Any) -> TracrWeights:
 
 
 def decompile(
-    source: Any, checkpoint: str | os.PathLike = DEFAULT_CHECKPOINT, beams: int = BEAMS, budget_seconds: float = 5.0
+    source: Any,
+    checkpoint: str | os.PathLike = DEFAULT_CHECKPOINT,
+    max_candidates: int = MAX_CANDIDATES,
+    budget_seconds: float = 5.0,
 ) -> Decompilation:
     """Recover a RASP program from a compiled transformer, and check it.
 
     Args:
       source: a safetensors path, a TracrWeights, or a tracr AssembledTransformerModel.
       checkpoint: folder of the neural model.
-      beams: how many candidates the beam search proposes where the greedy one does not hold.
+      max_candidates: how many programs are checked at most.
       budget_seconds: no further candidate is checked after this time.
 
-    The first candidate with identical weights is returned; else the one with the strongest certificate, which says what
-    it lacks.
+    A candidate with identical weights is returned, in canonical form. Where one is found that gives the same and yet is
+    not the model's own program, a few more are looked at; where none is proven, the one with the strongest verdict is
+    returned, which says what it lacks. In a rotated basis no weights can be identical: there a program that was read
+    from the weights and has their shapes counts as the model's own.
     """
     start = time.monotonic()
     weights, model = to_weights(source), load_model(checkpoint)
-    best: tuple[Candidate, Program, Verdict] | None = None
-    tried = 0
-    for candidate in propose(weights, model, beams):
-        if best is not None and time.monotonic() - start > budget_seconds:
+    verifier = Verifier(weights)
+    best: tuple[tuple, Candidate, Program, Verdict] | None = None
+    tried, last = 0, max_candidates
+    for candidate in islice(propose(weights, model), max_candidates):
+        if best is not None and (tried >= last or time.monotonic() - start > budget_seconds):
             break
         tried += 1
-        try:
-            program = spell(candidate.program, weights.input_vocab, weights.max_seq_len, weights.output_values)
-            verdict = verify(program, weights)
-        except UnsupportedError as error:
-            program, verdict = candidate.program, Verdict(Status.REFUTED, 0, 0, reason=f"does not compile: {error}")
-        if best is None or _STRENGTH[verdict.status] > _STRENGTH[best[2].status]:
-            best = candidate, program, verdict
-        if verdict.status is Status.IDENTICAL:
+        program, verdict = _checked(candidate.program, verifier)
+        fits = candidate.read and verdict.status is Status.EQUIVALENT and _same_shapes(program, weights)
+        strength = (_STRENGTH[verdict.status], fits)
+        if best is None or strength > best[0]:
+            best = strength, candidate, program, verdict
+        if verdict.status is Status.IDENTICAL or fits:
             break
+        if verdict.is_verified:
+            last = min(last, tried + FURTHER)
     assert best is not None, "the grammar lets the model end every program"
-    return Decompilation(best[1], best[2], best[0].score, tried, best[0].read, time.monotonic() - start)
+    _, candidate, program, verdict = best
+    if verdict.is_verified:
+        program = spelled(canonicalise_spoken(candidate.program, weights.input_vocab, weights.max_seq_len), weights)
+    return Decompilation(program, verdict, candidate.score, tried, candidate.read, time.monotonic() - start)
 
 
-def propose(weights: TracrWeights, model: TraDeForConditionalGeneration, beams: int = BEAMS) -> Iterator[Candidate]:
-    """Distinct candidates: the greedy one, then those of a beam search, in order of likelihood.
-
-    Each is followed by what its operations and arguments become with the functions read from the weights.
-    """
-    seen: set[Program] = set()
-    for candidate in _proposed(weights, model, beams):
-        for version in itertools.chain([candidate], with_functions_read(candidate, weights)):
-            if version.program not in seen:
-                seen.add(version.program)
-                yield version
+def _same_shapes(program: Program, weights: TracrWeights) -> bool:
+    """Whether a program compiles to as many layers, heads, directions and hidden units as a model has."""
+    compiled = compile_sparse(program, weights.input_vocab, weights.max_seq_len)
+    return compiled.shapes == {name: tensor.shape for name, tensor in weights.tensors.items()}
 
 
-def _proposed(weights: TracrWeights, model: TraDeForConditionalGeneration, beams: int) -> Iterator[Candidate]:
-    [greedy] = greedy_programs([weights], model)
-    if greedy is not None:
-        yield greedy
-    if beams > 1:
-        yield from beam_programs(weights, model, beams)
+def spelled(program: Program, weights: TracrWeights) -> Program:
+    """A program in canonical terms as one over the model's own tokens."""
+    return spell(program, weights.input_vocab, weights.max_seq_len, weights.output_values)
 
 
-def with_functions_read(candidate: Candidate, weights: TracrWeights) -> Iterator[Candidate]:
-    """The candidate with functions as the weights have them, as named functions or explicit tables."""
-    for structure in itertools.islice(read_structures(candidate.program, weights), MAX_READINGS):
-        yield Candidate(name_functions(structure), candidate.score, read=True)
-
-
-def greedy_programs(batch: list[TracrWeights], model: TraDeForConditionalGeneration) -> list[Candidate | None]:
-    """The most likely token at each step, for a batch of models. None where the length limit cut a program off."""
-    out = _generate(batch, model, num_beams=1, output_logits=True)
-    steps = torch.stack(out.logits, 1).log_softmax(-1)
-    chosen = out.sequences[:, 1:]
-    scores = steps.gather(2, chosen[..., None])[..., 0].masked_fill(chosen == model.config.pad_token_id, 0.0).sum(1)
-    return [_candidate(ids, score) for ids, score in zip(chosen.tolist(), scores.tolist(), strict=True)]
-
-
-def beam_programs(weights: TracrWeights, model: TraDeForConditionalGeneration, beams: int) -> list[Candidate]:
-    """Up to `beams` programs, the likeliest first."""
-    out = _generate([weights], model, num_beams=beams, num_return_sequences=beams, length_penalty=0.0)
-    scored = zip(out.sequences[:, 1:].tolist(), out.sequences_scores.tolist(), strict=True)
-    return [candidate for ids, score in scored if (candidate := _candidate(ids, score)) is not None]
-
-
-def _candidate(ids: list[int], score: float) -> Candidate | None:
+def _checked(program: Program, verifier: Verifier) -> tuple[Program, Verdict]:
+    """A program over the model's own tokens, if it can be said, and its verdict."""
     try:
-        return Candidate(from_ids(ids), score)
-    except RaspError:
-        return None
-
-
-@torch.inference_mode()
-def _generate(batch: list[TracrWeights], model: TraDeForConditionalGeneration, **options: Any) -> Any:
-    return model.generate(
-        **processor()(batch),
-        do_sample=False,
-        max_new_tokens=LINE_SIZE * MAX_LINES + 1,
-        prefix_allowed_tokens_fn=lambda _, ids: allowed_next(ids[1:].tolist()),
-        return_dict_in_generate=True,
-        output_scores=True,
-        **options,
-    )
-
-
-@torch.inference_mode()
-def teacher_forced(batch: list[TracrWeights], ids: list[list[int]], model: TraDeForConditionalGeneration) -> list[bool]:
-    """For each model, whether every token of `ids` is the likeliest one after its true prefix."""
-    labels = pad_labels(ids)
-    logits = model(**processor()(batch), labels=labels).logits
-    right = (logits.argmax(-1) == labels) | (labels == -100)
-    return right.all(1).tolist()
+        program = spelled(program, verifier.weights)
+    except UnsupportedError as error:
+        return program, Verdict(Status.REFUTED, 0, 0, reason=f"does not compile: {error}")
+    return program, verifier.verify(program)

@@ -14,6 +14,7 @@ Where a program gives None, a model must leave all output directions off. Inputs
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -35,7 +36,7 @@ CONFIDENCE = 0.95  # of the bound on the share of inputs that differ
 # Numbers that a model gives: the softmax leaves exp(-50 / sqrt(key_size)) on BOS, and steps of maps are 0.01 wide.
 TOLERANCE = 0.05
 PROGRAM_TOLERANCE = 1e-3  # of two programs
-CHUNK = 16_384
+FIRST_CHUNK, CHUNK = 256, 16_384  # most programs that are wrong are so at once
 
 
 class Status(Enum):
@@ -95,17 +96,32 @@ def verify(
       weights: the model.
       limit: run all inputs if there are at most this many, else `samples` of them, drawn with `seed`.
     """
-    vocab, length = tuple(sort_values(weights.input_vocab)), weights.max_seq_len
-    total = count_inputs(len(vocab), length)
-    try:
-        side = _ProgramSide(program, vocab, length)
-    except UnsupportedError as error:
-        return Verdict(Status.REFUTED, 0, total, reason=f"the program does not compile: {error}")
-    if (side.compiled.output_values is None) == (weights.output_values is None) and are_identical(
-        side.compiled, weights
-    ):
-        return Verdict(Status.IDENTICAL, total, total)
-    return _compare(side, _ModelSide(weights, vocab), TOLERANCE, _Inputs(vocab, length, limit, samples, seed))
+    return Verifier(weights, limit, seed, samples).verify(program)
+
+
+class Verifier:
+    """A model that programs are compared with, one after the other: what it gives on the first inputs is kept."""
+
+    def __init__(
+        self, weights: TracrWeights, limit: int = EXHAUSTIVE_LIMIT, seed: int = 0, samples: int = SAMPLED_INPUTS
+    ) -> None:
+        self.weights = weights
+        vocab = tuple(sort_values(weights.input_vocab))
+        self.inputs = _Inputs(vocab, weights.max_seq_len, limit, samples, seed)
+        self.model = _ModelSide(weights, vocab)
+
+    def verify(self, program: Program) -> Verdict:
+        """As `verify`."""
+        weights, inputs = self.weights, self.inputs
+        try:
+            side = _ProgramSide(program, inputs.vocab, inputs.max_seq_len)
+        except UnsupportedError as error:
+            return Verdict(Status.REFUTED, 0, inputs.total, reason=f"the program does not compile: {error}")
+        if (side.compiled.output_values is None) == (weights.output_values is None) and are_identical(
+            side.compiled, weights
+        ):
+            return Verdict(Status.IDENTICAL, inputs.total, inputs.total)
+        return _compare(side, self.model, TOLERANCE, inputs)
 
 
 def verify_programs(
@@ -189,10 +205,17 @@ class _ModelSide:
         self.weights = weights
         # Codes are places in the sorted vocabulary; a model may have its tokens in another order.
         self.order = np.array([*map(weights.input_vocab.index, vocab), PADDING])
+        self.kept: dict[bytes, _Answer] = {}  # of first chunks
 
     def __call__(self, inputs: np.ndarray) -> _Answer:
+        key = inputs.tobytes() if len(inputs) == FIRST_CHUNK else b""
+        if key in self.kept:
+            return self.kept[key]
         given = run(self.weights, self.order[inputs])
-        return _Answer(given.codes, given.undefined, given.values)
+        answer = _Answer(given.codes, given.undefined, given.values)
+        if key:
+            self.kept = {key: answer}
+        return answer
 
 
 _Side = Callable[[np.ndarray], _Answer]
@@ -245,8 +268,9 @@ class _Inputs:
 
 def _compare(first: _Side, second: _Side, tolerance: float, inputs: _Inputs) -> Verdict:
     codes, total = inputs.codes(), inputs.total
-    for start in range(0, len(codes), CHUNK):
-        chunk = codes[start : start + CHUNK]
+    starts = [0, *range(FIRST_CHUNK, len(codes), CHUNK), len(codes)]
+    for start, end in itertools.pairwise(starts):
+        chunk = codes[start:end]
         answers = first(chunk), second(chunk)
         if (answers[0].values is None) != (answers[1].values is None):
             return Verdict(Status.REFUTED, 0, total, reason="one output is numerical, the other categorical")

@@ -199,8 +199,8 @@ class _Reader:
                 continue
             for sign in (1, -1):
                 factors = (_tidy(sign * size_a), _tidy(sign * size_b * np.sign(cosine)))
-                numbers = _number_set(factors[0] * x + factors[1] * y for x in first.numbers for y in second.numbers)
-                written = _Written((sign * a / size_a)[None], numbers)
+                sums = {factors[0] * x + factors[1] * y for x in first.numbers for y in second.numbers}
+                written = _Written((sign * a / size_a)[None], tuple(sorted(sums)))
                 yield {group[0]: _Reading((), written, linear(*factors))}
 
     def _steps(self, direction: np.ndarray, count: int) -> tuple[np.ndarray, list[int]]:
@@ -275,8 +275,11 @@ class _Reader:
             raise UnreadableError("fewer heads than lines")
         for chosen in itertools.permutations(found, len(group)):
             readings: dict[int, _Reading] = {}
-            for number, (selector, written) in zip(group, chosen, strict=True):
-                readings |= self._attended(number, selector, written, value, state)
+            try:
+                for number, (selector, written) in zip(group, chosen, strict=True):
+                    readings |= self._attended(number, selector, written, value, state)
+            except UnreadableError:  # another s-op's head, which reads the same
+                continue
             yield readings
 
     @staticmethod
@@ -306,8 +309,8 @@ class _Reader:
             return {**readings, number: _Reading((), _Written(written))}
         if op is Op.AGGREGATE_NUMERICAL:
             assert value is not None
-            numbers = _number_set(v / n for v in value.numbers for n in range(1, length + 1))
-            return {**readings, number: _Reading((), _Written(written, numbers))}
+            shares = {v / n for v in value.numbers for n in range(1, length + 1)}
+            return {**readings, number: _Reading((), _Written(written, tuple(sorted(shares))))}
         steps, units = self._steps(written[0], length + 1)  # over 1 / (width + 1), so the widest comes first
         if op is Op.SELECTOR_WIDTH_NUMERICAL:
             return {**readings, number: _Reading((), _Written(-steps[:1], tuple(range(length + 1))))}

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import eq
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ from trade_hf.rasp.program import (
     Type,
     Variable,
 )
-from trade_hf.rasp.tables import Domain, Table, Tables, lazy_image, tabulate
+from trade_hf.rasp.tables import Domain, Table, Tables, lazy_image, sort_values, tabulate
 
 # Names are searched within this many trials; beyond, the line that failed furthest down becomes an explicit table.
 MAX_TRIALS = 20_000
@@ -86,6 +86,19 @@ def canonicalise(program: Program, vocab: Iterable[Value], max_seq_len: int) -> 
     Raises UnsupportedError for programs that Tracr cannot compile.
     """
     return name_functions(structure_of(tabulate(program, vocab, max_seq_len)))
+
+
+def canonicalise_spoken(program: Program, vocab: Iterable[Value], max_seq_len: int) -> Program:
+    """The canonical form of a program whose functions already speak of the k-th token, where tokens are no numbers."""
+    return name_functions(spoken_structure(program, tuple(sort_values(vocab)), max_seq_len))
+
+
+def spoken_structure(program: Program, vocab: tuple[Value, ...], max_seq_len: int) -> Structure:
+    """The structure of such a program, over the sorted tokens `vocab` themselves."""
+    if is_numeric(vocab):
+        return structure_of(tabulate(program, vocab, max_seq_len))
+    structure = structure_of(tabulate(program, range(len(vocab)), max_seq_len))
+    return replace(structure, vocab=vocab, output_values=spoken_output(structure, vocab))
 
 
 def canonical_hash(program: Program, vocab: Iterable[Value], max_seq_len: int) -> str:
