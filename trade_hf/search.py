@@ -1,0 +1,171 @@
+"""Programs that a model proposes for compiled weights, the likeliest first.
+
+The network says which s-ops there are and who reads whom; functions can then be read from the weights
+(`compiled/reading.py`). So the search departs from the likeliest program at operations and arguments alone: the tokens
+before the departure are kept, the likeliest completion follows, and departures are tried in order of the likelihood
+that they give up. A beam would spend most of its places on names of one and the same table.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
+
+from trade_hf.compiled.reading import read_structures
+from trade_hf.compiled.weights import TracrWeights
+from trade_hf.modeling_trade import TraDeForConditionalGeneration
+from trade_hf.processing_trade import TraDeProcessor, pad_labels
+from trade_hf.rasp.canonical import name_functions
+from trade_hf.rasp.program import Program, RaspError
+from trade_hf.tokenization_rasp import LINE_SIZE, MAX_LINES, allowed_next, build_tokenizer, from_ids
+
+MAX_READINGS = 8  # ways to read the functions of one candidate that are tried
+AT_ONCE = 8  # departures that are completed together
+MAX_DEPARTURE = 12.0  # of log-likelihood given up, in all
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A proposed program (in canonical terms) and the log-likelihood that the model gives it.
+
+    `read`: only its operations and arguments are the model's; its functions were read from the weights.
+    """
+
+    program: Program
+    score: float
+    read: bool = False
+
+
+@functools.cache
+def processor() -> TraDeProcessor:
+    """Weights to the model's tensors; the same for every checkpoint, since the language fixes the tokens."""
+    return TraDeProcessor(build_tokenizer())
+
+
+def propose(weights: TracrWeights, model: TraDeForConditionalGeneration) -> Iterator[Candidate]:
+    """Distinct candidates. Each that the network writes is followed by what it becomes with the functions read from the
+    weights. There is an end, but far off."""
+    seen: set[Program] = set()
+    skeletons: set[tuple] = set()
+    for candidate in _departures(weights, model):
+        skeleton = tuple([(line.op, line.args) for line in candidate.program.lines])
+        read = () if skeleton in skeletons else with_functions_read(candidate, weights)
+        skeletons.add(skeleton)
+        for version in itertools.chain([candidate], read):
+            if version.program not in seen:
+                seen.add(version.program)
+                yield version
+
+
+def with_functions_read(candidate: Candidate, weights: TracrWeights) -> Iterator[Candidate]:
+    """The candidate with functions as the weights have them, as named functions or explicit tables."""
+    for structure in itertools.islice(read_structures(candidate.program, weights), MAX_READINGS):
+        yield Candidate(name_functions(structure), candidate.score, read=True)
+
+
+def greedy_programs(batch: list[TracrWeights], model: TraDeForConditionalGeneration) -> list[Candidate | None]:
+    """The most likely token at each step, for a batch of models. None where the length limit cut a program off."""
+    written = _complete(model, dict(processor()(batch)), [()] * len(batch))
+    return [_candidate(one) for one in written]
+
+
+@torch.inference_mode()
+def teacher_forced(batch: list[TracrWeights], ids: list[list[int]], model: TraDeForConditionalGeneration) -> list[bool]:
+    """For each model, whether every token of `ids` is the likeliest one after its true prefix."""
+    labels = pad_labels(ids)
+    logits = model(**processor()(batch), labels=labels).logits
+    right = (logits.argmax(-1) == labels) | (labels == -100)
+    return right.all(1).tolist()
+
+
+@dataclass(frozen=True)
+class _Written:
+    """Tokens [token], and the log-likelihoods of all that the grammar allowed in their places [token, vocabulary];
+    minus infinity for what it did not, and for all but the given tokens."""
+
+    ids: list[int]
+    likelihoods: Tensor
+
+    def likelihood(self, place: int) -> float:
+        return float(self.likelihoods[place, self.ids[place]])
+
+
+def _departures(weights: TracrWeights, model: TraDeForConditionalGeneration) -> Iterator[Candidate]:
+    inputs = _encoded(processor()([weights]), model)
+    count = itertools.count()
+    waiting: list[tuple[float, int, tuple[int, ...]]] = [(0.0, next(count), ())]
+    while waiting:
+        best = [heapq.heappop(waiting) for _ in range(min(AT_ONCE, len(waiting)))]
+        written = _complete(model, inputs, [prefix for _, _, prefix in best])
+        for (given_up, _, prefix), one in zip(best, written, strict=True):
+            for loss, other in _others(one, len(prefix)):
+                if given_up + loss < MAX_DEPARTURE:
+                    heapq.heappush(waiting, (given_up + loss, next(count), other))
+            candidate = _candidate(one)
+            if candidate is not None:
+                yield candidate
+
+
+def _others(written: _Written, start: int) -> Iterator[tuple[float, tuple[int, ...]]]:
+    """Prefixes that depart from what was written at one operation or argument, with what each gives up."""
+    for place in range(start, len(written.ids)):
+        if place % LINE_SIZE == LINE_SIZE - 1:
+            continue
+        best = written.likelihood(place)
+        for token in torch.isfinite(written.likelihoods[place]).nonzero()[:, 0].tolist():
+            if token != written.ids[place]:
+                yield best - float(written.likelihoods[place, token]), (*written.ids[:place], token)
+
+
+def _candidate(written: _Written) -> Candidate | None:
+    score = sum(map(written.likelihood, range(len(written.ids))))
+    try:
+        return Candidate(from_ids(written.ids), score)
+    except RaspError:
+        return None
+
+
+@torch.inference_mode()
+def _encoded(inputs: Any, model: TraDeForConditionalGeneration) -> dict[str, Any]:
+    """What `generate` takes in place of the weights, so that they are encoded once."""
+    states = model.get_encoder()(**inputs).last_hidden_state
+    return {"encoder_outputs": BaseModelOutput(states), "attention_mask": inputs["attention_mask"]}
+
+
+@torch.inference_mode()
+def _complete(
+    model: TraDeForConditionalGeneration, inputs: dict[str, Any], prefixes: Sequence[tuple[int, ...]]
+) -> list[_Written]:
+    """The likeliest completion of each prefix; `inputs` are as many models', or one that all are about."""
+    if "encoder_outputs" in inputs and len(prefixes) > 1:
+        states = inputs["encoder_outputs"].last_hidden_state.expand(len(prefixes), -1, -1)
+        mask = inputs["attention_mask"].expand(len(prefixes), -1)
+        inputs = {"encoder_outputs": BaseModelOutput(states), "attention_mask": mask}
+
+    def allowed(row: int, ids: Tensor) -> list[int]:
+        done, prefix = len(ids) - 1, prefixes[row]
+        return [prefix[done]] if done < len(prefix) else allowed_next(ids[1:].tolist())
+
+    out = model.generate(
+        **inputs,
+        do_sample=False,
+        max_new_tokens=LINE_SIZE * MAX_LINES + 1,
+        prefix_allowed_tokens_fn=allowed,
+        return_dict_in_generate=True,
+        output_scores=True,
+        output_logits=True,
+    )
+    likelihoods = torch.stack(out.logits, 1).log_softmax(-1)
+    likelihoods = likelihoods.masked_fill(torch.stack(out.scores, 1) == -torch.inf, -torch.inf)
+    rows = out.sequences[:, 1:].tolist()
+    end = model.config.eos_token_id
+    sizes = [row.index(end) + 1 if end in row else len(row) for row in rows]
+    return [_Written(row[:n], some[:n]) for row, n, some in zip(rows, sizes, likelihoods, strict=True)]
