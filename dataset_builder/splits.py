@@ -10,7 +10,14 @@ from dataset_builder.sampler import Sample, SamplerConfig, sample_programs
 from trade_hf.rasp.canonical import hash_canonical
 
 SHARES = {"test": 10, "validation": 5}  # per cent of all canonical programs; the rest is `train`
-PINNED_SEED = {"test": "test-1", "validation": "validation-1"}  # these splits are drawn anew wherever they are needed
+UP_TO_TEN = SamplerConfig(max_lines=10)
+# Splits that are drawn anew wherever they are needed: seed, and what is sampled. No program of `test_long` can be in
+# train, which has none of so many lines.
+PINNED = {
+    "test": ("test-1", UP_TO_TEN),
+    "validation": ("validation-1", UP_TO_TEN),
+    "test_long": ("test-long-1", SamplerConfig(min_lines=11, max_lines=15, max_d_model=160)),
+}
 
 
 def split_of(canonical_hash: str) -> str:
@@ -32,19 +39,21 @@ class Item:
 
 
 def stream(
-    split: str, seed: int | str, config: SamplerConfig = SamplerConfig(), reasons: Counter | None = None
+    split: str | None, seed: int | str, config: SamplerConfig = SamplerConfig(), reasons: Counter | None = None
 ) -> Iterator[Item]:
-    """An endless stream of one split's programs; programs may come again."""
+    """An endless stream of one split's programs, or of all; programs may come again."""
     for sample in sample_programs(seed, config, reasons):
         canonical_hash = hash_canonical(sample.program, sample.vocab, sample.max_seq_len)
-        if split_of(canonical_hash) == split:
+        if split is None or split_of(canonical_hash) == split:
             yield Item(sample, canonical_hash)
 
 
-def pinned(split: str, count: int, config: SamplerConfig = SamplerConfig()) -> list[Item]:
-    """The first `count` distinct programs of a held-out split, the same ones everywhere and always."""
+def pinned(split: str, count: int, config: SamplerConfig | None = None) -> list[Item]:
+    """The first `count` distinct programs of a held-out split, the same ones everywhere and always; of other settings
+    than the split's own if `config` is given."""
+    seed, own = PINNED[split]
     items: dict[str, Item] = {}
-    for item in stream(split, PINNED_SEED[split], config):
+    for item in stream(split if split in SHARES else None, seed, config or own):
         items.setdefault(item.canonical_hash, item)
         if len(items) == count:
             return list(items.values())

@@ -10,8 +10,7 @@ compiles                the greedy program compiles
 functional_equivalence  the greedy program gives the same on every input
 greedy_read_exact       the greedy program's operations and arguments, with functions read from the weights, are the
                         canonical program
-decompiled_exact        what `decompile` returns is the canonical program: of the candidates of `search.py`, each
-                        also with its functions read from the weights, the first that is proven
+decompiled_exact        what `decompile` returns is the canonical program: the first of the candidates that is proven
 certified_equivalence   what `decompile` returns is proven identical or equivalent
 wrongly_certified       certified, but the recompiled program and the model differ somewhere when both are run
 """
@@ -35,8 +34,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset_builder.library import library_programs
-from dataset_builder.sampler import SamplerConfig
-from dataset_builder.splits import PINNED_SEED, pinned
+from dataset_builder.splits import PINNED, pinned
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.isomorphism import are_identical
@@ -74,7 +72,7 @@ SHARES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT)
-    parser.add_argument("--split", choices=[*sorted(PINNED_SEED), "library"], default="test")
+    parser.add_argument("--split", choices=[*sorted(PINNED), "library"], default="test")
     parser.add_argument("--variant", choices=sorted(VARIANTS), default="permuted")
     parser.add_argument("--limit", type=int, default=500)
     parser.add_argument("--json", action="store_true")
@@ -93,7 +91,7 @@ def main() -> None:
 def evaluate_checkpoint(checkpoint: Path, split: str, variant: str, limit: int) -> dict[str, Any]:
     """All figures of one checkpoint on the first `limit` programs of a split."""
     start = time.monotonic()
-    items = pinned(split, limit, SamplerConfig())
+    items = pinned(split, limit)
     model = load_model(checkpoint)
     rows: list[dict[str, Any]] = []
     for first in tqdm(range(0, len(items), BATCH), desc=f"{split}, {variant}", disable=None):
@@ -111,7 +109,9 @@ def evaluate_checkpoint(checkpoint: Path, split: str, variant: str, limit: int) 
         "n": len(rows),
         **{name: round(float(np.mean(values)), 4) for name, values in shares.items()},
         "interval_95": {name: wilson(sum(values), len(values)) for name, values in shares.items()},
-        "free_running_exact_by_lines": _by_lines(rows, "free_running_exact"),
+        "by_lines": {name: _by_lines(rows, name) for name in ("free_running_exact", "decompiled_exact")},
+        "decompile_seconds": spread([row["seconds"] for row in rows]),
+        "candidates": spread([row["candidates"] for row in rows]),
         "seconds": round(time.monotonic() - start, 1),
         "environment": {
             "torch": torch.__version__,
@@ -169,6 +169,8 @@ def _row(
         "decompiled_exact": certified == truth,
         "certified_equivalence": certified is not None,
         "wrongly_certified": certified is not None and _differs(certified, weights),
+        "seconds": result.seconds,
+        "candidates": result.candidates,
         "failure": None
         if certified == truth
         else {
@@ -216,6 +218,12 @@ def wilson(hits: int, n: int, z: float = 1.96) -> list[float]:
     centre = (share + spread / 2) / (1 + spread)
     half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
     return [round(max(0.0, centre - half), 4), round(min(1.0, centre + half), 4)]
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, 95th percentile and maximum."""
+    names = {"median": 50, "p95": 95, "max": 100}
+    return {name: round(float(np.percentile(values, percent)), 3) for name, percent in names.items()}
 
 
 def _by_lines(rows: list[dict[str, Any]], name: str) -> dict[int, dict[str, float]]:

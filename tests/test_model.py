@@ -11,7 +11,7 @@ from dataset_builder.online import OnlineExamples, collate_examples, to_example
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.transforms import permute, rotate
 from trade_hf.configuration_trade import TraDeConfig
-from trade_hf.decompiler import decompile, load_model
+from trade_hf.decompiler import alike, decompile, load_model
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import (
     COLUMNS,
@@ -26,8 +26,10 @@ from trade_hf.processing_trade import (
     to_units,
 )
 from trade_hf.rasp.program import variable_name
+from trade_hf.rasp.text import parse
 from trade_hf.search import greedy_programs, processor, propose, teacher_forced
 from trade_hf.tokenization_rasp import LINE_SIZE, VOCABULARY, to_ids, to_tokens
+from trade_hf.verification import verify
 
 
 def encode(model, units):
@@ -101,6 +103,15 @@ def test_the_search_departs_from_the_greedy_program_by_what_it_gives_up(tiny_che
         logits = model(**processor()([weights] * len(found)), labels=pad_labels(forced)).logits.log_softmax(-1)
     for candidate, ids, some in zip(found, forced, logits, strict=True):
         assert candidate.score == pytest.approx(sum(float(some[i, token]) for i, token in enumerate(ids)), abs=1e-2)
+
+
+def test_a_program_that_does_the_same_is_not_taken_for_the_models_own():
+    """Two programs for one behaviour: weights tell them apart where the basis is Tracr's, and products in any."""
+    own = parse("v1 = rasp.Map(lambda x: x + 1, rasp.tokens)\nprogram = rasp.Map(lambda x: x * 2, v1, simplify=False)")
+    other = parse("program = rasp.Map(lambda x: {0: 2, 1: 4, 2: 6}.get(x), rasp.tokens)")
+    weights = rotate(compile_program(own, (0, 1, 2), 3), 1)
+    assert [alike(program, weights) for program in (own, other)] == [True, False]
+    assert verify(other, weights).is_verified
 
 
 def test_cached_and_uncached_decoding_agree(tiny_checkpoint, samples):

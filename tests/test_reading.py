@@ -50,6 +50,30 @@ def test_random_programs(samples):
     assert found >= 0.9 * len(samples)
 
 
+@pytest.mark.parametrize("change", [permute, rotate])
+def test_both_widths_of_one_selector(change):
+    """Their heads read the same, and only what is behind them tells which is which."""
+    text = """v1 = rasp.Select(rasp.tokens, rasp.indices, lambda k, q: q == k + 1)
+v2 = rasp.SelectorWidth(v1)
+v3 = rasp.numerical(rasp.SelectorWidth(v1))
+v4 = rasp.Map(lambda x: x != 4, v3)
+program = rasp.SequenceMap(lambda x, y: x != y, v4, v2)"""
+    canonical = canonicalise(parse(text), VOCAB, LENGTH)
+    assert canonical in readings(forgetful(canonical), change(compile_program(canonical, VOCAB, LENGTH), 1))
+
+
+def test_sums_of_shares_are_those_that_tracr_computes():
+    """1/3 - 1 is not the float nearest to -2/3, and what reads it shows the difference in its values."""
+    text = """v1 = rasp.numerical(rasp.Map(lambda x: x < 4, rasp.indices))
+v2 = rasp.Select(rasp.indices, rasp.tokens, lambda k, q: q == k + 2)
+v3 = rasp.numerical(rasp.Aggregate(v2, v1, default=0))
+v4 = rasp.numerical(rasp.LinearSequenceMap(v1, v3, -1, 1))
+v5 = rasp.Map(lambda x: x % 2, v4)
+program = rasp.SequenceMap(lambda x, y: min(x, y), rasp.tokens, v5)"""
+    canonical = canonicalise(parse(text), VOCAB, LENGTH)
+    assert canonical in readings(forgetful(canonical), permute(compile_program(canonical, VOCAB, LENGTH), 1))
+
+
 def test_a_lambda_without_a_name_becomes_a_table():
     text = """v1 = rasp.Map(lambda x: {0: 3, 1: 0, 2: 3, 3: 1, 4: 0}.get(x), rasp.tokens)
 v2 = rasp.Select(v1, rasp.indices, lambda k, q: (k, q) in [(3, 0), (1, 2), (0, 1), (3, 4)])

@@ -16,12 +16,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.utils import logging
 
-from trade_hf.compiled.compiler import compile_sparse
+from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
+from trade_hf.processing_trade import to_units
 from trade_hf.rasp.canonical import canonicalise_spoken, spell
 from trade_hf.rasp.program import Program
 from trade_hf.rasp.tables import UnsupportedError
@@ -31,7 +33,7 @@ from trade_hf.verification import Status, Verdict, Verifier
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "trade-base"
 MAX_CANDIDATES = 200
-FURTHER = 24  # candidates that are looked at after one that is equivalent
+FURTHER = 60  # candidates that are looked at after one that is equivalent
 
 
 _STRENGTH = {Status.IDENTICAL: 3, Status.EQUIVALENT: 2, Status.AGREES: 1, Status.REFUTED: 0, Status.UNVERIFIED: 0}
@@ -122,8 +124,8 @@ def decompile(
 
     A candidate with identical weights is returned, in canonical form. Where one is found that gives the same and yet is
     not the model's own program, a few more are looked at; where none is proven, the one with the strongest verdict is
-    returned, which says what it lacks. In a rotated basis no weights can be identical: there a program that was read
-    from the weights and has their shapes counts as the model's own.
+    returned, which says what it lacks. In a rotated basis no weights can be identical: there a program whose units read
+    and write as the model's do counts as its own.
     """
     start = time.monotonic()
     weights, model = to_weights(source), load_model(checkpoint)
@@ -135,11 +137,11 @@ def decompile(
             break
         tried += 1
         program, verdict = _checked(candidate.program, verifier)
-        fits = candidate.read and verdict.status is Status.EQUIVALENT and _same_shapes(program, weights)
+        fits = verdict.status is Status.EQUIVALENT and alike(program, weights)
         strength = (_STRENGTH[verdict.status], fits)
         if best is None or strength > best[0]:
             best = strength, candidate, program, verdict
-        if verdict.status is Status.IDENTICAL or fits:
+        if verdict.status is Status.IDENTICAL or (fits and not _is_aligned(weights)):
             break
         if verdict.is_verified:
             last = min(last, tried + FURTHER)
@@ -150,10 +152,24 @@ def decompile(
     return Decompilation(program, verdict, candidate.score, tried, candidate.read, time.monotonic() - start)
 
 
-def _same_shapes(program: Program, weights: TracrWeights) -> bool:
-    """Whether a program compiles to as many layers, heads, directions and hidden units as a model has."""
-    compiled = compile_sparse(program, weights.input_vocab, weights.max_seq_len)
-    return compiled.shapes == {name: tensor.shape for name, tensor in weights.tensors.items()}
+def _is_aligned(weights: TracrWeights) -> bool:
+    """Whether the basis may be Tracr's own, in some order: a token's embedding is then one direction, and the constant
+    one."""
+    return np.count_nonzero(weights.tensors["token_embed/embeddings"]) <= 2 * len(weights.vocab)
+
+
+def alike(program: Program, weights: TracrWeights) -> bool:
+    """Whether a program compiles to units that read and write as a model's do, in whatever basis and order."""
+    compiled = compile_program(program, weights.input_vocab, weights.max_seq_len)
+    one, other = _signature(compiled), _signature(weights)
+    return one.shape == other.shape and bool(np.allclose(one, other, atol=0.01))
+
+
+def _signature(weights: TracrWeights) -> np.ndarray:
+    """[unit] a number for each, of its features and of its products with all others, sorted; ascending."""
+    units = to_units(weights)
+    told = np.concatenate([units.features, np.sort(units.edges, 1).reshape(len(units.features), -1)], 1)
+    return np.sort(told @ np.random.RandomState(0).standard_normal(told.shape[1]))
 
 
 def spelled(program: Program, weights: TracrWeights) -> Program:

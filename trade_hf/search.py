@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from trade_hf.compiled.reading import read_structures
+from trade_hf.compiled.reading import Reader
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import TraDeProcessor, pad_labels
@@ -30,6 +30,10 @@ from trade_hf.tokenization_rasp import LINE_SIZE, MAX_LINES, allowed_next, build
 MAX_READINGS = 8  # ways to read the functions of one candidate that are tried
 AT_ONCE = 8  # departures that are completed together
 MAX_DEPARTURE = 12.0  # of log-likelihood given up, in all
+ABOVE, BELOW = (
+    2.0,
+    4.0,
+)  # log-likelihood that a departure above, or below, the line where reading ended seems to give up
 
 
 @dataclass(frozen=True)
@@ -53,21 +57,45 @@ def processor() -> TraDeProcessor:
 def propose(weights: TracrWeights, model: TraDeForConditionalGeneration) -> Iterator[Candidate]:
     """Distinct candidates. Each that the network writes is followed by what it becomes with the functions read from the
     weights. There is an end, but far off."""
+    inputs = _encoded(processor()([weights]), model)
+    count = itertools.count()
+    waiting: list[tuple[float, int, float, tuple[int, ...]]] = [(0.0, next(count), 0.0, ())]
     seen: set[Program] = set()
     skeletons: set[tuple] = set()
-    for candidate in _departures(weights, model):
-        skeleton = tuple([(line.op, line.args) for line in candidate.program.lines])
-        read = () if skeleton in skeletons else with_functions_read(candidate, weights)
-        skeletons.add(skeleton)
-        for version in itertools.chain([candidate], read):
-            if version.program not in seen:
-                seen.add(version.program)
-                yield version
+    while waiting:
+        best = [heapq.heappop(waiting) for _ in range(min(AT_ONCE, len(waiting)))]
+        written = _complete(model, inputs, [prefix for *_, prefix in best])
+        for (_, _, given_up, prefix), one in zip(best, written, strict=True):
+            candidate = _candidate(one)
+            if candidate is None:
+                continue
+            skeleton = tuple([(line.op, line.args) for line in candidate.program.lines])
+            if skeleton in skeletons:
+                continue
+            skeletons.add(skeleton)
+            reader = Reader(candidate.program, weights)
+            for version in itertools.chain([candidate], _read(candidate, reader)):
+                if version.program not in seen:
+                    seen.add(version.program)
+                    yield version
+            for place, loss, other in _departures(one, len(prefix)):
+                if given_up + loss < MAX_DEPARTURE:
+                    rank = given_up + loss + _penalty(place // LINE_SIZE, reader.furthest)
+                    heapq.heappush(waiting, (rank, next(count), given_up + loss, other))
+
+
+def _penalty(line: int, furthest: int) -> float:
+    """The search goes first where reading came to an end: what is above could be read, what is below was not tried."""
+    return 0.0 if line == furthest else ABOVE if line < furthest else BELOW
 
 
 def with_functions_read(candidate: Candidate, weights: TracrWeights) -> Iterator[Candidate]:
     """The candidate with functions as the weights have them, as named functions or explicit tables."""
-    for structure in itertools.islice(read_structures(candidate.program, weights), MAX_READINGS):
+    return _read(candidate, Reader(candidate.program, weights))
+
+
+def _read(candidate: Candidate, reader: Reader) -> Iterator[Candidate]:
+    for structure in itertools.islice(reader.structures(), MAX_READINGS):
         yield Candidate(name_functions(structure), candidate.score, read=True)
 
 
@@ -98,31 +126,15 @@ class _Written:
         return float(self.likelihoods[place, self.ids[place]])
 
 
-def _departures(weights: TracrWeights, model: TraDeForConditionalGeneration) -> Iterator[Candidate]:
-    inputs = _encoded(processor()([weights]), model)
-    count = itertools.count()
-    waiting: list[tuple[float, int, tuple[int, ...]]] = [(0.0, next(count), ())]
-    while waiting:
-        best = [heapq.heappop(waiting) for _ in range(min(AT_ONCE, len(waiting)))]
-        written = _complete(model, inputs, [prefix for _, _, prefix in best])
-        for (given_up, _, prefix), one in zip(best, written, strict=True):
-            for loss, other in _others(one, len(prefix)):
-                if given_up + loss < MAX_DEPARTURE:
-                    heapq.heappush(waiting, (given_up + loss, next(count), other))
-            candidate = _candidate(one)
-            if candidate is not None:
-                yield candidate
-
-
-def _others(written: _Written, start: int) -> Iterator[tuple[float, tuple[int, ...]]]:
-    """Prefixes that depart from what was written at one operation or argument, with what each gives up."""
+def _departures(written: _Written, start: int) -> Iterator[tuple[int, float, tuple[int, ...]]]:
+    """Where what was written could depart at one operation or argument, what that gives up, and the prefix up to it."""
     for place in range(start, len(written.ids)):
         if place % LINE_SIZE == LINE_SIZE - 1:
             continue
         best = written.likelihood(place)
         for token in torch.isfinite(written.likelihoods[place]).nonzero()[:, 0].tolist():
             if token != written.ids[place]:
-                yield best - float(written.likelihoods[place, token]), (*written.ids[:place], token)
+                yield place, best - float(written.likelihoods[place, token]), (*written.ids[:place], token)
 
 
 def _candidate(written: _Written) -> Candidate | None:

@@ -63,16 +63,19 @@ def read_structures(program: Program, weights: TracrWeights) -> Iterator[Structu
 
     None if they do not fit. The functions of `program` are not looked at.
     """
-    reader = _Reader(program, weights)
-    for state in reader.lines(0, reader.start()):
-        try:
-            yield reader.structure(state)
-        except UnreadableError:
-            continue
+    yield from Reader(program, weights).structures()
 
 
-class _Reader:
+class Reader:
+    """Reads one program's functions.
+
+    Attributes:
+      furthest: the line furthest down that was come to, counted from 0. If there is no structure, that line, one that
+        reads the same s-ops, or one above it is wrong.
+    """
+
     def __init__(self, program: Program, weights: TracrWeights) -> None:
+        self.furthest = 0
         self.program, self.weights = program, weights
         embeddings = weights.tensors["token_embed/embeddings"]
         # Nothing reads the pad token: its row stands for the constant direction that all tokens share.
@@ -90,6 +93,14 @@ class _Reader:
         parts = [self.weights.layer(layer, name)[:, columns] for name in names]
         return (*parts, self.weights.layer(layer, "attn/linear/w")[columns])
 
+    def structures(self) -> Iterator[Structure]:
+        """As `read_structures`."""
+        for state in self.lines(0, self.start()):
+            try:
+                yield self.structure(state)
+            except UnreadableError:
+                continue
+
     def start(self) -> _State:
         vocab, embeddings = self.weights.vocab, self.weights.tensors["token_embed/embeddings"]
         tokens = sort_values(self.weights.input_vocab)
@@ -100,6 +111,7 @@ class _Reader:
     # ------------------------------------------------------------ lines, with all ways to share units among equals
 
     def lines(self, number: int, state: _State) -> Iterator[_State]:
+        self.furthest = max(self.furthest, number)
         if number == len(self.program):
             yield state
             return
