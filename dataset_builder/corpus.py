@@ -342,8 +342,8 @@ def code_version() -> str:
 
 
 def _draw_enough(config: CorpusConfig, work: Path, run: Runner) -> tuple[list[Path], int]:
-    """Shards until every partition has its rows (5 % more than rows at first, then 2 % more at a time), and how many
-    distinct rows they hold."""
+    """Shards until every partition has its rows (5 % more than rows at first, then what the scarcest one lacks and 1 %
+    more), and how many distinct rows they hold."""
     wanted = -(-config.rows * 21 // (20 * config.shard_rows))
     quota = -(-config.rows // config.partitions)
     while True:
@@ -354,7 +354,7 @@ def _draw_enough(config: CorpusConfig, work: Path, run: Runner) -> tuple[list[Pa
         distinct = list(run(distinct_in_partition, counting, "count"))
         if min(distinct) >= quota:
             return shards, sum(distinct)
-        wanted += max(1, wanted // 50)
+        wanted = max(wanted + 1, -(-wanted * quota * 101 // (100 * max(1, min(distinct)))))
 
 
 def _partition_to_files(shards: list[Path], partition: int, quota: int, home: Path, partitions: int) -> Counter[str]:

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from trade_hf.compiled import weights as weights_module
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.forward import run
-from trade_hf.compiled.transforms import permute, rotate
+from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate
 from trade_hf.compiled.weights import TracrWeights, WeightsError
 from trade_hf.rasp.evaluate import all_inputs
 from trade_hf.rasp.text import parse
@@ -58,13 +58,38 @@ def test_tuples_and_strings_survive(tmp_path):
     assert TracrWeights.load(tmp_path / "m.safetensors").output_values == weights.output_values
 
 
-@pytest.mark.parametrize("change", [permute, rotate])
+def all_that_is_read(weights, seed):
+    return compress(weights, readable_dimensions(weights))
+
+
+@pytest.mark.parametrize("change", [permute, rotate, all_that_is_read])
 def test_transforms_keep_the_function(samples, change):
     for seed, sample in enumerate(samples[:15]):
         weights = compile_program(sample.program, sample.vocab, sample.max_seq_len)
         inputs = all_inputs(len(sample.vocab), sample.max_seq_len)[::41]
         before, after = run(weights, inputs), run(change(weights, seed), inputs)
         assert np.allclose(before.logits, after.logits, atol=2e-3)
+
+
+def test_compression_and_noise(samples):
+    sample = samples[3]
+    weights = compile_program(sample.program, sample.vocab, sample.max_seq_len)
+    inputs = all_inputs(len(sample.vocab), sample.max_seq_len)[::41]
+    exact = run(weights, inputs).logits
+
+    def error(changed):
+        return float(np.abs(run(changed, inputs).logits - exact).max())
+
+    kept = readable_dimensions(weights)
+    assert kept < weights.d_model == compress(weights, weights.d_model).d_model
+    assert compress(weights, kept).d_model == kept
+    assert error(compress(weights, kept)) < 2e-3 < error(compress(weights, kept // 2))
+    assert (
+        error(add_noise(weights, 0.0, 1)) == 0.0 < error(add_noise(weights, 0.001, 1)) < error(add_noise(weights, 1, 1))
+    )
+    for dimensions in (0, weights.d_model + 1):
+        with pytest.raises(ValueError, match=f"expected 1 to {weights.d_model} dimensions, got {dimensions}"):
+            compress(weights, dimensions)
 
 
 def _rewrite(path, change_tensors=None, change_meta=None):

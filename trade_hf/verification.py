@@ -9,7 +9,8 @@ Three ways, the strongest first:
 Otherwise a counterexample, one that no shorter one was found for.
 
 Where a program gives None, a model must leave all output directions off. Inputs that Tracr cannot compile faithfully
-(`rasp/evaluate.py`, `valid`) have no defined answer in RASP: there a program means what Tracr makes of it.
+(`rasp/evaluate.py`, `valid`; `compiled/faithful.py`) have no defined answer in RASP: there a program means what Tracr
+makes of it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from enum import Enum
 import numpy as np
 
 from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.faithful import may_depart
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.weights import TracrWeights
@@ -184,12 +186,13 @@ class _ProgramSide:
     def __init__(self, program: Program, vocab: tuple[Value, ...], max_seq_len: int) -> None:
         self.tables = tabulate(program, vocab, max_seq_len)
         self.compiled = compile_program(program, vocab, max_seq_len)
+        self.departs = may_depart(program)
 
     def __call__(self, inputs: np.ndarray) -> _Answer:
         meant = evaluate(self.tables, inputs)
         cells, values = meant.codes, meant.values
         undefined = np.zeros(cells.shape, bool) if values is None else cells < 0
-        rows = np.flatnonzero(~meant.valid)
+        rows = np.flatnonzero(~meant.valid | self.departs)
         if len(rows):
             order = np.array([*map(self.compiled.input_vocab.index, self.tables.vocab), PADDING])
             given = run(self.compiled, order[inputs[rows]])

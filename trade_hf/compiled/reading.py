@@ -393,7 +393,7 @@ def _exact_covers(
         if not blocks:
             yield []
         return
-    if sum(map(len, blocks.values())) != count * len(everything):
+    if not blocks or sum(map(len, blocks.values())) != count * len(everything):
         return
 
     def cover(left: frozenset[int], available: list[int], chosen: list[int]) -> Iterator[list[int]]:

@@ -1,4 +1,5 @@
-"""Changes of a model that leave its function as it was: another order, another basis of the residual stream."""
+"""Changes of a model: another order and another basis of the residual stream, which leave its function as it was; fewer
+dimensions, which does as long as all that is read fits into them; noise, which does not."""
 
 from __future__ import annotations
 
@@ -31,6 +32,42 @@ def rotate(weights: TracrWeights, seed: int) -> TracrWeights:
     q, r = np.linalg.qr(rng.standard_normal((weights.d_model, weights.d_model)))
     rotation = (q * np.sign(np.diag(r))).astype(np.float32)
     return _change_basis(weights, lambda w: w @ rotation, lambda w: rotation.T @ w, ())
+
+
+def compress(weights: TracrWeights, dimensions: int) -> TracrWeights:
+    """The residual stream projected on `dimensions` directions, in which readers' vectors are largest (SVD).
+
+    As many as `readable_dimensions` lose nothing. Raises ValueError for less than one or more than there are.
+    """
+    if not 1 <= dimensions <= weights.d_model:
+        raise ValueError(f"expected 1 to {weights.d_model} dimensions, got {dimensions}")
+    kept = _principal(weights)[1][:dimensions].T
+    return _change_basis(weights, lambda w: w @ kept, lambda w: kept.T @ w, ())
+
+
+def readable_dimensions(weights: TracrWeights) -> int:
+    """How many dimensions of the residual stream anything reads."""
+    return int((_principal(weights)[0] > 1e-4).sum())
+
+
+def _principal(weights: TracrWeights) -> tuple[np.ndarray, np.ndarray]:
+    """Singular values, descending, and directions [number, d_model] of all that reads, each vector of length 1."""
+    tensors = [tensor for name, tensor in weights.tensors.items() if name.endswith(_READERS)]
+    readers = np.concatenate([*tensors, weights.unembedding], 1).T.astype(np.float64)
+    readers /= np.maximum(np.linalg.norm(readers, axis=1, keepdims=True), 1e-9)
+    _, sizes, directions = np.linalg.svd(readers, full_matrices=True)
+    return np.pad(sizes, (0, len(directions) - len(sizes))), directions.astype(np.float32)
+
+
+def add_noise(weights: TracrWeights, level: float, seed: int) -> TracrWeights:
+    """Gaussian noise on every entry of every tensor that holds anything, of `level` times the tensor's root mean
+    square."""
+    rng = np.random.default_rng(seed)
+    tensors = {
+        name: (tensor + level * np.sqrt((tensor**2).mean()) * rng.standard_normal(tensor.shape)).astype(np.float32)
+        for name, tensor in weights.tensors.items()
+    }
+    return replace(weights, tensors=tensors, residual_labels=())
 
 
 def _change_basis(

@@ -22,8 +22,9 @@ from trade_hf.rasp.tables import Domain, Table, Tables, tabulate
 
 PADDING = -1  # token code after the end of an input
 NONE = -1  # value code of None
-# Half a step's width around a threshold, in which the compiled step function interpolates (MLP exactness 100).
+# A compiled step rises over this width and is at its height at the threshold itself (MLP exactness 100).
 STEP_WIDTH = 0.01
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -203,10 +204,8 @@ class Run:
         """A function of numbers. The compiled one is a step function over the value set: they must agree."""
         assert line.function is not None
         steps = _steps_of(line, domain, table)
-        step = steps.thresholds.searchsorted(numbers)
-        clear = steps.changes.take(step) == steps.changes.take(
-            steps.thresholds.searchsorted(numbers - STEP_WIDTH, side="right")
-        )
+        step = steps.thresholds.searchsorted(numbers + ROUNDING, side="right")
+        clear = steps.changes.take(step) == steps.changes.take(steps.thresholds.searchsorted(numbers + STEP_WIDTH))
         result = steps.results.take(step)
         if line.function.table is None:  # a table says nothing between its entries: nearest step
             clear &= np.abs(steps.numbers.take(step) - line.function.compute(numbers)) < 1e-6
