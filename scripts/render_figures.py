@@ -38,7 +38,8 @@ def render(path: Path, write: bool) -> bool:
 
 
 def figure(name: str) -> str:
-    """A figure as shown: `test.NAME` a share in per cent, `test.NAME.interval` its interval, else the number itself."""
+    """A figure as shown: `test.NAME` a share in per cent, `test.NAME.interval` its interval, else `STUDY.NAME`, shares of
+    a test in per cent."""
     study, key, *rest = name.split(".")
     if study == "test":
         result = _load("test-permuted")
@@ -47,6 +48,10 @@ def figure(name: str) -> str:
             return f"{100 * low:.1f}–{100 * high:.1f} %"
         return f"{100 * result[key]:.1f} %"
     value = _load(study)[key]
+    for part in rest:
+        value = value[part]
+    if key in _load(study).get("interval_95", {}):
+        return f"{100 * value:.1f} %"
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 

@@ -155,7 +155,7 @@ def decompile(
 def _is_aligned(weights: TracrWeights) -> bool:
     """Whether the basis may be Tracr's own, in some order: a token's embedding is then one direction, and the constant
     one."""
-    return np.count_nonzero(weights.tensors["token_embed/embeddings"]) <= 2 * len(weights.vocab)
+    return bool(np.count_nonzero(weights.tensors["token_embed/embeddings"]) <= 2 * len(weights.vocab))
 
 
 def alike(program: Program, weights: TracrWeights) -> bool:
