@@ -38,8 +38,8 @@ def render(path: Path, write: bool) -> bool:
 
 
 def figure(name: str) -> str:
-    """A figure as shown: `test.NAME` a share in per cent, `test.NAME.interval` its interval, else `STUDY.NAME`, those that
-    have an interval in per cent."""
+    """A figure as shown: `test.NAME` a share in per cent, `test.NAME.interval` its interval; else `STUDY.NAME`, in per
+    cent where it has an interval."""
     study, key, *rest = name.split(".")
     if study == "test":
         result = _load("test-permuted")
