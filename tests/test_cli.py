@@ -52,7 +52,12 @@ def test_decompile(model_file, tiny_checkpoint, capsys):
     row = json.loads(capsys.readouterr().out)
     assert set(row) == {"code", "status", "certificate", "score"}
     parse(row["code"])
-    assert main(["decompile", str(model_file), "--checkpoint", str(tiny_checkpoint)]) == 0
+
+
+def test_what_was_not_found_is_called_not_verified(tmp_path, tiny_checkpoint, capsys):
+    path = tmp_path / "long.safetensors"
+    compile_program(max(CASES, key=lambda case: len(case.program.lines)).program, VOCAB, LENGTH).save(path)
+    assert main(["decompile", str(path), "--checkpoint", str(tiny_checkpoint)]) == 0
     assert "NOT VERIFIED" in capsys.readouterr().out  # this checkpoint knows nothing
 
 

@@ -21,7 +21,7 @@ from dataset_builder.corpus import CONFIGS, SPLITS, build
 REPO = "trade/tracr-rasp"
 TINY = tuple(
     replace(CONFIGS[name], rows=rows, long_rows=2, shard_rows=60)
-    for name, rows in (("small", 50), ("paper", 60), ("wide", 60), ("base", 150))
+    for name, rows in (("small", 50), ("paper", 100), ("wide", 100), ("base", 150))
 )
 
 PUSH = """

@@ -62,6 +62,22 @@ program = rasp.SequenceMap(lambda x, y: x != y, v4, v2)"""
     assert canonical in readings(forgetful(canonical), change(compile_program(canonical, VOCAB, LENGTH), 1))
 
 
+@pytest.mark.parametrize("change", [permute, rotate])
+@pytest.mark.parametrize("third", ["rasp.Map(lambda x: x == 3, v2)", "rasp.numerical(rasp.Map(lambda x: x < 2, v2))"])
+def test_several_maps_of_one_number(third, change):
+    text = f"""v1 = rasp.Select(rasp.indices, rasp.tokens, rasp.Comparison.LEQ)
+v2 = rasp.numerical(rasp.SelectorWidth(v1))
+v3 = rasp.Map(lambda x: x // 2, v2)
+v4 = rasp.Map(lambda x: x % 2, v2)
+v5 = {third}
+v6 = rasp.SequenceMap(lambda x, y: x - y, v3, v4)
+v7 = rasp.Map(lambda x: x == 0, v5, simplify=False)
+program = rasp.SequenceMap(lambda x, y: x + y, v6, v7)"""
+    canonical = canonicalise(parse(text), VOCAB, LENGTH)
+    found = readings(forgetful(canonical), change(compile_program(canonical, VOCAB, LENGTH), 1))
+    assert any(canonicalise(program, VOCAB, LENGTH) == canonical for program in found)
+
+
 def test_sums_of_shares_are_those_that_tracr_computes():
     """1/3 - 1 is not the float nearest to -2/3, and what reads it shows the difference in its values."""
     text = """v1 = rasp.numerical(rasp.Map(lambda x: x < 4, rasp.indices))

@@ -128,14 +128,13 @@ def _in_order(domain: Domain) -> tuple[Value, ...]:
     )
 
 
-def _pair_places(first: Domain, second: Domain) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where each pair of values stands among all pairs, row by row, and where its first and its second value do."""
+def _pair_places(first: Domain, second: Domain) -> np.ndarray:
+    """Where each pair of values stands among all pairs, row by row."""
 
-    def compute() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        one, two = _places_of(first).repeat(len(second)), np.tile(_places_of(second), len(first))
+    def compute() -> np.ndarray:
         if first.is_numeric and second.is_numeric:
-            return one * len(second) + two, one, two
-        return _places([(x, y) for x in first.values for y in second.values]), one, two
+            return (_places_of(first)[:, None] * len(second) + _places_of(second)).ravel()
+        return _places([(x, y) for x in first.values for y in second.values])
 
     return _kept(first, ("pair places", second), compute)
 
@@ -278,15 +277,14 @@ class _Compilation:
 
     def _sequence_map(self, number: int, line: Line) -> _Mlp:
         """craft/chamber/categorical_mlp.py, sequence_map_categorical_mlp; of an s-op with itself it is a map."""
-        [first, _], [second, _] = (self.at[argument] for argument in line.args)
-        table = self.tables[number]
-        units, one, two = _pair_places(*[self.tables[argument].domain for argument in line.args])
+        (first, one), (second, two) = (self.at[argument] for argument in line.args)  # tokens stand beside BOS and PAD
+        table, units = self.tables[number], _pair_places(*[self.tables[argument].domain for argument in line.args])
         from_units, written = _mapped(units, table, table.codes[:-1])
         size = len(units)
         edges: list[Edges] = [
             (self._one(size), (0, units), -1.0),
-            ((first, one), (0, units), 1.0),
-            ((second, two), (0, units), 1.0),
+            ((first, one.repeat(len(two))), (0, units), 1.0),
+            ((second, np.tile(two, len(one))), (0, units), 1.0),
         ]
         name = f"_hidden_{self.labels[number]}_"
         return {name: _Units(size, edges, [((0, from_units), (self.at[number][0], written), 1.0)])}

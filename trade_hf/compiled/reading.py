@@ -215,56 +215,33 @@ class Reader:
                 written = _Written((sign * a / size_a)[None], tuple(sorted(sums)))
                 yield {group[0]: _Reading((), written, linear(*factors))}
 
-    def _steps(self, direction: np.ndarray, count: int) -> tuple[np.ndarray, list[int]]:
-        """A step function of a number: what it adds at each of `count` - 1 thresholds, ascending, and its units."""
+    def _steps(self, direction: np.ndarray, count: int, maps: int = 1) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Step functions of a number: what they add at each of `count` - 1 thresholds, ascending, [threshold, map,
+        d_model]; and what they may give below the first one."""
         units = np.flatnonzero(np.abs(self.first @ direction - COLDNESS) < 1)
-        units = units[np.argsort(-self.biases[units], kind="stable")]  # upper and lower unit of each threshold in turn
-        if count < 2 or len(units) != 2 * (count - 1):
-            raise UnreadableError(f"expected {count - 1} thresholds, found {len(units) / 2}")
-        return self.second[units[::2]], units.tolist()
+        units = units[
+            np.argsort(-self.biases[units], kind="stable")
+        ]  # at each threshold the upper units, then the lower
+        if count < 2 or len(units) != 2 * (count - 1) * maps:
+            raise UnreadableError(f"expected {(count - 1) * maps} thresholds, found {len(units) / 2}")
+        upper = units.reshape(count - 1, 2 * maps)[:, :maps]
+        return self.second[upper], self._starts(int(units[0]))
 
-    def _starts(self, beside: int) -> Iterator[np.ndarray]:
-        """What may be written below the first threshold: by a unit of the same layer that reads the constant direction
-        alone."""
+    def _starts(self, beside: int) -> list[np.ndarray]:
+        """What units of the same layer write that read the constant direction alone."""
         norms, layer = (self.first**2).sum(1), np.arange(len(self.first)) // self.weights.mlp_size
         alone = (np.abs(self.biases - 1) < NEAR) & (np.abs(norms - 1) < NEAR)
-        for unit in np.flatnonzero(alone & (layer == layer[beside])):
-            yield self.second[unit]
+        return [self.second[unit] for unit in np.flatnonzero(alone & (layer == layer[beside]))]
 
     def _map_of_numbers(self, group: list[int], state: _State) -> Iterator[dict[int, _Reading]]:
-        if len(group) > 1:
-            raise UnreadableError("several maps of one numerical s-op")
-        line = self.program.lines[group[0]]
-        source = state.written[line.args[0]]
-        steps, units = self._steps(source.vectors[0], len(source.numbers))
-        for reading in self._staircases(steps, units[0], line.op is Op.MAP_NUMERICAL):
-            yield {group[0]: reading}
-
-    def _staircases(self, steps: np.ndarray, unit: int, numerical: bool) -> Iterator[_Reading]:
-        """A step function's table over its inputs, ascending; of a number only its readers tell the sign."""
-        moving = np.flatnonzero(np.linalg.norm(steps, axis=1) > NEAR)
-        if not len(moving):
-            raise UnreadableError("a constant step function")
-        first = steps[moving[0]]
-        for start in self._starts(unit):
-            if numerical:
-                direction = first / np.linalg.norm(first)
-                if np.linalg.norm(start) > NEAR and abs(abs(start @ direction) / np.linalg.norm(start) - 1) > NEAR:
-                    continue
-                for signed in (direction, -direction):
-                    values = np.concatenate([[start @ signed], steps @ signed]).cumsum()
-                    entries = tuple(float(np.float32(_tidy(float(v)))) for v in values)
-                    yield _Reading(entries, _Written(signed[None], _number_set(entries)))
-                continue
-            if abs(start @ first + 1) > NEAR:  # the first step leaves the start's direction
-                continue
-            vectors = np.concatenate([start[None], steps]).cumsum(0)
-            groups = _same_rows(vectors)
-            cells = np.empty(len(vectors), int)
-            for i, members in enumerate(groups):
-                cells[members] = i
-            entries, order = first_appearance(tuple(cells.tolist()))
-            yield _Reading(entries, _Written(np.stack([vectors[groups[i][0]] for i in order])))  # type: ignore[index]
+        source = state.written[self.program.lines[group[0]].args[0]]
+        numerical = [self.program.lines[n].op is Op.MAP_NUMERICAL for n in group]
+        steps, starts = self._steps(source.vectors[0], len(source.numbers), len(group))
+        for chosen in itertools.permutations(starts, len(group)):
+            for own in _shared_out(list(zip(chosen, numerical, strict=True)), list(map(list, steps))):
+                ways = [list(_staircases(*way)) for way in zip(chosen, own, numerical, strict=True)]
+                for readings in itertools.product(*ways):
+                    yield dict(zip(group, readings, strict=True))
 
     # ------------------------------------------------------------ heads
 
@@ -323,10 +300,10 @@ class Reader:
             assert value is not None
             shares = {v / n for v in value.numbers for n in range(1, length + 1)}
             return {**readings, number: _Reading((), _Written(written, tuple(sorted(shares))))}
-        steps, units = self._steps(written[0], length + 1)  # over 1 / (width + 1), so the widest comes first
+        steps, starts = self._steps(written[0], length + 1)  # over 1 / (width + 1), so the widest comes first
         if op is Op.SELECTOR_WIDTH_NUMERICAL:
-            return {**readings, number: _Reading((), _Written(-steps[:1], tuple(range(length + 1))))}
-        reading = next(self._staircases(steps, units[0], numerical=False), None)
+            return {**readings, number: _Reading((), _Written(-steps[0], tuple(range(length + 1))))}
+        reading = next((r for start in starts for r in _staircases(start, steps[:, 0], numerical=False)), None)
         if reading is None:
             raise UnreadableError("a selector width without a start")
         return {**readings, number: _Reading((), _Written(reading.written.vectors[::-1]))}
@@ -349,6 +326,69 @@ class Reader:
             values = tuple(values[i] for i in shown.argmax(1))
         vocab = tuple(sort_values(self.weights.input_vocab))
         return Structure(tuple(nodes), tuple(numbers), vocab, self.weights.max_seq_len, values)
+
+
+def _shared_out(maps: list[tuple[np.ndarray, bool]], steps: list[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:
+    """Ways to give each map of a number (its start, and whether it is numerical) one step at each threshold."""
+    if not maps:
+        yield []
+        return
+    [(start, numerical), *others] = maps
+    for own in _lines_up(start, steps) if numerical else _walks(start, steps):
+        left = [[step for i, step in enumerate(some) if i != place] for some, place in zip(steps, own, strict=True)]
+        for rest in _shared_out(others, left):
+            yield [np.stack([some[place] for some, place in zip(steps, own, strict=True)]), *rest]
+
+
+def _walks(start: np.ndarray, steps: list[list[np.ndarray]]) -> Iterator[list[int]]:
+    """Of each threshold, the step of a categorical map: from the direction where it is, or none."""
+    own, at = [], start
+    for some in steps:
+        moving = [i for i, step in enumerate(some) if abs(step @ at + 1) < NEAR]
+        resting = [i for i, step in enumerate(some) if np.linalg.norm(step) < NEAR]
+        if not moving and not resting:
+            return
+        own.append((moving or resting)[0])
+        at = at + some[own[-1]]
+    yield own
+
+
+def _lines_up(start: np.ndarray, steps: list[list[np.ndarray]]) -> Iterator[list[int]]:
+    """Of each threshold, the step of a numerical map: along one direction, or none."""
+    directions = [v / np.linalg.norm(v) for v in (start, *itertools.chain(*steps)) if np.linalg.norm(v) > NEAR]
+    seen: list[list[int]] = []
+    for direction in directions[: 1 if np.linalg.norm(start) > NEAR else None]:
+        own = []
+        for some in steps:
+            along = [i for i, v in enumerate(some) if abs(abs(v @ direction) - np.linalg.norm(v)) < 0.01]
+            own.append(max(along, key=lambda i: np.linalg.norm(some[i]), default=-1))
+        if -1 not in own and own not in seen:
+            seen.append(own)
+            yield own
+
+
+def _staircases(start: np.ndarray, steps: np.ndarray, numerical: bool) -> Iterator[_Reading]:
+    """A step function's table over its inputs, ascending; of a number only its readers tell the sign."""
+    moving = np.flatnonzero(np.linalg.norm(steps, axis=1) > NEAR)
+    if not len(moving):
+        return
+    first = steps[moving[0]]
+    if numerical:
+        direction = first / np.linalg.norm(first)
+        if np.linalg.norm(start) > NEAR and abs(abs(start @ direction) / np.linalg.norm(start) - 1) > NEAR:
+            return
+        for signed in (direction, -direction):
+            values = np.concatenate([[start @ signed], steps @ signed]).cumsum()
+            entries = tuple(float(np.float32(_tidy(float(v)))) for v in values)
+            yield _Reading(entries, _Written(signed[None], _number_set(entries)))
+    elif abs(start @ first + 1) < NEAR:  # the first step leaves the start's direction
+        vectors = np.concatenate([start[None], steps]).cumsum(0)
+        groups = _same_rows(vectors)
+        cells = np.empty(len(vectors), int)
+        for i, members in enumerate(groups):
+            cells[members] = i
+        entries, order = first_appearance(tuple(cells.tolist()))
+        yield _Reading(entries, _Written(np.stack([vectors[groups[i][0]] for i in order])))  # type: ignore[index]
 
 
 def _tidy(number: float) -> float:
