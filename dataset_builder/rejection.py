@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trade_hf.compiled.faithful import INPUTS_AT_BOS, OFF, AtBos, at_bos, may_depart, reads_bos, widths_cleaned_twice
 from trade_hf.rasp.canonical import Structure, structure_of
 from trade_hf.rasp.evaluate import Evaluation, Run, all_inputs, random_inputs
 from trade_hf.rasp.functions import Value
@@ -82,12 +83,14 @@ class Judged:
       table: its table.
       state: what it gives on the screen's inputs (see `Run`).
       has_none: whether that is None somewhere.
+      at_bos: what it is at BOS (see `compiled/faithful.py`).
       reason: why no program may have it; None if it may.
     """
 
     table: Table
     state: np.ndarray
     has_none: bool = False
+    at_bos: AtBos = OFF
     reason: str | None = None
 
 
@@ -114,6 +117,7 @@ class Draft:
         self.tables = input_tables(screen.vocab, screen.max_seq_len)
         self.run = screen.run.again()
         self.judged: dict[Variable, Judged] = {TOKENS: _TOKENS, INDICES: _INDICES}
+        self.at_bos: dict[Variable, AtBos] = dict(INPUTS_AT_BOS)
         self.d_model = len(screen.vocab) + screen.max_seq_len + 3
         self.key_size = 1
         self.seen: set[tuple] = set()
@@ -138,7 +142,7 @@ class Draft:
         if line.op is Op.AGGREGATE and len(domain) > self.key_size:
             raise Rejected("key size below values")
         self.lines.append(line)
-        self.tables[number], self.judged[number] = table, judged
+        self.tables[number], self.judged[number], self.at_bos[number] = table, judged, judged.at_bos
         self.run.put(number, judged.state, judged.has_none)
         self.seen.add(meaning)
         self.d_model += width
@@ -174,7 +178,14 @@ class Draft:
             if count > MOSTLY_NONE * self.screen.cells:
                 return _refused("mostly None")
             has_none = count > 0
-        return Judged(table, state, has_none)
+        if reads_bos(line, table, self.tables, self.at_bos):
+            if line.op is Op.SELECT or self._selects_nothing(line.args[0]):
+                return _refused("reads BOS")
+        return Judged(table, state, has_none, at_bos(lines, line, table, self.tables, self.at_bos))
+
+    def _selects_nothing(self, selector: Variable) -> bool:
+        """Whether a selector does so somewhere."""
+        return bool((~self.run.states[selector].any(0) & self.run.real).any())
 
     def _why_not(self, line: Line, table: Table) -> str | None:
         config, values = self.config, table.domain
@@ -196,7 +207,10 @@ class Draft:
         if not any(TOKENS in line.args for line in program.lines):
             raise Rejected("does not read tokens")
         self._check_behaviour(self.run.output(self.lines, self.tables))
-        structure = structure_of(Tables(program, self.screen.vocab, self.screen.max_seq_len, self.tables))
+        tables = Tables(program, self.screen.vocab, self.screen.max_seq_len, self.tables)
+        if widths_cleaned_twice(tables) and may_depart(tables):
+            raise Rejected("reads BOS, which is cleaned twice")
+        structure = structure_of(tables)
         if not self.config.min_lines <= len(structure.nodes) <= self.config.max_lines:
             raise Rejected("too short or too long")
         if len(set(structure.nodes)) != len(structure.nodes):

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from cases import CASES, LENGTH, VOCAB
 
+from dataset_builder.corpus import CONFIGS
 from dataset_builder.mutants import mutants
-from dataset_builder.sampler import Draw
+from dataset_builder.sampler import Draw, sample_programs
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.faithful import may_depart
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.transforms import permute, rotate
 from trade_hf.rasp.evaluate import all_inputs, count_inputs, evaluate, random_inputs
-from trade_hf.rasp.tables import UnsupportedError
+from trade_hf.rasp.tables import UnsupportedError, tabulate
 from trade_hf.rasp.text import parse
 from trade_hf.verification import Status, verify, verify_programs, verify_weights
 
@@ -150,17 +151,26 @@ def test_where_tracr_departs_from_rasp(text):
     weights = compile_program(program, VOCAB, LENGTH)
     inputs = all_inputs(len(VOCAB), LENGTH)
     meant, given = evaluate(program, inputs, VOCAB, LENGTH), run(weights, inputs)
-    assert may_depart(program)
+    assert may_depart(tabulate(program, VOCAB, LENGTH))
     assert not np.allclose(meant.codes[meant.real], given.codes[meant.real], atol=0.1)
     assert str(verify(program, rotate(weights, 1))) == "equivalent on all 3,905 inputs"
 
 
-def test_what_may_not_depart_does_not(samples):
-    faithful = [sample for sample in samples if not may_depart(sample.program)]
-    assert len(samples) / 2 < len(faithful) < len(samples)
-    for seed, sample in enumerate(faithful[:20]):
-        weights = rotate(compile_program(sample.program, sample.vocab, sample.max_seq_len), seed)
-        assert verify(sample.program, weights).is_verified
+def test_sampled_programs_do_not_depart(samples):
+    """But for what the screen's inputs do not show: all that can read BOS there is refused."""
+    wide = itertools.islice(sample_programs("depart", CONFIGS["wide"].sampler), 10)
+    for sample in [*samples[:30], *wide]:
+        tables = tabulate(sample.spelled, sample.vocab, sample.max_seq_len)
+        inputs = random_inputs(len(sample.vocab), sample.max_seq_len, 500, seed=1)
+        meant, given = evaluate(tables, inputs), run(sample.compile(), inputs)
+        compared = meant.real & meant.valid[:, None]
+        if meant.values is None:
+            assert np.allclose(meant.codes[compared], given.codes[compared], atol=0.05)
+        else:
+            places = np.array([*map(given.values.index, meant.values), -1])
+            assert np.array_equal(meant.codes[compared] < 0, given.undefined[compared])
+            defined = compared & (meant.codes >= 0)
+            assert np.array_equal(places[meant.codes[defined]], given.codes[defined])
 
 
 def test_a_number_on_a_threshold_is_above_it():
@@ -173,3 +183,14 @@ program = rasp.Map(lambda x: x == 1, v2)"""
     given = run(compile_program(program, VOCAB, LENGTH), np.array([[0, 0, 0, 1, -1]]))
     assert given.decode(0) == [True] * 4  # RASP says False
     assert not meant.valid[0]
+
+
+@pytest.mark.parametrize("width", [6, 7, 10])
+def test_tracr_reads_large_widths_wrongly(width):
+    """A width is read off 1 / (width + 1) by steps that rise over 0.01: from 7 on the next step has begun to rise."""
+    program = parse("program = rasp.SelectorWidth(rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.TRUE))")
+    inputs = np.where(np.arange(12) < width, 0, -1)[None]
+    meant, given = evaluate(program, inputs, (0, 1), 12), run(compile_program(program, (0, 1), 12), inputs)
+    assert meant.decode(0) == [width] * width
+    assert meant.valid[0] == (given.logits[0, 0].max() > 0.99)
+    assert given.decode(0) == [width if width < 10 else width - 1] * width

@@ -186,7 +186,7 @@ class _ProgramSide:
     def __init__(self, program: Program, vocab: tuple[Value, ...], max_seq_len: int) -> None:
         self.tables = tabulate(program, vocab, max_seq_len)
         self.compiled = compile_program(program, vocab, max_seq_len)
-        self.departs = may_depart(program)
+        self.departs = may_depart(self.tables)
 
     def __call__(self, inputs: np.ndarray) -> _Answer:
         meant = evaluate(self.tables, inputs)

@@ -11,44 +11,90 @@ An aggregate that selects nothing then gives what stands at BOS, and a select ta
 
 from __future__ import annotations
 
-from trade_hf.rasp.program import Line, Op, Program, Type, Variable
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
+from trade_hf.rasp.evaluate import step_at
+from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Type, Variable, type_of
+from trade_hf.rasp.tables import Table, Tables
+
+# What an s-op is at BOS: a code (-1: off) or a number (0: off); None where that depends on the input.
+AtBos = int | float | None
+OFF = -1
+INPUTS_AT_BOS: dict[Variable, AtBos] = {TOKENS: OFF, INDICES: OFF}
 _WIDTHS = (Op.SELECTOR_WIDTH, Op.SELECTOR_WIDTH_NUMERICAL)
 
 
-def may_depart(program: Program) -> bool:
-    """Whether a select's keys, or the values that an aggregate moves, may be on at BOS. False is certain."""
-    lines = program.lines
-    on = _on_at_bos(program)
-    for number in program.live_lines:
-        line = lines[number]
-        if line.op is Op.SELECT and line.args[0] in on:
+def may_depart(tables: Tables) -> bool:
+    """Whether a program's compiled model may differ from it. False is certain; where it is True there may yet be no
+    input on which an aggregate selects nothing."""
+    lines, states = tables.program.lines, dict(INPUTS_AT_BOS)
+    twice = widths_cleaned_twice(tables)
+    for number in tables.program.live_lines:
+        line, table = lines[number], tables[number]
+        if reads_bos(line, table, tables.by_variable, states):
             return True
-        if line.op in (Op.AGGREGATE, Op.AGGREGATE_NUMERICAL) and line.args[1] in on:
-            return True
+        states[number] = None if number in twice else at_bos(lines, line, table, tables.by_variable, states)
     return False
 
 
-def _on_at_bos(program: Program) -> set[Variable]:
-    lines, on = program.lines, set[Variable]()
-    several_widths = sum(lines[number].op in _WIDTHS for number in program.live_lines) > 1
-    for number in program.live_lines:
-        if _is_on(lines[number], program, on, several_widths):
-            on.add(number)
-    return on
+def widths_cleaned_twice(tables: Tables) -> set[Variable]:
+    """Selector widths whose direction of 0 is cleaned more than once at BOS: those that share a layer."""
+    program = tables.program
+    widths = [number for number in program.live_lines if program.lines[number].op in _WIDTHS]
+    if len(widths) < 2:
+        return set()
+    depth = program.depths
+    beside = Counter(depth[number] for number in widths)
+    return {n for n in widths if beside[depth[n]] > 1 and program.lines[n].op is Op.SELECTOR_WIDTH}
 
 
-def _is_on(line: Line, program: Program, on: set[Variable], several_widths: bool) -> bool:
+def reads_bos(line: Line, table: Table, tables: Mapping[Variable, Table], states: Mapping[Variable, AtBos]) -> bool:
+    """Whether a line is changed by what its arguments are at BOS; an aggregate, if its selector selects nothing."""
     match line.op:
-        case Op.MAP | Op.MAP_NUMERICAL:
-            return line.args[0] in on or program.type_of(line.args[0]) is Type.NUMERICAL
-        case Op.SEQUENCE_MAP:
-            return all(argument in on for argument in line.args)
-        case Op.LINEAR_SEQUENCE_MAP:
-            return any(argument in on for argument in line.args)
         case Op.SELECT:
-            return False
-        case _:
-            select, *carried = line.args
-            queries_on = program.lines[select].args[1] in on
-            return queries_on or any(v in on for v in carried) or (line.op in _WIDTHS and several_widths)
+            key, queries = states[line.args[0]], len(tables[line.args[1]].domain)
+            if key is None or key == OFF:
+                return key is None
+            return any(table.entries[int(key) * queries : (int(key) + 1) * queries])
+        case Op.AGGREGATE:
+            return states[line.args[1]] != OFF
+        case Op.AGGREGATE_NUMERICAL:
+            return states[line.args[1]] != 0
+    return False
+
+
+def at_bos(
+    lines: Sequence[Line],
+    line: Line,
+    table: Table,
+    tables: Mapping[Variable, Table],
+    states: Mapping[Variable, AtBos],
+) -> AtBos:
+    """What a line is at BOS, given what its arguments are there; of a selector, that of its queries."""
+    known = [states[argument] for argument in line.args]
+    off = 0.0 if line.op.result is Type.NUMERICAL else OFF
+    match line.op:
+        case Op.SELECT:
+            return known[1]
+        case Op.AGGREGATE | Op.AGGREGATE_NUMERICAL:
+            return known[1] if known[0] == OFF else None  # a query that is off attends to BOS alone
+        case Op.SELECTOR_WIDTH | Op.SELECTOR_WIDTH_NUMERICAL:
+            return off if known[0] == OFF else None
+        case Op.SEQUENCE_MAP if OFF in known:
+            return off
+    given = [state for state in known if state is not None]
+    if len(given) < len(known):
+        return None
+    match line.op:
+        case Op.LINEAR_SEQUENCE_MAP:
+            assert line.function is not None and line.function.factors is not None
+            return sum(factor * number for factor, number in zip(line.function.factors, given, strict=True))
+        case Op.SEQUENCE_MAP:
+            return table.entries[int(given[0]) * len(tables[line.args[1]].domain) + int(given[1])]
+        case _ if type_of(lines, line.args[0]) is Type.NUMERICAL:
+            return step_at(line, given[0], tables[line.args[0]].domain, table)
+        case _ if given[0] == OFF:
+            return off
+    entry = table.entries[int(given[0])]
+    return entry if off == OFF else max(entry or 0.0, 0.0)  # the ReLU cuts off what is below 0

@@ -25,6 +25,9 @@ NONE = -1  # value code of None
 # A compiled step rises over this width and is at its height at the threshold itself (MLP exactness 100).
 STEP_WIDTH = 0.01
 ROUNDING = 1e-6
+# Widths up to this come out exactly: Tracr reads a width w off 1 / (w + 1), and of larger ones the next step has begun
+# to rise there, since it is nearer than STEP_WIDTH.
+EXACT_WIDTH = max(w for w in range(1, 100) if (1 / w - 1 / (w + 1)) / 2 >= STEP_WIDTH)
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,9 @@ class Evaluation:
       codes: [batch, position] indices into `values` (-1: None), or the numbers themselves for a numerical output.
       values: what the codes stand for; None for a numerical output.
       real: [batch, position] whether the position lies within the input.
-      valid: [batch] whether Tracr compiles this input faithfully: no categorical aggregate mixes different values,
-        no None is compared or made a number, no number below 0 comes out of a map of a categorical s-op (Tracr's ReLU
-        cuts it off), and every number falls clearly into one step of a compiled map.
+      valid: [batch] whether Tracr compiles this input faithfully: no categorical aggregate mixes different values, no
+        selector width is above EXACT_WIDTH, no None is compared or made a number, no number below 0 comes out of a map
+        of a categorical s-op (Tracr's ReLU cuts it off), every number falls clearly into one step of a compiled map.
     """
 
     codes: np.ndarray
@@ -186,10 +189,11 @@ class Run:
                 return self.aggregate(line, *args)
             case Op.AGGREGATE_NUMERICAL:
                 return (args[0] * args[1][:, None]).sum(0) / np.maximum(_width(args[0]), 1)
-            case Op.SELECTOR_WIDTH:
-                return _width(args[0])
             case _:
-                return _width(args[0]).astype(np.float64)
+                width = _width(args[0])
+                if len(width) > EXACT_WIDTH:
+                    self.require(width <= EXACT_WIDTH)
+                return width if line.op is Op.SELECTOR_WIDTH else width.astype(np.float64)
 
     def aggregate(self, line: Line, chosen: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """The one value that is selected; None where there is none."""
@@ -228,6 +232,14 @@ class _Steps:
     results: np.ndarray
     numbers: np.ndarray
     changes: np.ndarray
+
+
+def step_at(line: Line, number: float, domain: Domain, table: Table) -> Any:
+    """What the compiled step function of a map of numbers gives: a code or a number; None on a rising step."""
+    steps = _steps_of(line, domain, table)
+    step = steps.thresholds.searchsorted(number + ROUNDING, side="right")
+    is_clear = steps.changes[step] == steps.changes[steps.thresholds.searchsorted(number + STEP_WIDTH)]
+    return steps.results[step].item() if is_clear else None
 
 
 def _steps_of(line: Line, domain: Domain, table: Table) -> _Steps:
