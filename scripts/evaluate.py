@@ -10,7 +10,7 @@ compiles                the greedy program compiles
 functional_equivalence  the greedy program gives the same on every input
 greedy_read_exact       the greedy program's operations and arguments, with functions read from the weights, are the
                         canonical program
-decompiled_exact        what `decompile` returns is the canonical program: the first of the candidates that is proven
+decompiled_exact        what `decompile` returns is the canonical program
 certified_equivalence   what `decompile` returns is proven identical or equivalent
 wrongly_certified       certified, but the recompiled program and the model differ somewhere when both are run
 """
@@ -38,7 +38,7 @@ from dataset_builder.splits import PINNED, pinned
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.isomorphism import are_identical
-from trade_hf.compiled.transforms import permute, rotate
+from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile, load_model
 from trade_hf.rasp.canonical import canonicalise_spoken
@@ -54,6 +54,11 @@ VARIANTS: dict[str, Callable[[TracrWeights, int], TracrWeights]] = {
     "tracr": lambda weights, seed: weights,
     "permuted": permute,
     "rotated": rotate,
+    "compressed": lambda weights, seed: compress(weights, readable_dimensions(weights)),
+    **{
+        f"noisy-{level}": lambda weights, seed, level=level: add_noise(permute(weights, seed), level, seed)
+        for level in (0.0003, 0.001, 0.003, 0.01)
+    },
 }
 BATCH = 50
 SHARES = (
@@ -166,18 +171,18 @@ def _row(
         "compiles": compiled is not None,
         "functional_equivalence": verdict.is_verified,
         "greedy_read_exact": read is not None and _canonical(read.program, weights) == truth,
-        "decompiled_exact": certified == truth,
+        "decompiled_exact": result.program == truth,
         "certified_equivalence": certified is not None,
         "wrongly_certified": certified is not None and _differs(certified, weights),
         "seconds": result.seconds,
         "candidates": result.candidates,
         "failure": None
-        if certified == truth
+        if result.program == truth
         else {
             "true": to_text(truth),
             "greedy": to_text(program) if program else None,
             "verdict": str(verdict),
-            "decompiled": to_text(certified) if certified else None,
+            "decompiled": to_text(result.program),
             "status": status.value,
         },
     }

@@ -21,6 +21,7 @@ import torch
 from transformers.utils import logging
 
 from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.denoise import denoise, is_aligned
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import to_units
@@ -125,11 +126,14 @@ def decompile(
     A candidate with identical weights is returned, in canonical form. Where one is found that gives the same and yet is
     not the model's own program, a few more are looked at; where none is proven, the one with the strongest verdict is
     returned, which says what it lacks. In a rotated basis no weights can be identical: there a program whose units read
-    and write as the model's do counts as its own.
+    and write as the model's do counts as its own. What noise there is in Tracr's own basis is taken off for the search;
+    the verdict is always on the model as it was given.
     """
     start = time.monotonic()
-    weights, model = to_weights(source), load_model(checkpoint)
+    given, model = to_weights(source), load_model(checkpoint)
+    weights = denoise(given)
     verifier = Verifier(weights)
+    may_be_identical = weights is given and is_aligned(weights)
     best: tuple[tuple, Candidate, Program, Verdict] | None = None
     tried, last = 0, max_candidates
     for candidate in islice(propose(weights, model), max_candidates):
@@ -141,7 +145,7 @@ def decompile(
         strength = (_STRENGTH[verdict.status], fits)
         if best is None or strength > best[0]:
             best = strength, candidate, program, verdict
-        if verdict.status is Status.IDENTICAL or (fits and not _is_aligned(weights)):
+        if verdict.status is Status.IDENTICAL or (fits and not may_be_identical):
             break
         if verdict.is_verified:
             last = min(last, tried + FURTHER)
@@ -149,13 +153,9 @@ def decompile(
     _, candidate, program, verdict = best
     if verdict.is_verified:
         program = spelled(canonicalise_spoken(candidate.program, weights.input_vocab, weights.max_seq_len), weights)
+    if weights is not given:
+        verdict = _verdict(program, Verifier(given))
     return Decompilation(program, verdict, candidate.score, tried, candidate.read, time.monotonic() - start)
-
-
-def _is_aligned(weights: TracrWeights) -> bool:
-    """Whether the basis may be Tracr's own, in some order: a token's embedding is then one direction, and the constant
-    one."""
-    return bool(np.count_nonzero(weights.tensors["token_embed/embeddings"]) <= 2 * len(weights.vocab))
 
 
 def alike(program: Program, weights: TracrWeights) -> bool:
@@ -182,5 +182,16 @@ def _checked(program: Program, verifier: Verifier) -> tuple[Program, Verdict]:
     try:
         program = spelled(program, verifier.weights)
     except UnsupportedError as error:
-        return program, Verdict(Status.REFUTED, 0, 0, reason=f"does not compile: {error}")
-    return program, verifier.verify(program)
+        return program, _not_compiled(error)
+    return program, _verdict(program, verifier)
+
+
+def _verdict(program: Program, verifier: Verifier) -> Verdict:
+    try:
+        return verifier.verify(program)
+    except UnsupportedError as error:
+        return _not_compiled(error)
+
+
+def _not_compiled(error: UnsupportedError) -> Verdict:
+    return Verdict(Status.REFUTED, 0, 0, reason=f"does not compile: {error}")
