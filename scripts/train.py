@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from torch.utils.data import DataLoader
+from training_log import TrainingLog, flops_per_example, matmul_peak
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -85,16 +87,14 @@ def train(
         model = TraDeForConditionalGeneration(TraDeConfig(vocab_size=len(VOCABULARY), **config.get("model", {})))
     if corpus is None:
         step = int(Path(checkpoint).name.split("-")[-1]) if checkpoint else 0
-        data = made_online(f"{seed}-{step}", arguments.per_device_train_batch_size, reuse, sampler, validation_size)
+        draws = f"{seed}-{step}-{arguments.process_index}" if arguments.world_size > 1 else f"{seed}-{step}"
+        data = made_online(draws, arguments.per_device_train_batch_size, reuse, sampler, validation_size)
     else:
         data = from_corpus(corpus, corpus_config, validation_size)
-    trainer = Seq2SeqTrainer(
-        model=model,
-        args=arguments,
-        **data,
-        compute_metrics=exact_match,
-        callbacks=[LogToFile(output / "log.jsonl")],
+    trainer = (Seq2SeqTrainer if corpus else OnlineTrainer)(
+        model=model, args=arguments, **data, compute_metrics=exact_match
     )
+    trainer.add_callback(training_log(trainer, output / "log.jsonl"))
     size = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"{size:.2f} M parameters; from {checkpoint or warm_start or 'scratch'}")
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -104,6 +104,33 @@ def train(
         source = {"corpus": f"{corpus} {corpus_config or ''}".strip()} if corpus else {"sampler": asdict(sampler)}
         record = {"config": config, **source, "steps": trainer.state.global_step}
         (output / "final" / "training.json").write_text(json.dumps(record, indent=2))
+
+
+class OnlineTrainer(Seq2SeqTrainer):
+    """Each process makes data of its own: none is made to be skipped by the others."""
+
+    def get_train_dataloader(self) -> DataLoader:
+        assert self.train_dataset is not None
+        workers, ahead = self.args.dataloader_num_workers, self.args.dataloader_prefetch_factor
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self.args.train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            prefetch_factor=ahead if workers else None,
+            pin_memory=self.args.device.type == "cuda",
+        )
+
+
+def training_log(trainer: Seq2SeqTrainer, path: Path) -> TrainingLog:
+    """The log of a run, with its FLOPs counted on a few validation examples."""
+    args, processes = trainer.args, trainer.args.world_size
+    examples = [trainer.eval_dataset[i] for i in range(min(8, len(trainer.eval_dataset)))]
+    batch = {name: tensor.to(args.device) for name, tensor in trainer.data_collator(examples).items()}
+    flops = flops_per_example(trainer.model, batch)
+    peak = matmul_peak(args.device, torch.bfloat16 if args.bf16 else torch.float32, processes)
+    per_step = args.train_batch_size * args.gradient_accumulation_steps * processes
+    return TrainingLog(path, per_step, flops, peak)
 
 
 def made_online(seed: str, batch_size: int, reuse: int, sampler: SamplerConfig, validation_size: int) -> dict[str, Any]:
@@ -150,19 +177,6 @@ def exact_match(predictions: Any) -> dict[str, float]:
         truth = label[label >= 0].tolist()
         hits.append(row[1 : 1 + len(truth)].tolist() == truth)
     return {"free_running_exact": float(np.mean(hits))}
-
-
-class LogToFile(TrainerCallback):
-    """One JSON line for each log of the trainer: the learning curve."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        if state.is_world_process_zero and logs:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
 if __name__ == "__main__":

@@ -72,22 +72,52 @@ def test_online_killed_and_resumed(tmp_path):
     assert json.loads((tmp_path / "run" / "final" / "training.json").read_text())["steps"] == goal
 
 
-def test_from_a_corpus_folder_and_a_checkpoint_by_accelerate(tmp_path, tiny_checkpoint):
+LAUNCH = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
+
+
+def test_two_processes_killed_and_resumed_end_with_the_losses_of_an_undisturbed_run(tmp_path, tiny_checkpoint):
     build(CorpusConfig("small", 60, long_rows=1, shard_rows=40), tmp_path / "corpus", progress=False)
     write_card(tmp_path / "corpus")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
-    result = subprocess.run(
-        [*launch, *command(tmp_path, "--corpus", str(tmp_path / "corpus"), "--warm-start", str(tiny_checkpoint))[1:]],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env={**os.environ, "HF_HOME": str(tmp_path / "cache")},
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert f"from {tiny_checkpoint}\n" in result.stdout
-    rows = logged(tmp_path)
-    assert rows[-1]["step"] == 6 and any("eval_free_running_exact" in row for row in rows)
+    steps = 12
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCH.split()]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+
+    def start(name):
+        (tmp_path / name).mkdir(exist_ok=True)
+        source = ["--corpus", str(tmp_path / "corpus"), "--warm-start", str(tiny_checkpoint)]
+        arguments = command(tmp_path / name, *source, "--max-steps", str(steps))[1:]
+        (tmp_path / name / "config.yaml").write_text(CONFIG + "  use_cpu: true\n")
+        return subprocess.Popen(
+            [*launch, *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def finish(name):
+        with start(name) as run:
+            printed, _ = run.communicate(timeout=240)
+        assert run.returncode == 0, printed[-2000:]
+        return printed
+
+    def losses(name):
+        return {row["step"]: row["loss"] for row in logged(tmp_path / name) if "loss" in row}
+
+    with start("killed") as run:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "killed" / "run").glob("checkpoint-*/trainer_state.json")):
+            assert time.monotonic() < deadline and run.poll() is None
+            time.sleep(0.05)
+        os.killpg(run.pid, signal.SIGKILL)
+    assert not (tmp_path / "killed" / "run" / "final").exists()
+    assert "checkpoint-" in finish("killed")
+    assert f"from {tiny_checkpoint}\n" in finish("undisturbed")
+    assert len(losses("undisturbed")) == steps
+    assert losses("killed") == losses("undisturbed")
+    assert any("eval_free_running_exact" in row for row in logged(tmp_path / "undisturbed"))
+    assert all(0 <= row["waiting_for_data"] < 1 for row in logged(tmp_path / "killed") if "loss" in row)
 
 
 def test_a_corpus_that_is_not_there_is_refused(tmp_path):
