@@ -66,11 +66,18 @@ def run(weights: TracrWeights, inputs: np.ndarray, batch_size: int = 4096) -> Ou
 
 
 class _Model:
+    """A model's parameters, without what is all zeros: Tracr pads every layer to the size of the largest."""
+
     def __init__(self, weights: TracrWeights) -> None:
         self.weights = weights
-        # torch.tensor copies: arrays that come from JAX are read-only.
-        self.tensors = {name: torch.tensor(tensor) for name, tensor in weights.tensors.items()}
+        tensors = {name: torch.tensor(tensor) for name, tensor in weights.tensors.items()}  # JAX's are read-only
+        self.tokens, self.positions = tensors["token_embed/embeddings"], tensors["pos_embed/embeddings"]
         self.unembedding = torch.tensor(weights.unembedding)
+        self.layers = []
+        for number in range(weights.num_layers):
+            part = _layer(tensors, number)
+            heads = [_Head(part, weights.key_size, head) for head in range(weights.num_heads)]
+            self.layers.append(([head for head in heads if head.moves], part["attn/linear/b"], _Mlp(part)))
 
     @torch.inference_mode()
     def __call__(self, inputs: np.ndarray, rows: np.ndarray) -> Tensor:
@@ -78,27 +85,59 @@ class _Model:
         real = torch.from_numpy(inputs[:, :length] != PADDING)
         tokens = torch.from_numpy(rows[np.where(inputs[:, :length] == PADDING, 0, inputs[:, :length])])
         bos = torch.full((len(inputs), 1), self.weights.vocab.index(self.weights.bos))
-        x = F.embedding(torch.cat([bos, tokens], 1), self.tensors["token_embed/embeddings"])
-        x = x + self.tensors["pos_embed/embeddings"][: length + 1]
-        keys = torch.cat([torch.ones(len(inputs), 1, dtype=torch.bool), real], 1)
-        for layer in range(self.weights.num_layers):
-            x = x + self.attention(x, keys, f"transformer/layer_{layer}/attn/")
-            x = x + self.mlp(x, f"transformer/layer_{layer}/mlp/")
+        x = F.embedding(torch.cat([bos, tokens], 1), self.tokens) + self.positions[: length + 1]
+        shape, x = x.shape[:2], x.flatten(0, 1)
+        padded = ~torch.cat([torch.ones(len(inputs), 1, dtype=torch.bool), real], 1)[:, None]
+        for heads, bias, mlp in self.layers:
+            attended = [(head.attend(x, shape, padded), head.moved) for head in heads]
+            for values, moved in attended:
+                x.addmm_(values, moved)
+            if bias.any():
+                x += bias
+            mlp.add_to(x)
+        x = x.unflatten(0, shape)
         logits = (x @ self.unembedding)[:, 1:]
         return F.pad(logits, (0, 0, 0, inputs.shape[1] - length))
 
-    def linear(self, x: Tensor, name: str) -> Tensor:
-        return x @ self.tensors[f"{name}/w"] + self.tensors[f"{name}/b"]
 
-    def attention(self, x: Tensor, keys: Tensor, prefix: str) -> Tensor:
+def _layer(tensors: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+    prefix = f"transformer/layer_{number}/"
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+class _Head:
+    def __init__(self, part: dict[str, Tensor], key_size: int, number: int) -> None:
+        own = slice(number * key_size, (number + 1) * key_size)
         query, key, value = (
-            self.linear(x, prefix + part).unflatten(-1, (self.weights.num_heads, -1)).transpose(1, 2)
-            for part in ("query", "key", "value")
+            (part[f"attn/{name}/w"][:, own], part[f"attn/{name}/b"][own]) for name in ("query", "key", "value")
         )
-        scores = (query @ key.mT) / self.weights.key_size**0.5
-        scores = scores.masked_fill(~keys[:, None, None, :], -1e30)
-        attended = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
-        return self.linear(attended, prefix + "linear")
+        compares = _not_zero(*query) & _not_zero(*key)
+        moved = part["attn/linear/w"][own]
+        written = moved.any(1)
+        self.query, self.key = ((w[:, compares], b[compares]) for w, b in (query, key))
+        self.value, self.moved = (value[0][:, written], value[1][written]), moved[written]
+        self.moves, self.scale = bool(written.any()), key_size**-0.5
 
-    def mlp(self, x: Tensor, prefix: str) -> Tensor:
-        return self.linear(F.relu(self.linear(x, prefix + "linear_1")), prefix + "linear_2")
+    def attend(self, x: Tensor, shape: torch.Size, padded: Tensor) -> Tensor:
+        """[batch · position, value]: what the head takes of `x` [batch · position, d_model], nothing of `padded`."""
+        query, key, value = (torch.addmm(b, x, w).unflatten(0, shape) for w, b in (self.query, self.key, self.value))
+        scores = (query @ key.mT).mul_(self.scale).masked_fill_(padded, -1e30)
+        return (scores.softmax(-1) @ value).flatten(0, 1)
+
+
+class _Mlp:
+    def __init__(self, part: dict[str, Tensor]) -> None:
+        used = part["mlp/linear_2/w"].any(1)
+        self.first, self.bias = part["mlp/linear_1/w"][:, used], part["mlp/linear_1/b"][used]
+        self.second, self.out = part["mlp/linear_2/w"][used], part["mlp/linear_2/b"]
+
+    def add_to(self, x: Tensor) -> None:
+        """Add to `x` [batch · position, d_model] what the block gives of it."""
+        if len(self.bias):
+            x.addmm_(torch.addmm(self.bias, x, self.first).relu_(), self.second)
+        if self.out.any():
+            x += self.out
+
+
+def _not_zero(weights: Tensor, bias: Tensor) -> Tensor:
+    return weights.any(0) | (bias != 0)
