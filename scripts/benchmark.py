@@ -5,6 +5,7 @@ Run: python scripts/benchmark.py compile --programs 500 --json --out results/com
      python scripts/benchmark.py corpus --programs 20000 --json --out results/corpus-speed.json
      python scripts/benchmark.py kills --programs 3000 --json --out results/corpus-kills.json
      python scripts/benchmark.py verify --programs 200 --json --out results/verify.json
+     python scripts/benchmark.py provenance --programs 200 --json --out results/provenance.json
      python scripts/benchmark.py read --corpus FOLDER --config base --json --out results/corpus-read.json
 """
 
@@ -20,8 +21,9 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,13 +36,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset_builder.corpus import CONFIGS, CorpusConfig, build, distinct_rows
 from dataset_builder.mutants import mutants
+from dataset_builder.origins import true_places
 from dataset_builder.sampler import Draw, Sample, sample_programs
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.isomorphism import are_identical
-from trade_hf.compiled.transforms import rotate
+from trade_hf.compiled.transforms import permute, rotate
+from trade_hf.compiled.weights import TracrWeights
+from trade_hf.provenance import LineOrigin, confirm, provenance
 from trade_hf.rasp.canonical import canonicalise
 from trade_hf.rasp.evaluate import count_inputs, evaluate
+from trade_hf.rasp.program import Op, Program
 from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.rasp.text import to_text
 from trade_hf.verification import verify, verify_programs
@@ -48,7 +54,7 @@ from trade_hf.verification import verify, verify_programs
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=["compile", "canonical", "corpus", "kills", "read", "verify"])
+    parser.add_argument("study", choices=["compile", "canonical", "corpus", "kills", "read", "verify", "provenance"])
     parser.add_argument("--programs", type=int, default=200)
     parser.add_argument("--mutants", type=int, default=1000)
     parser.add_argument("--config", choices=sorted(CONFIGS), default="base", help="of the corpus: what is sampled")
@@ -70,6 +76,8 @@ def main() -> None:
             result = corpus_study(replace(CONFIGS[args.config], rows=args.programs, long_rows=20), args.processes)
         case "verify":
             result = verify_study(list(islice(samples, args.programs)))
+        case "provenance":
+            result = provenance_study(list(islice(samples, args.programs)))
         case "kills":
             result = kills_study(args.config, args.programs, args.processes, random.Random(args.seed))
         case _:
@@ -247,6 +255,53 @@ def verify_study(samples: list[Sample], with_tracr: int = 5, inputs_each: int = 
         "tracr_apply_ms": round(statistics.median(tracr) * inputs),
         "ratio": round(statistics.median(tracr) * inputs / ours),
     }
+
+
+def provenance_study(samples: list[Sample]) -> dict[str, Any]:
+    """Of each line, the heads and hidden units that `provenance` names, against those that the compiler knows of, in
+    models in a random order and in a random basis by turns; and what ablation says of them."""
+    right, lines, confirmed, swapped, exceptions, times = 0, 0, 0, [], [], []
+    for number, sample in enumerate(tqdm(samples, "provenance", disable=None)):
+        compiled = sample.compile()
+        change = partial((permute, rotate)[number % 2], seed=number)
+        model, truth = change(compiled), true_places(sample.spelled, compiled, change)
+        origins, ms = timed(provenance, sample.spelled, model)
+        times.append(ms)
+        sure = confirm(sample.spelled, model, origins)
+        for origin, is_sure in zip(origins, sure, strict=True):
+            lines += 1
+            confirmed += is_sure
+            found = {(part.kind, part.layer, place) for part in origin.components for place in part.places}
+            expected = truth.get(origin.line)
+            if expected is None:  # a select is where its readers' heads are
+                readers = [n for n in truth if origin.line in sample.spelled.lines[n].args]
+                expected = {place for n in readers for place in truth[n] if place[0] == "head"}
+            right += found == expected
+            if found != expected:
+                exceptions.append({"program": to_text(sample.spelled), "line": origin.line + 1, "found": str(origin)})
+        swapped += swap_found_out(sample.spelled, model, origins)
+    return {
+        "programs": len(samples),
+        "lines": lines,
+        "right": right,
+        "confirmed_by_ablation": confirmed,
+        "swaps_of_two_lines": len(swapped),
+        "swaps_found_out_by_ablation": sum(swapped),
+        "ms": round(statistics.median(times), 1),
+        "exception_list": exceptions,
+    }
+
+
+def swap_found_out(program: Program, model: TracrWeights, origins: Sequence[LineOrigin]) -> list[bool]:
+    """Whether ablation refuses the components of two s-ops when they are exchanged; of the first two of a program."""
+    own = [n for n, origin in enumerate(origins) if program.lines[origin.line].op is not Op.SELECT][:2]
+    if len(own) < 2:
+        return []
+    exchanged = list(origins)
+    for here, there in (own, own[::-1]):
+        exchanged[here] = replace(origins[here], components=origins[there].components)
+    sure = confirm(program, model, exchanged)
+    return [not (sure[own[0]] and sure[own[1]])]
 
 
 BUILD = """

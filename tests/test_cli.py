@@ -50,7 +50,7 @@ def test_other_vocabularies(program_file, tmp_path, capsys):
 def test_decompile(model_file, tiny_checkpoint, capsys):
     assert main(["decompile", str(model_file), "--checkpoint", str(tiny_checkpoint), "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
-    assert set(row) == {"code", "status", "certificate", "score"}
+    assert set(row) == {"code", "status", "certificate", "score", "origins"}
     parse(row["code"])
 
 

@@ -9,10 +9,12 @@ import argparse
 import ast
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from trade_hf.rasp.functions import Value
+from trade_hf.rasp.program import variable_name
 
 DEFAULT_VOCAB = "0,1,2,3,4"
 DEFAULT_LENGTH = 5
@@ -126,9 +128,33 @@ def _decompile(args: argparse.Namespace) -> int:
     from trade_hf.compiled.weights import TracrWeights
     from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile
 
-    result = decompile(TracrWeights.load(args.file), args.checkpoint or DEFAULT_CHECKPOINT)
-    _print(result_row(result), f"{result.code}\n# {_marked(result)}", args.json)
+    weights = TracrWeights.load(args.file)
+    result = decompile(weights, args.checkpoint or DEFAULT_CHECKPOINT)
+    origins = _origins(result, weights)
+    places = "".join(f"\n# {row['line']:<4}{row['where']}" for row in origins or ())
+    row = {**result_row(result), "origins": origins}
+    _print(row, f"{result.code}\n# {_marked(result)}{places}", args.json)
     return 0
+
+
+def _origins(result: Any, weights: Any) -> list[dict[str, Any]] | None:
+    """Where in the model each line is; None where the model's parts are not those of the program."""
+    from trade_hf.provenance import confirm, provenance
+
+    try:
+        origins = provenance(result.program, weights)
+        confirmed = confirm(result.program, weights, origins)
+    except ValueError:
+        return None
+    return [
+        {
+            "line": variable_name(origin.line),
+            "where": str(origin) + ("" if sure else " (not confirmed by ablation)"),
+            "components": [asdict(part) for part in origin.components],
+            "confirmed": sure,
+        }
+        for origin, sure in zip(origins, confirmed, strict=True)
+    ]
 
 
 def result_row(result: Any) -> dict[str, Any]:

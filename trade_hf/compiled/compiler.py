@@ -58,6 +58,24 @@ def compile_program(
     return compile_sparse(program, vocab, max_seq_len, labels).dense()
 
 
+@dataclass(frozen=True)
+class LayerOwners:
+    """Which lines of a program a layer's parts implement, by number.
+
+    Attributes:
+      heads: the aggregate or selector width of each head.
+      units: those of each hidden unit; several for the one that cleans BOS of all selector widths.
+    """
+
+    heads: tuple[int, ...]
+    units: tuple[tuple[int, ...], ...]
+
+
+def owners_of(program: Program, vocab: Iterable[Value], max_seq_len: int) -> list[LayerOwners]:
+    """What each layer of `compile_program(program, vocab, max_seq_len)` is made of; what Tracr pads is left out."""
+    return _Compilation(tabulate(program, set(vocab), max_seq_len), None).owners()
+
+
 def compile_sparse(
     program: Program, vocab: Iterable[Value], max_seq_len: int, labels: Sequence[str] | None = None
 ) -> SparseWeights:
@@ -405,15 +423,31 @@ class _Compilation:
             placed.append(halves[half])
         return placed + [[]] * (len(placed) % 2)
 
-    # ------------------------------------------------------------ layers → parameters
-
-    def weights(self) -> SparseWeights:
+    def _placed(self) -> tuple[dict[int, _Head | None], dict[int, _Mlp | None], list[list[int]]]:
+        """Each s-op's head and MLP, and the s-ops of each half-layer."""
         nodes = self._breadth_first()
         if TOKENS not in nodes:
             raise UnsupportedError("a program must read tokens to be compiled; this one reads indices alone")
         sops = [n for n in nodes if n in self.labels and n >= 0]
         heads, mlps = {n: self.head(n) for n in sops}, {n: self.mlp(n) for n in sops}
-        halves = self._half_layers(heads, mlps)
+        return heads, mlps, self._half_layers(heads, mlps)
+
+    def owners(self) -> list[LayerOwners]:
+        """As `owners_of`."""
+        heads, mlps, halves = self._placed()
+        layers = []
+        for attention, block in zip(halves[::2], halves[1::2], strict=True):
+            own = {n: mlp for n in block if (mlp := mlps[n])}
+            joint = _side_by_side(list(own.values()))
+            names = [name for name in sorted(joint) for _ in range(joint[name].size)]
+            units = tuple(tuple(n for n, mlp in own.items() if name in mlp) for name in names)
+            layers.append(LayerOwners(tuple(n for n in attention if heads[n]), units))
+        return layers
+
+    # ------------------------------------------------------------ layers → parameters
+
+    def weights(self) -> SparseWeights:
+        heads, mlps, halves = self._placed()
         in_layer = [[head for n in half if (head := heads[n])] for half in halves[::2]]
         units = [_side_by_side([mlp for n in half if (mlp := mlps[n])]) for half in halves[1::2]]
         num_heads = max(1, *map(len, in_layer))

@@ -59,10 +59,14 @@ def run(weights: TracrWeights, inputs: np.ndarray, batch_size: int = 4096) -> Ou
 
     `inputs` are indices into `weights.input_vocab`, PADDING after the end of an input.
     """
-    rows = np.array([weights.vocab.index(token) for token in weights.input_vocab])
     model = _Model(weights)
-    logits = [model(inputs[i : i + batch_size], rows) for i in range(0, len(inputs), batch_size)]
+    logits = [model(inputs[i : i + batch_size]) for i in range(0, len(inputs), batch_size)]
     return Output(torch.cat(logits).numpy(), inputs != PADDING, weights.output_values)
+
+
+def residual_stream(weights: TracrWeights, inputs: np.ndarray) -> np.ndarray:
+    """What the residual stream holds after the last layer: [batch, position, d_model], BOS position left out."""
+    return _Model(weights).residual_stream(inputs).numpy()
 
 
 class _Model:
@@ -80,7 +84,12 @@ class _Model:
             self.layers.append(([head for head in heads if head.moves], part["attn/linear/b"], _Mlp(part)))
 
     @torch.inference_mode()
-    def __call__(self, inputs: np.ndarray, rows: np.ndarray) -> Tensor:
+    def __call__(self, inputs: np.ndarray) -> Tensor:
+        return self.residual_stream(inputs) @ self.unembedding
+
+    @torch.inference_mode()
+    def residual_stream(self, inputs: np.ndarray) -> Tensor:
+        rows = np.array([self.weights.vocab.index(token) for token in self.weights.input_vocab])
         length = int((inputs != PADDING).sum(1).max())
         real = torch.from_numpy(inputs[:, :length] != PADDING)
         tokens = torch.from_numpy(rows[np.where(inputs[:, :length] == PADDING, 0, inputs[:, :length])])
@@ -95,9 +104,7 @@ class _Model:
             if bias.any():
                 x += bias
             mlp.add_to(x)
-        x = x.unflatten(0, shape)
-        logits = (x @ self.unembedding)[:, 1:]
-        return F.pad(logits, (0, 0, 0, inputs.shape[1] - length))
+        return F.pad(x.unflatten(0, shape)[:, 1:], (0, 0, 0, inputs.shape[1] - length))
 
 
 def _layer(tensors: dict[str, Tensor], number: int) -> dict[str, Tensor]:
