@@ -18,6 +18,12 @@ SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "1
 
 def write_card(folder: Path) -> None:
     """Write `folder`/README.md for every configuration that is finished there."""
+    text = render_card(folder)
+    write_whole(folder / "README.md", lambda path: path.write_text(text))
+
+
+def render_card(folder: Path) -> str:
+    """The card of the configurations that are finished under `folder`, from the reports and the data there."""
     reports = {name: json.loads((folder / name / "report.json").read_text()) for name in built(folder)}
     body = TEMPLATE.read_text()
     for place, text in {
@@ -28,7 +34,7 @@ def write_card(folder: Path) -> None:
     }.items():
         body = body.replace(place, text)
     header = yaml.safe_dump(card_data(reports), sort_keys=False)
-    write_whole(folder / "README.md", lambda path: path.write_text(f"---\n{header}---\n{body}"))
+    return f"---\n{header}---\n{body}"
 
 
 def built(folder: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 Run: python scripts/render_figures.py            (rewrites the documents)
      python scripts/render_figures.py --check    (fails if a document shows another figure)
-A figure stands between `<!--name-->` and `<!--/-->` in the documents.
+A figure stands between `<!--name-->` and `<!--/-->` in the documents; so does a table, as `<!--table.name-->`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
 DOCUMENTS = ("README.md", "model_card.md")
-MARK = re.compile(r"<!--([\w.-]+)-->(.*?)<!--/-->")
+MARK = re.compile(r"<!--([\w.-]+)-->(.*?)<!--/-->", re.DOTALL)
+CURVES = ("training-cpu", "training-cpu-2", "training-cpu-3")  # one run after the other
 
 
 def main() -> None:
@@ -28,35 +31,78 @@ def main() -> None:
         sys.exit(f"figures differ from results/ in {', '.join(stale)}: run python scripts/render_figures.py")
 
 
-def render(path: Path, write: bool) -> bool:
+def render(path: Path, write: bool, results: Path = RESULTS) -> bool:
     """Whether the document's figures differ from the results; rewrites them if `write`."""
     text = path.read_text()
-    fresh = MARK.sub(lambda match: f"<!--{match[1]}-->{figure(match[1])}<!--/-->", text)
+    fresh = MARK.sub(lambda match: f"<!--{match[1]}-->{figure(match[1], results)}<!--/-->", text)
     if write and fresh != text:
         path.write_text(fresh)
     return fresh != text
 
 
-def figure(name: str) -> str:
-    """A figure as shown: `test.NAME` a share in per cent, `test.NAME.interval` its interval; else `STUDY.NAME`, in per
-    cent where it has an interval."""
+def figure(name: str, results: Path = RESULTS) -> str:
+    """A figure as shown: `test.NAME` a share in per cent, `test.NAME.interval` its interval; `table.NAME` a table; else
+    `STUDY.NAME`, in per cent where it has an interval, and `STUDY.NAME.interval`."""
     study, key, *rest = name.split(".")
-    if study == "test":
-        result = _load("test-permuted")
-        if rest:
-            low, high = result["interval_95"][key]
-            return f"{100 * low:.1f}–{100 * high:.1f} %"
-        return f"{100 * result[key]:.1f} %"
-    value = _load(study)[key]
+    if study == "table":
+        return f"\n{TABLES[key](results)}\n"
+    result = _load("test-permuted" if study == "test" else study, results)
+    if key in result.get("interval_95", {}):
+        low, high = result["interval_95"][key]
+        return f"{100 * low:.1f}–{100 * high:.1f} %" if rest else f"{100 * result[key]:.1f} %"
+    value = result[key]
     for part in rest:
         value = value[part]
-    if key in _load(study).get("interval_95", {}):
-        return f"{100 * value:.1f} %"
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
-def _load(study: str) -> dict[str, Any]:
-    return json.loads((ROOT / "results" / f"{study}.json").read_text())
+def curve(results: Path = RESULTS) -> str:
+    """Loss and exact match on validation programs along the training runs, from what each of them wrote."""
+    lines = ["| run | step | validation loss | `free_running_exact` on validation | |", "|---|---|---|---|---|"]
+    for number, name in enumerate(CURVES, 1):
+        rows = [json.loads(line) for line in (results / f"{name}.jsonl").read_text().splitlines()]
+        for row in rows:
+            if "eval_loss" in row:
+                share = row["eval_free_running_exact"]
+                bar = "█" * round(20 * share)
+                lines.append(f"| {number} | {row['step']:,} | {row['eval_loss']:.3f} | {100 * share:.1f} % | {bar} |")
+    return "\n".join(lines)
+
+
+def by_lines(results: Path = RESULTS) -> str:
+    """Exact match by the number of lines of the program."""
+    shares = _load("test-permuted", results)["by_lines"]
+    greedy, verified = shares["free_running_exact"], shares["decompiled_exact"]
+    lines = ["| lines | programs | `free_running_exact` | `decompiled_exact` |", "|---|---|---|---|"]
+    for count, row in greedy.items():
+        lines.append(f"| {count} | {row['n']} | {100 * row['share']:.0f} % | {100 * verified[count]['share']:.0f} % |")
+    return "\n".join(lines)
+
+
+def failures(results: Path = RESULTS) -> str:
+    """What verified decoding did not bring back exactly, of the test programs and of Tracr's own."""
+    found = [
+        f"{len(item['true'].splitlines()) - 3} lines, {item['verdict']}; the true program:\n\n{_indented(item['true'])}"
+        for item in _load("test-permuted", results)["failures"]
+    ]
+    tracr = [
+        f"`{item['name']}` of `tracr.compiler.test_cases` ({item['lines']} lines): {item['certificate']}"
+        for item in _load("library", results)["programs"]
+        if not item["certified"]
+    ]
+    return "\n".join(f"- {text}" for text in found + tracr)
+
+
+def _indented(text: str) -> str:
+    """As a block of Python inside a list."""
+    return "\n".join(f"  {line}".rstrip() for line in f"```python\n{text.strip()}\n```".splitlines())
+
+
+TABLES: dict[str, Callable[[Path], str]] = {"curve": curve, "by_lines": by_lines, "failures": failures}
+
+
+def _load(study: str, results: Path) -> dict[str, Any]:
+    return json.loads((results / f"{study}.json").read_text())
 
 
 if __name__ == "__main__":

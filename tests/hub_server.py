@@ -1,6 +1,7 @@
 """A Hub of the tests' own: what huggingface_hub and datasets call, over real HTTP on 127.0.0.1, kept in memory.
 
-Models, data sets and Spaces are served alike, all public. A write needs the token; a wrong token is refused anywhere.
+Models, data sets and Spaces are served alike; a private one needs a token to be seen. A write needs the token; a wrong
+token is refused anywhere, the read-only one for writes. `Hub.faults` makes requests fail.
 There is one branch, `main`, whose earlier commits can be read by their oid. What is not served gives a 404.
 Protocol: hf_api.py, _commit_api.py, lfs.py and file_download.py of huggingface_hub 2.
 Run: with hub_server() as hub: subprocess.run(command, env=hub.environment(tmp_path, hub.token))
@@ -26,6 +27,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 USER = "trade"  # whose token it is
+DROP = 0  # in place of a status: the connection ends in the middle of the request's body
 LFS_SIZE = 10_000_000  # bytes; a larger file is not kept in git, even if it is text
 API = r"/api/(?P<type>model|dataset|space)s/(?P<id>[^/]+/[^/]+)"
 WEB = r"/(?:(?P<type>dataset|space)s/)?(?P<id>[^/]+/[^/]+)"
@@ -82,6 +84,7 @@ class Repo:
     type: str  # model, dataset or space
     id: str
     commits: list[Commit] = field(default_factory=lambda: [Commit({})])
+    private: bool = False
 
     @property
     def web_path(self) -> str:
@@ -121,6 +124,9 @@ class Hub:
 
     url: str = ""
     token: str = "hf_of_the_tests"
+    read_only_token: str = "hf_that_only_reads"
+    namespaces: tuple[str, ...] = (USER, "lab")  # where the user may write
+    faults: dict[str, int] = field(default_factory=dict)  # status, or DROP, of requests whose `GET /path` matches
     repos: dict[tuple[str, str], Repo] = field(default_factory=dict)
     uploads: dict[str, bytes] = field(default_factory=dict)  # by SHA-256
     requests: list[str] = field(default_factory=list)
@@ -163,10 +169,17 @@ class Handler(BaseHTTPRequestHandler):
     def respond(self) -> None:
         parts = urlsplit(self.path)
         self.query = {name: texts[-1] for name, texts in parse_qs(parts.query).items()}
-        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        size, line = int(self.headers.get("Content-Length", 0)), f"{self.command} {parts.path}"
+        fault = next((status for known, status in self.hub.faults.items() if re.fullmatch(known, line)), None)
+        self.body = self.rfile.read(size // 2 if fault == DROP else size)
+        if fault == DROP:
+            self.close_connection = True
+            return
         with self.hub.lock:
-            self.hub.requests.append(f"{self.command} {parts.path}")
+            self.hub.requests.append(line)
             try:
+                if fault is not None:
+                    raise Refusal(fault, "the server of the tests was told to fail")
                 response = self.dispatch(self.command.replace("HEAD", "GET"), parts.path)
             except Refusal as refusal:
                 response = refusal.response
@@ -189,16 +202,23 @@ class Handler(BaseHTTPRequestHandler):
         for known, pattern, handler, needs_token in ROUTES:
             match = pattern.fullmatch(path)
             if match and known == method:
-                if given != f"Bearer {self.hub.token}" and (given or needs_token):
-                    raise Refusal(401, "Invalid credentials in Authorization header")
+                if given not in (f"Bearer {self.hub.token}", f"Bearer {self.hub.read_only_token}"):
+                    if given or needs_token:
+                        raise Refusal(401, "Invalid credentials in Authorization header")
+                elif self.is_read_only and needs_token and method != "GET":
+                    raise Refusal(403, "Forbidden: you must use a write token to upload to a repository.")
                 return handler(self, **self.arguments(match))
         raise Refusal(404, "Not Found")
+
+    @property
+    def is_read_only(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {self.hub.read_only_token}"
 
     def arguments(self, match: re.Match[str]) -> dict[str, Any]:
         values: dict[str, Any] = {name: unquote(text or "") for name, text in match.groupdict().items()}
         if "id" in values:
             repo = values["repo"] = self.hub.repos.get((values.pop("type") or "model", values.pop("id")))
-            if repo is None:
+            if repo is None or (repo.private and not self.headers.get("Authorization")):
                 raise Refusal(404, "Repository not found", "RepoNotFound")
             if "revision" in values:
                 values["commit"] = repo.at(values.pop("revision") or "main")
@@ -206,7 +226,9 @@ class Handler(BaseHTTPRequestHandler):
 
     @route("GET", "/api/whoami-v2", needs_token=True)
     def whoami(self) -> Response:
-        return answer({"type": "user", "name": USER, "fullname": USER, "orgs": []})
+        orgs = [{"name": name} for name in self.hub.namespaces if name != USER]
+        access = {"accessToken": {"role": "read" if self.is_read_only else "write"}}
+        return answer({"type": "user", "name": USER, "fullname": USER, "orgs": orgs, "auth": access})
 
     @route("POST", "/api/validate-yaml")
     def validate_yaml(self) -> Response:
@@ -224,7 +246,10 @@ class Handler(BaseHTTPRequestHandler):
     @route("POST", "/api/repos/create", needs_token=True)
     def create(self) -> Response:
         asked = json.loads(self.body)
-        repo = Repo(asked.get("type") or "model", f"{asked.get('organization') or USER}/{asked['name']}")
+        namespace, is_private = asked.get("organization") or USER, asked.get("visibility") == "private"
+        if namespace not in self.hub.namespaces:
+            raise Refusal(403, f"You don't have the rights to create a repository under the namespace {namespace}.")
+        repo = Repo(asked.get("type") or "model", f"{namespace}/{asked['name']}", private=is_private)
         url = f"{self.hub.url}/{repo.web_path}"
         if (repo.type, repo.id) in self.hub.repos:
             raise Refusal(409, "You already created this repo", url=url)
@@ -292,7 +317,7 @@ class Handler(BaseHTTPRequestHandler):
     @route("GET", f"{API}(?:/revision{REVISION})?")
     def info(self, repo: Repo, commit: Commit) -> Response:
         siblings = [{"rfilename": path} for path in sorted(commit.files)]
-        facts = {"private": False, "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0}
+        facts = {"private": repo.private, "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0}
         return answer({"id": repo.id, "sha": commit.oid, "siblings": siblings, **facts})
 
     @route("GET", f"{API}/tree{REVISION}(?:/(?P<path>.+))?")
