@@ -5,9 +5,9 @@ Run: python scripts/push_to_hub.py --dry-run --corpus corpus           (lists fi
      python scripts/push_to_hub.py --corpus corpus --namespace trade --visibility public --update
 
 The token is taken from HF_TOKEN, or from `hf auth login`. Everything is put together and its cards compared with
-`results/` before anything is sent. Large files are uploaded first and become part of `main` by the one commit that names
-all files, so `main` holds a whole release or the one before. A push that was cut off is run again: what the Hub has is not
-sent a second time. A repository that holds other files is left alone without --update, which replaces all of them.
+`results/` before anything is sent. Large files are uploaded first and become part of `main` by the one commit that
+names all files, so `main` holds a whole release or the one before. A push that was cut off is run again: what the Hub
+has is not sent a second time. A repository that holds other files is left alone without --update, which replaces them.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ def publish(staged: Mapping[str, Files], args: argparse.Namespace) -> None:
             print(f"{where}: {push(api, RELEASES[kind], where, files, args)}", flush=True)
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         # huggingface_hub puts a RuntimeError around what ended the upload of a file.
-        cause = error.__cause__ if isinstance(error.__cause__, HTTPError) else error
+        cause = error.__cause__ or error if isinstance(error, RuntimeError) else error
         raise PushError(f"{where}: {in_words(cause, api.endpoint)}") from error
 
 
@@ -278,7 +278,7 @@ def push(api: HfApi, release: Release, repo_id: str, files: Files, args: argpars
     commit = api.create_commit(
         **about, operations=[*additions, *gone], commit_message="Release", parent_commit=info.sha
     )
-    return f"{commit.commit_url}"
+    return str(commit.commit_url)
 
 
 def oid(file: RepoFile) -> str:
@@ -295,7 +295,9 @@ def is_same(addition: CommitOperationAdd, remote: str) -> bool:
 
 def in_words(error: BaseException, endpoint: str) -> str:
     """One line on what went wrong at the Hub and what to do."""
-    again = "main is as it was; run the same command again, what has arrived is not sent twice"
+    again = (
+        "main holds all of the release or none of it; run the same command again, what has arrived is not sent twice"
+    )
     if isinstance(error, LocalTokenNotFoundError):
         return "there is none: expected HF_TOKEN in the environment, or `hf auth login`"
     if isinstance(error, HfHubHTTPError) and error.response is not None:

@@ -1,10 +1,17 @@
-"""Shared, made once: a tiny checkpoint that knows nothing, and sampled programs."""
+"""Shared, made once: a tiny checkpoint that knows nothing, sampled programs, a tiny corpus, a client that publishes."""
 
 import itertools
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from dataset_builder import corpus
+from dataset_builder.card import write_card
 from dataset_builder.sampler import sample_programs
 from trade_hf.configuration_trade import TraDeConfig
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
@@ -33,3 +40,60 @@ def tiny_checkpoint(tmp_path_factory):
 @pytest.fixture(scope="session")
 def samples():
     return list(itertools.islice(sample_programs("tests"), 60))
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory):
+    """A folder as build_dataset.py leaves it."""
+    folder = tmp_path_factory.mktemp("tiny") / "corpus"
+    config = replace(corpus.CONFIGS["small"], rows=60, long_rows=2, shard_rows=60)
+    corpus.build(config, folder, progress=False)
+    write_card(folder)
+    return folder
+
+
+# A process that reads HF_ENDPOINT when it starts, as all clients do. It does not wait before it tries again.
+PUBLISHER = """
+import contextlib, io, json, os, sys, time
+sys.path.insert(0, sys.argv[1])
+import push_to_hub
+time.sleep = lambda seconds: None
+for line in sys.stdin:
+    arguments, token = json.loads(line)
+    os.environ["HF_TOKEN"] = token or ""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = push_to_hub.main(arguments)
+    print(json.dumps([status, out.getvalue(), err.getvalue()]), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def publisher(tmp_path_factory):
+    """Starts scripts/push_to_hub.py for a Hub; what it gives runs it and tells exit status, stdout and stderr."""
+    started = []
+
+    def start(hub):
+        root = Path(__file__).resolve().parent.parent
+        environment = hub.environment(tmp_path_factory.mktemp("publisher"))
+        process = subprocess.Popen(
+            [sys.executable, "-c", PUBLISHER, str(root / "scripts")],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+
+        def push(*arguments, token=hub.token):
+            process.stdin.write(json.dumps([list(map(str, arguments)), token]) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        return push
+
+    yield start
+    for process in started:
+        process.stdin.close()
+        process.stdout.close()
+        process.wait(30)
