@@ -132,7 +132,7 @@ def _decompile(args: argparse.Namespace) -> int:
     result = decompile(weights, args.checkpoint or DEFAULT_CHECKPOINT)
     origins = _origins(result, weights)
     places = "".join(f"\n# {row['line']:<4}{row['where']}" for row in origins or ())
-    row = {**result_row(result), "origins": origins}
+    row = {**result.to_dict(), "origins": origins}
     _print(row, f"{result.code}\n# {_marked(result)}{places}", args.json)
     return 0
 
@@ -155,15 +155,6 @@ def _origins(result: Any, weights: Any) -> list[dict[str, Any]] | None:
         }
         for origin, sure in zip(origins, confirmed, strict=True)
     ]
-
-
-def result_row(result: Any) -> dict[str, Any]:
-    return {
-        "code": result.code,
-        "status": result.status.value,
-        "certificate": result.certificate,
-        "score": round(result.score, 4),
-    }
 
 
 def _marked(result: Any) -> str:
