@@ -26,7 +26,7 @@ from trade_hf.remote_code import export
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 from serve_endpoint import MAX_BODY, load_handler, serving
 
-TIME_LIMIT = 4.0
+TIME_LIMIT = 3.0
 PROGRAMS = {
     "histogram": "v1 = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)\nprogram = rasp.SelectorWidth(v1)",
     "next": "v1 = rasp.Map(lambda x: x + 1, rasp.indices)\nv2 = rasp.Select(rasp.indices, v1, rasp.Comparison.EQ)\n"
@@ -39,7 +39,9 @@ PROGRAMS = {
 def handler(tmp_path_factory):
     folder = tmp_path_factory.mktemp("endpoint") / "trade-base"
     export(DEFAULT_CHECKPOINT, folder)
-    handler = load_handler(folder, time_limit=TIME_LIMIT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("home")))
+        handler = load_handler(folder, time_limit=TIME_LIMIT)
     yield handler
     handler.close()
 
@@ -184,7 +186,7 @@ def test_a_request_that_would_run_for_minutes(port, files, tmp_path):
     noise(length=400).save(tmp_path / "long.safetensors")
     start = time.monotonic()
     status, answer = ask(port, encoded((tmp_path / "long.safetensors").read_bytes()))
-    assert (status, answer["error"]) == (400, "the request ran for more than 4 s: send fewer or smaller models")
+    assert (status, answer["error"]) == (400, "the request ran for more than 3 s: send fewer or smaller models")
     assert time.monotonic() - start < TIME_LIMIT + 5
     assert ask(port, encoded(files[0][0])) == (200, files[0][1])
 
