@@ -1,4 +1,4 @@
-"""Measure the compiler, the canonical form and the corpus, against their oracles where there are any.
+"""Measure the compiler, the canonical form, the corpus and the endpoint, against their oracles where there are any.
 
 Run: python scripts/benchmark.py compile --programs 500 --json --out results/compile.json
      python scripts/benchmark.py canonical --programs 1000 --mutants 5000 --json --out results/canonical.json
@@ -7,12 +7,15 @@ Run: python scripts/benchmark.py compile --programs 500 --json --out results/com
      python scripts/benchmark.py verify --programs 200 --json --out results/verify.json
      python scripts/benchmark.py provenance --programs 200 --json --out results/provenance.json
      python scripts/benchmark.py bounds --programs 500 --json --out results/bounds.json
+     python scripts/benchmark.py serve --programs 20 --rounds 10 --json --out results/serve.json
      python scripts/benchmark.py read --corpus FOLDER --config base --json --out results/corpus-read.json
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import http.client
 import json
 import os
 import random
@@ -23,6 +26,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -52,17 +56,20 @@ from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.rasp.text import to_text
 from trade_hf.verification import CONFIDENCE, PROGRAM_TOLERANCE, verify, verify_programs
 
+STUDIES = ("bounds", "compile", "canonical", "corpus", "kills", "provenance", "read", "serve", "verify")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "study", choices=["compile", "canonical", "corpus", "kills", "read", "verify", "provenance", "bounds"]
-    )
+    parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--programs", type=int, default=200)
     parser.add_argument("--mutants", type=int, default=1000)
     parser.add_argument("--config", choices=sorted(CONFIGS), default="base", help="of the corpus: what is sampled")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="of a corpus build")
     parser.add_argument("--corpus", type=Path, help="the folder to read from")
+    parser.add_argument("--rounds", type=int, default=10, help="of requests to the endpoint")
+    parser.add_argument("--requests", type=int, default=200, help="of each round")
+    parser.add_argument("--concurrency", type=int, default=16, help="requests at a time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
@@ -83,6 +90,8 @@ def main() -> None:
             result = provenance_study(list(islice(samples, args.programs)))
         case "bounds":
             result = bounds_study(samples, args.programs, Draw(args.seed))
+        case "serve":
+            result = serve_study(list(islice(samples, args.programs)), args.rounds, args.requests, args.concurrency)
         case "kills":
             result = kills_study(args.config, args.programs, args.processes, random.Random(args.seed))
         case _:
@@ -436,6 +445,66 @@ def equal_outputs(first: list, second: list, tolerance: float = 1e-9) -> bool:
         a == b or (a is not None and b is not None and not isinstance(a, str) and abs(a - b) <= tolerance)
         for a, b in zip(first, second, strict=True)
     )
+
+
+def serve_study(samples: list[Sample], rounds: int, requests: int, concurrency: int) -> dict[str, Any]:
+    """Requests to the handler for Inference Endpoints over HTTP, several at a time: errors, answers that are not those
+    of `decompile`, and the memory of the server and its worker after each round."""
+    from serve_endpoint import load_handler, serving
+
+    from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile
+    from trade_hf.remote_code import export
+
+    weights = [permute(compile_program(s.spelled, s.vocab, s.max_seq_len), i) for i, s in enumerate(samples)]
+    results = [decompile(model) for model in weights]
+    asked = [(model, result) for model, result in zip(weights, results, strict=True) if result.seconds < 1]
+    with TemporaryDirectory() as folder:
+        export(DEFAULT_CHECKPOINT, Path(folder))
+        handler = load_handler(Path(folder))
+        bodies = [json.dumps({"inputs": encoded(model, Path(folder) / "model")}).encode() for model, _ in asked]
+        places = [place % len(asked) for place in range(requests)]
+        expected = [asked[place][1].to_dict() for place in places]
+        answers, memory = [], [resident_mb(os.getpid(), handler.worker.pid)]
+        with serving(handler) as port, ThreadPoolExecutor(concurrency) as pool:
+            for _ in tqdm(range(rounds), "serve", disable=None):
+                answers += pool.map(lambda place: post(port, bodies[place]), places)
+                memory.append(resident_mb(os.getpid(), handler.worker.pid))
+        handler.close()
+    compared = zip(answers, expected * rounds, strict=True)
+    seconds = [took for _, _, took in answers]
+    return {
+        "programs": len(asked),
+        "requests": rounds * requests,
+        "concurrency": concurrency,
+        "errors": sum(status != 200 for status, _, _ in answers),
+        "wrong": sum(status == 200 and answer != right for (status, answer, _), right in compared),
+        "seconds": {"median": round(statistics.median(seconds), 3), "max": round(max(seconds), 3)},
+        "resident_mb": memory,
+    }
+
+
+def encoded(weights: TracrWeights, path: Path) -> str:
+    """A model's file in base64."""
+    weights.save(path)
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def post(port: int, body: bytes) -> tuple[int, Any, float]:
+    """Status, answer and seconds of a request to this machine."""
+    start = time.perf_counter()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    try:
+        connection.request("POST", "/", body)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read()), time.perf_counter() - start
+    finally:
+        connection.close()
+
+
+def resident_mb(*processes: int) -> float:
+    """Memory of several processes together."""
+    pages = sum(int(Path(f"/proc/{process}/statm").read_text().split()[1]) for process in processes)
+    return round(pages * resource.getpagesize() / 1e6, 1)
 
 
 def canonical_study(samples: Iterator[Sample], programs: int, wanted: int, draw: Draw) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def _decompile(args: argparse.Namespace) -> int:
     origins = _origins(result.program, weights)
     rows = None if origins is None else [_origin_row(origin, sure) for origin, sure in origins]
     places = "".join(f"\n# {row['line']:<4}{row['where']}" for row in rows or ())
-    row = {**result_row(result), "origins": rows}
+    row = {**result.to_dict(), "origins": rows}
     _print(row, f"{result.code}\n# {_marked(result)}{places}", args.json)
     if args.figure:
         _write_figure(args.figure, result.program, weights, origins)
@@ -174,15 +174,6 @@ def _write_figure(
     if origins is None:
         raise UsageError(f"{path}: not drawn: the model's parts are not those of the program that was found")
     path.write_text(draw_layers(program, weights, [origin for origin, _ in origins]), encoding="utf-8")
-
-
-def result_row(result: Any) -> dict[str, Any]:
-    return {
-        "code": result.code,
-        "status": result.status.value,
-        "certificate": result.certificate,
-        "score": round(result.score, 4),
-    }
 
 
 def _marked(result: Any) -> str:

@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.denoise import denoise, is_aligned
-from trade_hf.compiled.weights import TracrWeights
+from trade_hf.compiled.weights import TracrWeights, WeightsError, read_weights
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import to_units
 from trade_hf.rasp.canonical import canonicalise_spoken, spell
@@ -34,6 +34,7 @@ from trade_hf.verification import Status, Verdict, Verifier
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "trade-base"
 MAX_CANDIDATES = 200
+BUDGET_SECONDS = 5.0
 FURTHER = 60  # candidates that are looked at after one that is equivalent
 
 
@@ -74,6 +75,15 @@ class Decompilation:
         """The verdict in words, as in: equivalent on all 3,905 inputs."""
         return str(self.verdict)
 
+    def to_dict(self) -> dict[str, Any]:
+        """What the command line, the pipeline and the endpoint answer."""
+        return {
+            "code": self.code,
+            "status": self.status.value,
+            "certificate": self.certificate,
+            "score": round(self.score, 4),
+        }
+
     def __str__(self) -> str:
         return f"{self.code}# {self.certificate}\n"
 
@@ -90,22 +100,27 @@ def _load_model(checkpoint: Path) -> TraDeForConditionalGeneration:
     shows_progress = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # it takes less than a second
     try:
-        model = TraDeForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+        model = TraDeForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
     finally:
         if shows_progress:
             logging.enable_progress_bar()
+    return prepare(model)
+
+
+def prepare(model: TraDeForConditionalGeneration) -> TraDeForConditionalGeneration:
+    """A model just loaded, made fit for `decompile_with`: in float32, which all figures are of."""
     model.generation_config.max_length = None  # transformers' own default of 20, which would warn at every call
-    return model
+    return model.float().eval()
 
 
 def to_weights(source: Any) -> TracrWeights:
-    """A TracrWeights from a path, a tracr AssembledTransformerModel, or itself."""
-    if isinstance(source, TracrWeights):
-        return source
-    if isinstance(source, str | os.PathLike):
-        return TracrWeights.load(source)
-    from trade_hf.compiled.bridge import from_tracr_model
-
+    """A TracrWeights from what `read_weights` takes, or from a tracr AssembledTransformerModel."""
+    if not hasattr(source, "params"):
+        return read_weights(source)
+    try:  # what is in a `try` stays behind when the code goes to the Hub (see remote_code.py)
+        from trade_hf.compiled.bridge import from_tracr_model
+    except ImportError:
+        raise WeightsError("a model of the tracr package can be read where trade-hf is installed") from None
     return from_tracr_model(source)
 
 
@@ -113,13 +128,30 @@ def decompile(
     source: Any,
     checkpoint: str | os.PathLike = DEFAULT_CHECKPOINT,
     max_candidates: int = MAX_CANDIDATES,
-    budget_seconds: float = 5.0,
+    budget_seconds: float = BUDGET_SECONDS,
 ) -> Decompilation:
     """Recover a RASP program from a compiled transformer, and check it.
 
     Args:
-      source: a safetensors path, a TracrWeights, or a tracr AssembledTransformerModel.
+      source: a safetensors path or its bytes, a dictionary (see `read_weights`), a TracrWeights, or a tracr
+        AssembledTransformerModel.
       checkpoint: folder of the neural model.
+      max_candidates, budget_seconds: see `decompile_with`.
+    """
+    return decompile_with(load_model(checkpoint), to_weights(source), max_candidates, budget_seconds)
+
+
+def decompile_with(
+    model: TraDeForConditionalGeneration,
+    given: TracrWeights,
+    max_candidates: int = MAX_CANDIDATES,
+    budget_seconds: float = BUDGET_SECONDS,
+) -> Decompilation:
+    """Recover a RASP program with a neural model in memory, and check it.
+
+    Args:
+      model: as `load_model` or `prepare` gives it.
+      given: the compiled transformer.
       max_candidates: how many programs are checked at most.
       budget_seconds: no further candidate is checked after this time.
 
@@ -130,7 +162,6 @@ def decompile(
     the verdict is always on the model as it was given.
     """
     start = time.monotonic()
-    given, model = to_weights(source), load_model(checkpoint)
     weights = denoise(given)
     verifier = Verifier(weights)
     may_be_identical = weights is given and is_aligned(weights)

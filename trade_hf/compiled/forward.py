@@ -20,6 +20,7 @@ from trade_hf.rasp.functions import Value
 
 # Below this, no output direction is on: the s-op is None in RASP (all its directions are 0 in the residual stream).
 UNDEFINED_BELOW = 0.5
+MAX_CELLS = 2**26  # float32 in one intermediate tensor: 256 MiB
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,12 @@ class Output:
 def run(weights: TracrWeights, inputs: np.ndarray, batch_size: int = 4096) -> Output:
     """Run token codes [batch, position] through the model.
 
-    `inputs` are indices into `weights.input_vocab`, PADDING after the end of an input.
+    `inputs` are indices into `weights.input_vocab`, PADDING after the end of an input. `batch_size` of them run at
+    once, fewer where the model is large.
     """
+    positions = inputs.shape[1] + 1
+    widest = max(weights.num_heads * positions, weights.mlp_size, weights.num_heads * weights.key_size, weights.d_model)
+    batch_size = max(1, min(batch_size, MAX_CELLS // (positions * widest)))
     model = _Model(weights)
     logits = [model(inputs[i : i + batch_size]) for i in range(0, len(inputs), batch_size)]
     return Output(torch.cat(logits).numpy(), inputs != PADDING, weights.output_values)
