@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("decompile", _decompile, "recover the program of a compiled model and check it")
     sub.add_argument("file", type=Path, help="a safetensors file as `trade compile` writes it")
     sub.add_argument("--checkpoint", type=Path, help="the neural model (default: the one that ships)")
+    sub.add_argument("--report", type=Path, metavar="FILE", help="write a page about program and model, as HTML")
     sub.add_argument("--figure", type=Path, metavar="FILE", help="draw where in the model each line is, as SVG")
 
     sub = command("compile", _compile, "compile a RASP program to weights, bit for bit as Tracr does")
@@ -133,6 +134,8 @@ def _decompile(args: argparse.Namespace) -> int:
     from trade_hf.compiled.weights import TracrWeights
     from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile
 
+    if args.report and not args.report.parent.is_dir():
+        raise UsageError(f"{args.report.parent}: expected a folder to write the report to")
     weights = TracrWeights.load(args.file)
     result = decompile(weights, args.checkpoint or DEFAULT_CHECKPOINT)
     origins = _origins(result.program, weights)
@@ -140,6 +143,8 @@ def _decompile(args: argparse.Namespace) -> int:
     places = "".join(f"\n# {row['line']:<4}{row['where']}" for row in rows or ())
     row = {**result.to_dict(), "origins": rows}
     _print(row, f"{result.code}\n# {_marked(result)}{places}", args.json)
+    if args.report:
+        _write_report(args, result, weights, origins)
     if args.figure:
         _write_figure(args.figure, result.program, weights, origins)
     return 0
@@ -164,6 +169,15 @@ def _origin_row(origin: LineOrigin, sure: bool) -> dict[str, Any]:
         "components": [asdict(part) for part in origin.components],
         "confirmed": sure,
     }
+
+
+def _write_report(
+    args: argparse.Namespace, result: Any, weights: TracrWeights, origins: list[tuple[LineOrigin, bool]] | None
+) -> None:
+    from trade_hf.report.page import report
+
+    text = report(result, weights, args.file.name, [origin for origin, _ in origins or ()])
+    args.report.write_text(text, encoding="utf-8")
 
 
 def _write_figure(

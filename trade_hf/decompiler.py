@@ -42,24 +42,54 @@ _STRENGTH = {Status.IDENTICAL: 3, Status.EQUIVALENT: 2, Status.AGREES: 1, Status
 
 
 @dataclass(frozen=True)
-class Decompilation:
-    """What was recovered.
+class Attempt:
+    """A program that was tried.
 
     Attributes:
-      program: over the model's own vocabulary.
-      verdict: how far program and weights are known to agree.
+      program: over the model's own vocabulary, where it can be said in it; else in canonical terms.
+      verdict: how far program and weights (less the noise that could be taken off) are known to agree.
       score: the log-likelihood that the neural model gives the program.
-      candidates: how many programs were tried.
       read: whether the model proposed operations and arguments alone, and the functions were read from the weights.
-      seconds: time taken.
     """
 
     program: Program
     verdict: Verdict
     score: float
-    candidates: int
     read: bool
+
+
+@dataclass(frozen=True, repr=False)
+class Decompilation:
+    """What was recovered.
+
+    Attributes:
+      program: over the model's own vocabulary; in canonical form where it is proven.
+      verdict: how far program and weights are known to agree.
+      attempts: all programs that were tried, in order.
+      chosen: the number of the attempt that `program` is.
+      seconds: time taken.
+    """
+
+    program: Program
+    verdict: Verdict
+    attempts: tuple[Attempt, ...]
+    chosen: int
     seconds: float
+
+    @property
+    def score(self) -> float:
+        """The log-likelihood that the neural model gives the program."""
+        return self.attempts[self.chosen].score
+
+    @property
+    def read(self) -> bool:
+        """Whether the functions were read from the weights."""
+        return self.attempts[self.chosen].read
+
+    @property
+    def candidates(self) -> int:
+        """How many programs were tried."""
+        return len(self.attempts)
 
     @property
     def code(self) -> str:
@@ -86,6 +116,18 @@ class Decompilation:
 
     def __str__(self) -> str:
         return f"{self.code}# {self.certificate}\n"
+
+    def __repr__(self) -> str:
+        return (
+            f"Decompilation({len(self.program)} lines, {self.certificate}, log-likelihood {self.score:.4g}, "
+            f"{self.candidates} tried, {self.seconds:.3g} s)"
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the code and the certificate."""
+        from trade_hf.report.page import decompilation_html
+
+        return decompilation_html(self)
 
 
 def load_model(checkpoint: str | os.PathLike = DEFAULT_CHECKPOINT) -> TraDeForConditionalGeneration:
@@ -165,28 +207,29 @@ def decompile_with(
     weights = denoise(given)
     verifier = Verifier(weights)
     may_be_identical = weights is given and is_aligned(weights)
-    best: tuple[tuple, Candidate, Program, Verdict] | None = None
-    tried, last = 0, max_candidates
+    attempts: list[Attempt] = []
+    best: tuple[tuple, int, Candidate] | None = None
+    last = max_candidates
     for candidate in islice(propose(weights, model), max_candidates):
-        if best is not None and (tried >= last or time.monotonic() - start > budget_seconds):
+        if best is not None and (len(attempts) >= last or time.monotonic() - start > budget_seconds):
             break
-        tried += 1
         program, verdict = _checked(candidate.program, verifier)
+        attempts.append(Attempt(program, verdict, candidate.score, candidate.read))
         fits = verdict.status is Status.EQUIVALENT and alike(program, weights)
         strength = (_STRENGTH[verdict.status], fits)
         if best is None or strength > best[0]:
-            best = strength, candidate, program, verdict
+            best = strength, len(attempts) - 1, candidate
         if verdict.status is Status.IDENTICAL or (fits and not may_be_identical):
             break
         if verdict.is_verified:
-            last = min(last, tried + FURTHER)
+            last = min(last, len(attempts) + FURTHER)
     assert best is not None, "the grammar lets the model end every program"
-    _, candidate, program, verdict = best
-    if verdict.is_verified:
+    _, chosen, candidate = best
+    program = attempts[chosen].program
+    if attempts[chosen].verdict.is_verified:
         program = spelled(canonicalise_spoken(candidate.program, weights.input_vocab, weights.max_seq_len), weights)
-    if weights is not given:
-        verdict = _verdict(program, Verifier(given))
-    return Decompilation(program, verdict, candidate.score, tried, candidate.read, time.monotonic() - start)
+    verdict = attempts[chosen].verdict if weights is given else _verdict(program, Verifier(given))
+    return Decompilation(program, verdict, tuple(attempts), chosen, time.monotonic() - start)
 
 
 def alike(program: Program, weights: TracrWeights) -> bool:

@@ -103,9 +103,15 @@ class TracrWeights:
         output = "numerical" if self.output_values is None else f"{len(self.output_values)} values"
         return (
             f"TracrWeights({self.num_layers} layers, {self.num_heads} heads, key size {self.key_size}, "
-            f"MLP size {self.mlp_size}, d_model {self.d_model}, vocabulary {list(self.input_vocab)}, "
+            f"MLP size {self.mlp_size}, d_model {self.d_model}, vocabulary {_listed(self.input_vocab)}, "
             f"up to {self.max_seq_len} tokens, output {output})"
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the shape."""
+        from trade_hf.report.shape import weights_summary_html
+
+        return weights_summary_html(self)
 
     def metadata(self) -> dict[str, Any]:
         """All but the tensors, for JSON."""
@@ -398,6 +404,13 @@ def _width(tensors: dict[str, np.ndarray], name: str) -> int:
     if name not in tensors or tensors[name].ndim != 2:
         raise WeightsError(f"the tensor {name} is missing or has the wrong shape")
     return tensors[name].shape[1]
+
+
+def _listed(tokens: tuple[Value, ...], most: int = 12) -> str:
+    """As a list; long vocabularies are cut."""
+    if len(tokens) <= most:
+        return str(list(tokens))
+    return f"[{', '.join(map(repr, tokens[:most]))}, … {len(tokens):,} in all]"
 
 
 def _some(tensors: dict[str, np.ndarray]) -> str:
