@@ -1,4 +1,4 @@
-"""Measure the compiler, the canonical form and the corpus, against their oracles where there are any.
+"""Measure the compiler, the canonical form, the corpus and the endpoint, against their oracles where there are any.
 
 Run: python scripts/benchmark.py compile --programs 500 --json --out results/compile.json
      python scripts/benchmark.py canonical --programs 1000 --mutants 5000 --json --out results/canonical.json
@@ -6,12 +6,16 @@ Run: python scripts/benchmark.py compile --programs 500 --json --out results/com
      python scripts/benchmark.py kills --programs 3000 --json --out results/corpus-kills.json
      python scripts/benchmark.py verify --programs 200 --json --out results/verify.json
      python scripts/benchmark.py provenance --programs 200 --json --out results/provenance.json
+     python scripts/benchmark.py bounds --programs 500 --json --out results/bounds.json
+     python scripts/benchmark.py serve --programs 20 --rounds 10 --json --out results/serve.json
      python scripts/benchmark.py read --corpus FOLDER --config base --json --out results/corpus-read.json
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import http.client
 import json
 import os
 import random
@@ -22,6 +26,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -45,21 +50,26 @@ from trade_hf.compiled.transforms import permute, rotate
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.provenance import LineOrigin, confirm, provenance
 from trade_hf.rasp.canonical import canonicalise
-from trade_hf.rasp.evaluate import count_inputs, evaluate
+from trade_hf.rasp.evaluate import all_inputs, count_inputs, evaluate
 from trade_hf.rasp.program import Op, Program
 from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.rasp.text import to_text
-from trade_hf.verification import verify, verify_programs
+from trade_hf.verification import CONFIDENCE, PROGRAM_TOLERANCE, verify, verify_programs
+
+STUDIES = ("bounds", "compile", "canonical", "corpus", "kills", "provenance", "read", "serve", "verify")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=["compile", "canonical", "corpus", "kills", "read", "verify", "provenance"])
+    parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--programs", type=int, default=200)
     parser.add_argument("--mutants", type=int, default=1000)
     parser.add_argument("--config", choices=sorted(CONFIGS), default="base", help="of the corpus: what is sampled")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="of a corpus build")
     parser.add_argument("--corpus", type=Path, help="the folder to read from")
+    parser.add_argument("--rounds", type=int, default=10, help="of requests to the endpoint")
+    parser.add_argument("--requests", type=int, default=200, help="of each round")
+    parser.add_argument("--concurrency", type=int, default=16, help="requests at a time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
@@ -78,6 +88,10 @@ def main() -> None:
             result = verify_study(list(islice(samples, args.programs)))
         case "provenance":
             result = provenance_study(list(islice(samples, args.programs)))
+        case "bounds":
+            result = bounds_study(samples, args.programs, Draw(args.seed))
+        case "serve":
+            result = serve_study(list(islice(samples, args.programs)), args.rounds, args.requests, args.concurrency)
         case "kills":
             result = kills_study(args.config, args.programs, args.processes, random.Random(args.seed))
         case _:
@@ -304,6 +318,59 @@ def swap_found_out(program: Program, model: TracrWeights, origins: Sequence[Line
     return [not (sure[own[0]] and sure[own[1]])]
 
 
+RARE = (2e-4, 0.03)  # shares of inputs that a pair of the study of bounds differs on
+FEW = 400  # inputs that are run there
+
+
+def bounds_study(samples: Iterator[Sample], pairs: int, draw: Draw) -> dict[str, Any]:
+    """Programs and mutants that differ on few inputs, compared on FEW of them: how often the bound on the share that
+    differs is below the true one, which all inputs tell. It may be in one of twenty; where a difference is found there
+    is no bound to be wrong."""
+    missed, found, shares = 0, 0, []
+    progress = tqdm(total=pairs, desc="bounds", disable=None)
+    for sample in samples:
+        domain = (sample.vocab, sample.max_seq_len)
+        for mutant in islice(mutants(sample.program, draw), 20):
+            try:
+                verdict = verify_programs(sample.program, mutant, *domain, limit=0, seed=len(shares), samples=FEW)
+                share = share_that_differs(sample.program, mutant, *domain)
+            except UnsupportedError:
+                continue
+            if len(shares) < pairs and RARE[0] <= share <= RARE[1]:
+                assert verdict.checked < verdict.inputs
+                found += verdict.bound is None
+                missed += verdict.bound is not None and verdict.bound < share
+                shares.append(share)
+                progress.update()
+        if len(shares) == pairs:
+            break
+    return {
+        "pairs": pairs,
+        "inputs": verdict.inputs,
+        "run": FEW,
+        "median_share": round(statistics.median(shares), 5),
+        "differences_found": found,
+        "bounds_given": pairs - found,
+        "bounds_below_the_truth": missed,
+        "share_below_the_truth": round(missed / pairs, 4),
+        "allowed": round(1 - CONFIDENCE, 4),
+    }
+
+
+def share_that_differs(first: Program, second: Program, vocab: tuple, max_seq_len: int) -> float:
+    """Of all inputs, by running both programs."""
+    inputs = all_inputs(len(vocab), max_seq_len)
+    one, other = (evaluate(program, inputs, vocab, max_seq_len) for program in (first, second))
+    if (one.values is None) != (other.values is None) or not (one.valid & other.valid).all():
+        return 1.0  # of another kind, or not compiled faithfully
+    if one.values is None or other.values is None:
+        same = np.abs(one.codes - other.codes) <= PROGRAM_TOLERANCE
+    else:
+        cells = [np.array([*side.values, None], dtype=object)[side.codes] for side in (one, other)]
+        same = cells[0] == cells[1]
+    return float((~same & one.real).any(1).mean())
+
+
 BUILD = """
 import sys
 from dataclasses import replace
@@ -378,6 +445,66 @@ def equal_outputs(first: list, second: list, tolerance: float = 1e-9) -> bool:
         a == b or (a is not None and b is not None and not isinstance(a, str) and abs(a - b) <= tolerance)
         for a, b in zip(first, second, strict=True)
     )
+
+
+def serve_study(samples: list[Sample], rounds: int, requests: int, concurrency: int) -> dict[str, Any]:
+    """Requests to the handler for Inference Endpoints over HTTP, several at a time: errors, answers that are not those
+    of `decompile`, and the memory of the server and its worker after each round."""
+    from serve_endpoint import load_handler, serving
+
+    from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile
+    from trade_hf.remote_code import export
+
+    weights = [permute(compile_program(s.spelled, s.vocab, s.max_seq_len), i) for i, s in enumerate(samples)]
+    results = [decompile(model) for model in weights]
+    asked = [(model, result) for model, result in zip(weights, results, strict=True) if result.seconds < 1]
+    with TemporaryDirectory() as folder:
+        export(DEFAULT_CHECKPOINT, Path(folder))
+        handler = load_handler(Path(folder))
+        bodies = [json.dumps({"inputs": encoded(model, Path(folder) / "model")}).encode() for model, _ in asked]
+        places = [place % len(asked) for place in range(requests)]
+        expected = [asked[place][1].to_dict() for place in places]
+        answers, memory = [], [resident_mb(os.getpid(), handler.worker.pid)]
+        with serving(handler) as port, ThreadPoolExecutor(concurrency) as pool:
+            for _ in tqdm(range(rounds), "serve", disable=None):
+                answers += pool.map(lambda place: post(port, bodies[place]), places)
+                memory.append(resident_mb(os.getpid(), handler.worker.pid))
+        handler.close()
+    compared = zip(answers, expected * rounds, strict=True)
+    seconds = [took for _, _, took in answers]
+    return {
+        "programs": len(asked),
+        "requests": rounds * requests,
+        "concurrency": concurrency,
+        "errors": sum(status != 200 for status, _, _ in answers),
+        "wrong": sum(status == 200 and answer != right for (status, answer, _), right in compared),
+        "seconds": {"median": round(statistics.median(seconds), 3), "max": round(max(seconds), 3)},
+        "resident_mb": memory,
+    }
+
+
+def encoded(weights: TracrWeights, path: Path) -> str:
+    """A model's file in base64."""
+    weights.save(path)
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def post(port: int, body: bytes) -> tuple[int, Any, float]:
+    """Status, answer and seconds of a request to this machine."""
+    start = time.perf_counter()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    try:
+        connection.request("POST", "/", body)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read()), time.perf_counter() - start
+    finally:
+        connection.close()
+
+
+def resident_mb(*processes: int) -> float:
+    """Memory of several processes together."""
+    pages = sum(int(Path(f"/proc/{process}/statm").read_text().split()[1]) for process in processes)
+    return round(pages * resource.getpagesize() / 1e6, 1)
 
 
 def canonical_study(samples: Iterator[Sample], programs: int, wanted: int, draw: Draw) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 Run: python scripts/evaluate.py --split test --limit 500 --variant permuted --json --out results/test-permuted.json
      python scripts/evaluate.py --split library --json --out results/library.json   (the tracr package's own programs)
+     python scripts/evaluate.py --method MODULE:FUNCTION --limit 200 --json --out results/methods/NAME.json
 
 teacher_forced_exact    every token right after its true prefix
 free_running_exact      the greedy program is the canonical one
@@ -13,6 +14,10 @@ greedy_read_exact       the greedy program's operations and arguments, with func
 decompiled_exact        what `decompile` returns is the canonical program
 certified_equivalence   what `decompile` returns is proven identical or equivalent
 wrongly_certified       certified, but the recompiled program and the model differ somewhere when both are run
+
+--method scores any decompiler in place of a checkpoint: a function from a TracrWeights to code, or None where it gives
+up. It runs in a process of its own (trade_hf/methods.py): a model on which it takes too long or too much memory, or
+that kills it, counts as failed. What was scored is kept beside --out, and a run that was killed goes on from there.
 """
 
 from __future__ import annotations
@@ -20,11 +25,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import platform
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -41,11 +50,12 @@ from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile, load_model
+from trade_hf.methods import LONGEST_REASON, Limits, Method, Outcome
 from trade_hf.rasp.canonical import canonicalise_spoken
 from trade_hf.rasp.evaluate import all_inputs
-from trade_hf.rasp.program import Program
+from trade_hf.rasp.program import Program, RaspError
 from trade_hf.rasp.tables import UnsupportedError
-from trade_hf.rasp.text import to_text
+from trade_hf.rasp.text import parse, to_text
 from trade_hf.search import Candidate, greedy_programs, teacher_forced, with_functions_read
 from trade_hf.tokenization_rasp import to_ids
 from trade_hf.verification import TOLERANCE, Status, Verdict, verify
@@ -80,17 +90,31 @@ def main() -> None:
     parser.add_argument("--split", choices=[*sorted(PINNED), "library"], default="test")
     parser.add_argument("--variant", choices=sorted(VARIANTS), default="permuted")
     parser.add_argument("--limit", type=int, default=500)
+    parser.add_argument("--method", help="score this decompiler, MODULE:FUNCTION, in place of a checkpoint")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of --method for one model")
+    parser.add_argument("--memory", type=float, default=4.0, help="of --method, in GB")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     args = parser.parse_args()
-    if args.split == "library":
+    if args.method:
+        if args.split == "library":
+            parser.error(f"--method: expected one of the splits {', '.join(sorted(PINNED))}, got library")
+        limits = Limits(args.seconds, int(args.memory * 2**30))
+        progress = args.out and args.out.with_suffix(".progress.jsonl")
+        result = evaluate_method(args.method, args.split, args.variant, args.limit, limits, progress)
+    elif args.split == "library":
         result = evaluate_library(args.checkpoint, args.variant)
     else:
         result = evaluate_checkpoint(args.checkpoint, args.split, args.variant, args.limit)
     text = json.dumps(result, indent=2)
     if args.out:
-        args.out.write_text(text + "\n")
-    print(text if args.json else "\n".join(f"{key}: {result[key]}" for key in ("n", *SHARES) if key in result))
+        write_atomically(args.out, text + "\n")
+        args.out.with_suffix(".progress.jsonl").unlink(missing_ok=True)
+    print(
+        text
+        if args.json
+        else "\n".join(f"{key}: {result[key]}" for key in ("n", *SHARES, *METHOD_SHARES) if key in result)
+    )
 
 
 def evaluate_checkpoint(checkpoint: Path, split: str, variant: str, limit: int) -> dict[str, Any]:
@@ -118,13 +142,91 @@ def evaluate_checkpoint(checkpoint: Path, split: str, variant: str, limit: int) 
         "decompile_seconds": spread([row["seconds"] for row in rows]),
         "candidates": spread([row["candidates"] for row in rows]),
         "seconds": round(time.monotonic() - start, 1),
-        "environment": {
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "threads": torch.get_num_threads(),
-        },
+        "environment": environment(),
         "failures": [row["failure"] for row in rows if row["failure"]][:50],
     }
+
+
+METHOD_SHARES = ("exact", "equivalent", "compiles")
+
+
+def evaluate_method(
+    name: str, split: str, variant: str, limit: int, limits: Limits, progress: Path | None
+) -> dict[str, Any]:
+    """What a decompiler gives for the first `limit` models of a split, without a look at the programs."""
+    items = pinned(split, limit)
+    rows = kept_rows(progress, what := f"{name} on {split}, {variant}, {limits}")[:limit]
+    with Method(name, limits) as method, TemporaryDirectory() as folder:
+        for number in tqdm(range(len(rows), len(items)), name, len(items), initial=len(rows), disable=None):
+            sample = items[number].sample
+            weights = replace(VARIANTS[variant](sample.compile(), number), residual_labels=())  # they name the lines
+            path = Path(folder) / f"{number}.safetensors"
+            weights.save(path)
+            outcome = method.run(path)
+            path.unlink()
+            rows.append({"of": what, "lines": len(sample.program), **score_code(outcome, sample.program, weights)})
+            if progress:
+                with progress.open("a") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
+    return {
+        "method": name,
+        "split": split,
+        "variant": variant,
+        "n": len(rows),
+        **{share: round(float(np.mean([row[share] for row in rows])), 4) for share in METHOD_SHARES},
+        "interval_95": {share: wilson(sum(row[share] for row in rows), len(rows)) for share in METHOD_SHARES},
+        "by_lines": {share: _by_lines(rows, share) for share in METHOD_SHARES},
+        "seconds": spread([row["seconds"] for row in rows]),
+        "reasons": dict(Counter(row["reason"] for row in rows if row["reason"]).most_common(20)),
+        "limits": {"seconds": limits.seconds, "memory": limits.memory},
+        "environment": environment(),
+    }
+
+
+def kept_rows(progress: Path | None, what: str) -> list[dict[str, Any]]:
+    """The rows that a run of the same kind left, without what a kill cut off; the file is made to hold just these."""
+    if progress is None:
+        return []
+    kept = progress.read_text() if progress.exists() else ""
+    rows = [json.loads(line) for line in kept[: kept.rfind("\n") + 1].splitlines()]
+    rows = [row for row in rows if row["of"] == what]
+    write_atomically(progress, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def score_code(outcome: Outcome, truth: Program, weights: TracrWeights) -> dict[str, Any]:
+    """Whether a method's code is the canonical program, and whether it is proven to do what the model does."""
+    row: dict[str, Any] = dict.fromkeys(METHOD_SHARES, False)
+    row |= {"seconds": round(outcome.seconds, 3), "reason": outcome.reason}
+    if outcome.code is None:
+        return row
+    try:
+        program = parse(outcome.code)
+        verdict = verify(program, weights)
+        canonical = canonicalise_spoken(program, weights.input_vocab, weights.max_seq_len)
+    except (RaspError, UnsupportedError) as error:
+        return {**row, "reason": f"no program: {error}"[:LONGEST_REASON]}
+    compiles = _compiled(program, weights) is not None
+    equivalent = verdict.is_verified
+    row |= {"exact": canonical == truth, "equivalent": equivalent, "compiles": compiles}
+    return {**row, "reason": None if equivalent else "another function" if compiles else "does not compile"}
+
+
+def environment() -> dict[str, Any]:
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def write_atomically(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def evaluate_library(checkpoint: Path, variant: str) -> dict[str, Any]:

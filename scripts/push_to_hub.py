@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -43,6 +42,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from render_figures import RESULTS, render
 
 from dataset_builder.card import built, render_card
+from trade_hf.remote_code import export
 
 HOME = "trade"  # the namespace that the documents speak of
 CHECKPOINT = ROOT / "trade_hf" / "assets" / "trade-base"
@@ -112,7 +112,7 @@ def show(repo_id: str, files: Files) -> None:
 
 
 def stage_model(args: argparse.Namespace, scratch: Path) -> Files:
-    export_model(scratch / "model")
+    export(CHECKPOINT, scratch / "model")
     card = ROOT / "model_card.md"
     check_figures(card, args.results)
     entries = evaluation(args.results, args.namespace)
@@ -123,11 +123,6 @@ def stage_model(args: argparse.Namespace, scratch: Path) -> Files:
         ".eval_results/tracr-rasp.yaml": scores.encode(),
         "LICENSE": ROOT / "LICENSE",
     }
-
-
-def export_model(folder: Path) -> None:
-    """Write what is to be loaded from the model's repository."""
-    shutil.copytree(CHECKPOINT, folder)
 
 
 def evaluation(results: Path, namespace: str) -> list[tuple[EvalResult, EvalResultEntry]]:

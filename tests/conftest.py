@@ -3,6 +3,8 @@
 import contextlib
 import itertools
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -100,3 +102,18 @@ def publisher(tmp_path_factory):
             process.stdin.close()
         process.wait(30)
         process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Debian's Chromium, driven by Playwright. Tests that need it are skipped where it is missing, or fail there if
+    TRADE_NEEDS_BROWSER is set, as `.ci/run` does."""
+    chromium = shutil.which("chromium")
+    if chromium is None and not os.environ.get("TRADE_NEEDS_BROWSER"):
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    assert chromium, "expected chromium on the path: apt-get install chromium"
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Chromium's own sandbox does not start for root, as whom CI's containers run.
+        yield playwright.chromium.launch(executable_path=chromium, chromium_sandbox=os.geteuid() != 0)

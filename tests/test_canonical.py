@@ -143,3 +143,9 @@ program = rasp.Aggregate(v4, rasp.tokens)"""
     assert are_identical(compile_program(spelled, vocab, 4), weights)
     assert parse(to_text(spelled)) == spelled
     assert canonicalise(spelled, vocab, 4) == canonical
+
+
+def test_a_program_that_writes_the_number_of_no_token_cannot_be_spelled():
+    program = parse("program = rasp.Map(lambda x: x + 1, rasp.tokens)")
+    with pytest.raises(UnsupportedError, match="line 1: 2 is the number of no token"):
+        spell(program, ("a", "b"), 3, ("a", "b"))

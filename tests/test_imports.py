@@ -12,7 +12,8 @@ assert not heavy, heavy
 ALL = (
     "trade_hf, trade_hf.cli, trade_hf.decompiler, trade_hf.demo, trade_hf.verification, trade_hf.modeling_trade, "
     "trade_hf.processing_trade, trade_hf.tokenization_rasp, trade_hf.rasp.canonical, trade_hf.compiled.compiler, "
-    "trade_hf.compiled.bridge, trade_hf.compiled.forward, trade_hf.compiled.transforms, dataset_builder.online"
+    "trade_hf.compiled.bridge, trade_hf.compiled.forward, trade_hf.compiled.transforms, trade_hf.report.page, "
+    "dataset_builder.online"
 )
 
 
@@ -36,6 +37,7 @@ def test_public_names_resolve():
 def test_the_language_needs_numpy_alone():
     code = (
         "import sys, trade_hf.rasp.canonical, trade_hf.rasp.evaluate, trade_hf.compiled.compiler\n"
+        "import trade_hf.report.shape, trade_hf.report.highlight\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

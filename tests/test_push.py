@@ -1,6 +1,7 @@
 """Publishing: scripts/push_to_hub.py against the tests' Hub, which also fails, drops connections and refuses."""
 
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -61,7 +62,12 @@ def test_each_repository_gets_one_commit_and_a_second_push_none(hub, push, corpu
             assert repo.private and len(repo.commits) == 2
     checkpoint = ROOT / "trade_hf" / "assets" / "trade-base"
     model = main_of(hub, MODEL, "lab")
-    assert {path.name: path.read_bytes() for path in checkpoint.iterdir()}.items() <= model.items()
+    assert {path.name for path in checkpoint.iterdir()} | {
+        "handler.py",
+        "requirements.txt",
+        "modeling_trade.py",
+    } <= set(model)
+    assert model["model.safetensors"] == (checkpoint / "model.safetensors").read_bytes()
     assert b"lab/tracr-rasp" in model["README.md"] and b"trade/tracr-rasp" not in model["README.md"]
     assert b'load_dataset("lab/tracr-rasp"' in main_of(hub, DATASET, "lab")["README.md"]
     assert b'evaluate.load("lab/functional_equivalence")' in main_of(hub, METRIC, "lab")["README.md"]
@@ -118,7 +124,7 @@ def test_a_client_that_is_killed_while_it_uploads_is_picked_up_by_another(hub, p
 
     class Kill(dict):
         def items(self):
-            if len(hub.uploads) == 3:
+            if hub.requests and re.match(r"PUT|.*/objects/batch", hub.requests[-1]):
                 killed.process.kill()
                 return [("PUT .*", DROP)]
             return []
@@ -131,7 +137,7 @@ def test_a_client_that_is_killed_while_it_uploads_is_picked_up_by_another(hub, p
     there = len(hub.uploads)
     hub.requests.clear()
     assert push("--only", "dataset", *corpus)[::2] == [0, ""]
-    assert len(hub.uploads) > there >= 3 and len(hub.repos["dataset", "trade/tracr-rasp"].commits) == 2
+    assert len(hub.uploads) > there and len(hub.repos["dataset", "trade/tracr-rasp"].commits) == 2
     assert sum(line.startswith("PUT") for line in hub.requests) == len(hub.uploads) - there
 
 

@@ -111,9 +111,10 @@ BAD_TENSORS = {
     "missing": (lambda t: t.pop("transformer/layer_0/mlp/linear_2/w"), "layer_0/mlp/linear_2/w is missing"),
     "no embedding": (lambda t: t.pop("token_embed/embeddings"), "token_embed/embeddings"),
     "shape": (lambda t: t.update({"pos_embed/embeddings": t["pos_embed/embeddings"][:-1]}), "expected shape"),
-    "type": (lambda t: t.update({QUERY: t[QUERY].astype(np.float64)}), "expected float32, got float64"),
+    "type": (lambda t: t.update({QUERY: t[QUERY].astype(np.float64)}), "expected float32 (F32), got F64"),
     "NaN": (lambda t: t[QUERY].__setitem__((0, 0), np.nan), "got NaN or infinity"),
     "infinity": (lambda t: t[QUERY].__setitem__((0, 0), np.inf), "got NaN or infinity"),
+    "large": (lambda t: t[QUERY].__setitem__((0, 0), 1e30), "expected numbers up to 1e+09, got 1e+30"),
     "extra": (lambda t: t.update({"lm_head": np.zeros(3, np.float32)}), "lm_head is not one of Tracr's"),
     "not Tracr's": (lambda t: (t.clear(), t.update({"h.0.w": np.zeros(3, np.float32)})), "expected Tracr's parameters"),
     "one dimension": (lambda t: t.update({QUERY: np.zeros(3, np.float32)}), "wrong shape"),
@@ -136,6 +137,9 @@ BAD_METADATA = {
     "output values": (lambda m: m.update(output_values=None), "expected output_values"),
     "output directions": (lambda m: m.update(output_directions=[10**6]), "expected output_directions below"),
     "strange value": (lambda m: m["vocab"].__setitem__(0, {"a": 1}), "expected numbers and strings for vocab"),
+    "infinite value": (lambda m: m["vocab"].__setitem__(0, float("inf")), "expected numbers and strings for vocab"),
+    "huge value": (lambda m: m["vocab"].__setitem__(0, 10**300), "expected numbers and strings for vocab"),
+    "line breaks": (lambda m: m.update(num_heads="a\nb"), "got 'a\\nb'"),
     "values no list": (lambda m: m.update(vocab="abc"), "expected a list for vocab"),
 }
 
@@ -167,6 +171,7 @@ def test_other_files(file, compiled, tmp_path, monkeypatch):
     whole = file.read_bytes()
     for name, content, message in [
         ("pickle", pickle.dumps({"a": 1}), "got a pickle or an archive, which is never opened"),
+        ("gzip", b"\x1f\x8b" + bytes(50), "got a pickle or an archive"),
         ("zip", b"PK\x03\x04" + bytes(50), "got a pickle or an archive"),
         ("json", b'{"a": 1}', "got JSON"),
         ("empty", b"", "expected a safetensors file"),
@@ -180,6 +185,9 @@ def test_other_files(file, compiled, tmp_path, monkeypatch):
         check(path, message)
     save_file({"token_embed/embeddings": np.zeros((2, 2), np.float32)}, tmp_path / "bare")
     check(tmp_path / "bare", "expected the vocabulary and the lengths in the metadata")
+    monkeypatch.setattr(weights_module, "MAX_BYTES", 100)
+    check(file, f"expected a file of at most 100 bytes, got {len(whole):,}")
+    monkeypatch.undo()
     monkeypatch.setitem(weights_module.LIMITS, "parameters", 100)
     check(file, "parameters; the limit is 100")
     monkeypatch.setitem(weights_module.LIMITS, "parameters", 10**9)

@@ -11,10 +11,14 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trade_hf.rasp.functions import Value
-from trade_hf.rasp.program import variable_name
+from trade_hf.rasp.program import Program, variable_name
+
+if TYPE_CHECKING:
+    from trade_hf.compiled.weights import TracrWeights
+    from trade_hf.provenance import LineOrigin
 
 DEFAULT_VOCAB = "0,1,2,3,4"
 DEFAULT_LENGTH = 5
@@ -54,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("decompile", _decompile, "recover the program of a compiled model and check it")
     sub.add_argument("file", type=Path, help="a safetensors file as `trade compile` writes it")
     sub.add_argument("--checkpoint", type=Path, help="the neural model (default: the one that ships)")
+    sub.add_argument("--report", type=Path, metavar="FILE", help="write a page about program and model, as HTML")
+    sub.add_argument("--figure", type=Path, metavar="FILE", help="draw where in the model each line is, as SVG")
 
     sub = command("compile", _compile, "compile a RASP program to weights, bit for bit as Tracr does")
     sub.add_argument("program", type=Path, help="Python that builds a program with tracr")
@@ -128,42 +134,60 @@ def _decompile(args: argparse.Namespace) -> int:
     from trade_hf.compiled.weights import TracrWeights
     from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile
 
+    if args.report and not args.report.parent.is_dir():
+        raise UsageError(f"{args.report.parent}: expected a folder to write the report to")
     weights = TracrWeights.load(args.file)
     result = decompile(weights, args.checkpoint or DEFAULT_CHECKPOINT)
-    origins = _origins(result, weights)
-    places = "".join(f"\n# {row['line']:<4}{row['where']}" for row in origins or ())
-    row = {**result_row(result), "origins": origins}
+    origins = _origins(result.program, weights)
+    rows = None if origins is None else [_origin_row(origin, sure) for origin, sure in origins]
+    places = "".join(f"\n# {row['line']:<4}{row['where']}" for row in rows or ())
+    row = {**result.to_dict(), "origins": rows}
     _print(row, f"{result.code}\n# {_marked(result)}{places}", args.json)
+    if args.report:
+        _write_report(args, result, weights, origins)
+    if args.figure:
+        _write_figure(args.figure, result.program, weights, origins)
     return 0
 
 
-def _origins(result: Any, weights: Any) -> list[dict[str, Any]] | None:
-    """Where in the model each line is; None where the model's parts are not those of the program."""
+def _origins(program: Program, weights: TracrWeights) -> list[tuple[LineOrigin, bool]] | None:
+    """Where in the model each line is, and whether ablation confirms it; None where the model's parts are not those of
+    the program."""
     from trade_hf.provenance import confirm, provenance
 
     try:
-        origins = provenance(result.program, weights)
-        confirmed = confirm(result.program, weights, origins)
+        origins = provenance(program, weights)
+        return list(zip(origins, confirm(program, weights, origins), strict=True))
     except ValueError:
         return None
-    return [
-        {
-            "line": variable_name(origin.line),
-            "where": str(origin) + ("" if sure else " (not confirmed by ablation)"),
-            "components": [asdict(part) for part in origin.components],
-            "confirmed": sure,
-        }
-        for origin, sure in zip(origins, confirmed, strict=True)
-    ]
 
 
-def result_row(result: Any) -> dict[str, Any]:
+def _origin_row(origin: LineOrigin, sure: bool) -> dict[str, Any]:
     return {
-        "code": result.code,
-        "status": result.status.value,
-        "certificate": result.certificate,
-        "score": round(result.score, 4),
+        "line": variable_name(origin.line),
+        "where": str(origin) + ("" if sure else " (not confirmed by ablation)"),
+        "components": [asdict(part) for part in origin.components],
+        "confirmed": sure,
     }
+
+
+def _write_report(
+    args: argparse.Namespace, result: Any, weights: TracrWeights, origins: list[tuple[LineOrigin, bool]] | None
+) -> None:
+    from trade_hf.report.page import report
+
+    text = report(result, weights, args.file.name, [origin for origin, _ in origins or ()])
+    args.report.write_text(text, encoding="utf-8")
+
+
+def _write_figure(
+    path: Path, program: Program, weights: TracrWeights, origins: list[tuple[LineOrigin, bool]] | None
+) -> None:
+    from trade_hf.drawing import draw_layers
+
+    if origins is None:
+        raise UsageError(f"{path}: not drawn: the model's parts are not those of the program that was found")
+    path.write_text(draw_layers(program, weights, [origin for origin, _ in origins]), encoding="utf-8")
 
 
 def _marked(result: Any) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PreTrainedConfig
+
+REMOTE_CODE = ("auto_map", "custom_pipelines")
 
 
 class TraDeConfig(PreTrainedConfig):
@@ -37,3 +41,13 @@ class TraDeConfig(PreTrainedConfig):
     eos_token_id: int | None = 2
     decoder_start_token_id: int | None = 1
     tie_word_embeddings: bool = True
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Where the package is installed it is the code: what a file from the Hub says of code beside it is left out.
+
+        Otherwise the pipeline would still ask for trust, and a copy saved from here would name files that it lacks.
+        """
+        if __package__ == "trade_hf":
+            config_dict = {key: value for key, value in config_dict.items() if key not in REMOTE_CODE}
+        return super().from_dict(config_dict, **kwargs)

@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.denoise import denoise, is_aligned
-from trade_hf.compiled.weights import TracrWeights
+from trade_hf.compiled.weights import TracrWeights, WeightsError, read_weights
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import to_units
 from trade_hf.rasp.canonical import canonicalise_spoken, spell
@@ -34,6 +34,7 @@ from trade_hf.verification import Status, Verdict, Verifier
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "trade-base"
 MAX_CANDIDATES = 200
+BUDGET_SECONDS = 5.0
 FURTHER = 60  # candidates that are looked at after one that is equivalent
 
 
@@ -41,24 +42,54 @@ _STRENGTH = {Status.IDENTICAL: 3, Status.EQUIVALENT: 2, Status.AGREES: 1, Status
 
 
 @dataclass(frozen=True)
-class Decompilation:
-    """What was recovered.
+class Attempt:
+    """A program that was tried.
 
     Attributes:
-      program: over the model's own vocabulary.
-      verdict: how far program and weights are known to agree.
+      program: over the model's own vocabulary, where it can be said in it; else in canonical terms.
+      verdict: how far program and weights (less the noise that could be taken off) are known to agree.
       score: the log-likelihood that the neural model gives the program.
-      candidates: how many programs were tried.
       read: whether the model proposed operations and arguments alone, and the functions were read from the weights.
-      seconds: time taken.
     """
 
     program: Program
     verdict: Verdict
     score: float
-    candidates: int
     read: bool
+
+
+@dataclass(frozen=True, repr=False)
+class Decompilation:
+    """What was recovered.
+
+    Attributes:
+      program: over the model's own vocabulary; in canonical form where it is proven.
+      verdict: how far program and weights are known to agree.
+      attempts: all programs that were tried, in order.
+      chosen: the number of the attempt that `program` is.
+      seconds: time taken.
+    """
+
+    program: Program
+    verdict: Verdict
+    attempts: tuple[Attempt, ...]
+    chosen: int
     seconds: float
+
+    @property
+    def score(self) -> float:
+        """The log-likelihood that the neural model gives the program."""
+        return self.attempts[self.chosen].score
+
+    @property
+    def read(self) -> bool:
+        """Whether the functions were read from the weights."""
+        return self.attempts[self.chosen].read
+
+    @property
+    def candidates(self) -> int:
+        """How many programs were tried."""
+        return len(self.attempts)
 
     @property
     def code(self) -> str:
@@ -74,8 +105,29 @@ class Decompilation:
         """The verdict in words, as in: equivalent on all 3,905 inputs."""
         return str(self.verdict)
 
+    def to_dict(self) -> dict[str, Any]:
+        """What the command line, the pipeline and the endpoint answer."""
+        return {
+            "code": self.code,
+            "status": self.status.value,
+            "certificate": self.certificate,
+            "score": round(self.score, 4),
+        }
+
     def __str__(self) -> str:
         return f"{self.code}# {self.certificate}\n"
+
+    def __repr__(self) -> str:
+        return (
+            f"Decompilation({len(self.program)} lines, {self.certificate}, log-likelihood {self.score:.4g}, "
+            f"{self.candidates} tried, {self.seconds:.3g} s)"
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the code and the certificate."""
+        from trade_hf.report.page import decompilation_html
+
+        return decompilation_html(self)
 
 
 def load_model(checkpoint: str | os.PathLike = DEFAULT_CHECKPOINT) -> TraDeForConditionalGeneration:
@@ -90,22 +142,27 @@ def _load_model(checkpoint: Path) -> TraDeForConditionalGeneration:
     shows_progress = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # it takes less than a second
     try:
-        model = TraDeForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+        model = TraDeForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
     finally:
         if shows_progress:
             logging.enable_progress_bar()
+    return prepare(model)
+
+
+def prepare(model: TraDeForConditionalGeneration) -> TraDeForConditionalGeneration:
+    """A model just loaded, made fit for `decompile_with`: in float32, which all figures are of."""
     model.generation_config.max_length = None  # transformers' own default of 20, which would warn at every call
-    return model
+    return model.float().eval()
 
 
 def to_weights(source: Any) -> TracrWeights:
-    """A TracrWeights from a path, a tracr AssembledTransformerModel, or itself."""
-    if isinstance(source, TracrWeights):
-        return source
-    if isinstance(source, str | os.PathLike):
-        return TracrWeights.load(source)
-    from trade_hf.compiled.bridge import from_tracr_model
-
+    """A TracrWeights from what `read_weights` takes, or from a tracr AssembledTransformerModel."""
+    if not hasattr(source, "params"):
+        return read_weights(source)
+    try:  # what is in a `try` stays behind when the code goes to the Hub (see remote_code.py)
+        from trade_hf.compiled.bridge import from_tracr_model
+    except ImportError:
+        raise WeightsError("a model of the tracr package can be read where trade-hf is installed") from None
     return from_tracr_model(source)
 
 
@@ -113,13 +170,30 @@ def decompile(
     source: Any,
     checkpoint: str | os.PathLike = DEFAULT_CHECKPOINT,
     max_candidates: int = MAX_CANDIDATES,
-    budget_seconds: float = 5.0,
+    budget_seconds: float = BUDGET_SECONDS,
 ) -> Decompilation:
     """Recover a RASP program from a compiled transformer, and check it.
 
     Args:
-      source: a safetensors path, a TracrWeights, or a tracr AssembledTransformerModel.
+      source: a safetensors path or its bytes, a dictionary (see `read_weights`), a TracrWeights, or a tracr
+        AssembledTransformerModel.
       checkpoint: folder of the neural model.
+      max_candidates, budget_seconds: see `decompile_with`.
+    """
+    return decompile_with(load_model(checkpoint), to_weights(source), max_candidates, budget_seconds)
+
+
+def decompile_with(
+    model: TraDeForConditionalGeneration,
+    given: TracrWeights,
+    max_candidates: int = MAX_CANDIDATES,
+    budget_seconds: float = BUDGET_SECONDS,
+) -> Decompilation:
+    """Recover a RASP program with a neural model in memory, and check it.
+
+    Args:
+      model: as `load_model` or `prepare` gives it.
+      given: the compiled transformer.
       max_candidates: how many programs are checked at most.
       budget_seconds: no further candidate is checked after this time.
 
@@ -130,32 +204,32 @@ def decompile(
     the verdict is always on the model as it was given.
     """
     start = time.monotonic()
-    given, model = to_weights(source), load_model(checkpoint)
     weights = denoise(given)
     verifier = Verifier(weights)
     may_be_identical = weights is given and is_aligned(weights)
-    best: tuple[tuple, Candidate, Program, Verdict] | None = None
-    tried, last = 0, max_candidates
+    attempts: list[Attempt] = []
+    best: tuple[tuple, int, Candidate] | None = None
+    last = max_candidates
     for candidate in islice(propose(weights, model), max_candidates):
-        if best is not None and (tried >= last or time.monotonic() - start > budget_seconds):
+        if best is not None and (len(attempts) >= last or time.monotonic() - start > budget_seconds):
             break
-        tried += 1
         program, verdict = _checked(candidate.program, verifier)
+        attempts.append(Attempt(program, verdict, candidate.score, candidate.read))
         fits = verdict.status is Status.EQUIVALENT and alike(program, weights)
         strength = (_STRENGTH[verdict.status], fits)
         if best is None or strength > best[0]:
-            best = strength, candidate, program, verdict
+            best = strength, len(attempts) - 1, candidate
         if verdict.status is Status.IDENTICAL or (fits and not may_be_identical):
             break
         if verdict.is_verified:
-            last = min(last, tried + FURTHER)
+            last = min(last, len(attempts) + FURTHER)
     assert best is not None, "the grammar lets the model end every program"
-    _, candidate, program, verdict = best
-    if verdict.is_verified:
+    _, chosen, candidate = best
+    program = attempts[chosen].program
+    if attempts[chosen].verdict.is_verified:
         program = spelled(canonicalise_spoken(candidate.program, weights.input_vocab, weights.max_seq_len), weights)
-    if weights is not given:
-        verdict = _verdict(program, Verifier(given))
-    return Decompilation(program, verdict, candidate.score, tried, candidate.read, time.monotonic() - start)
+    verdict = attempts[chosen].verdict if weights is given else _verdict(program, Verifier(given))
+    return Decompilation(program, verdict, tuple(attempts), chosen, time.monotonic() - start)
 
 
 def alike(program: Program, weights: TracrWeights) -> bool:

@@ -36,7 +36,7 @@ def run_demo(checkpoint: Path | None = None) -> Iterator[dict[str, Any]]:
     except ImportError:
         raise ImportError("the demo compiles with the tracr package: pip install 'trade-hf[data]'") from None
     from dataset_builder.splits import pinned
-    from trade_hf.cli import _marked, result_row
+    from trade_hf.cli import _marked
     from trade_hf.compiled.bridge import from_tracr, to_tracr
     from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile
     from trade_hf.rasp.text import to_text
@@ -48,4 +48,4 @@ def run_demo(checkpoint: Path | None = None) -> Iterator[dict[str, Any]]:
         model = compiling.compile_rasp_to_model(sop, set(VOCAB), MAX_SEQ_LEN)
         result = decompile(model, checkpoint or DEFAULT_CHECKPOINT)
         true_code = to_text(from_tracr(sop, VOCAB, MAX_SEQ_LEN).program)
-        yield {"name": name, "true_code": true_code, **result_row(result), "shown": _marked(result)}
+        yield {"name": name, "true_code": true_code, **result.to_dict(), "shown": _marked(result)}

@@ -15,7 +15,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 
-from .configuration_trade import TraDeConfig
+from trade_hf.configuration_trade import TraDeConfig
 
 # Messages run along: reader a ← writer, writer ← reader a, the same for reader b, within a head, among those that write
 # alike, among those that read alike.
@@ -199,6 +199,8 @@ class TraDeDecoder(TraDePreTrainedModel):
 
 class TraDeModel(TraDePreTrainedModel):
     """Encoder and decoder without the head that predicts tokens."""
+
+    _keys_to_ignore_on_load_unexpected = [r"unit_head\."]  # it is TraDeForConditionalGeneration's
 
     def __init__(self, config: TraDeConfig) -> None:
         super().__init__(config)

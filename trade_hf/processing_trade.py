@@ -15,6 +15,11 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
+from trade_hf.compiled.weights import WeightsError, read_weights
+from trade_hf.rasp.canonical import spell
+from trade_hf.rasp.text import to_text
+from trade_hf.tokenization_rasp import allowed_next, from_ids
+
 TOKEN, BOS, POSITION, QUERY_KEY, VALUE_OUTPUT, HIDDEN, OUTPUT = range(1, 8)
 UNIT_TYPES = 8  # 0 is padding
 COLUMNS = ("type", "layer", "value", "bias_a", "bias_b", "amount", "merged", "self")
@@ -25,6 +30,7 @@ VALUE_BUCKETS = 64
 VALUE_OFFSET = 20  # bucket of the value 0; bucket 0 is for what is no whole number in range
 COLDNESS = 100.0  # Tracr's softmax coldness: the scale of W_Q
 EPSILON = 1e-4
+MAX_UNITS = 2048  # memory grows with the square: 2,048 units take about a gigabyte
 
 
 @dataclass(frozen=True)
@@ -45,13 +51,15 @@ class Units:
 
 
 def to_units(weights: Any) -> Units:
-    """The units of a TracrWeights (anything with its attributes)."""
+    """The units of a TracrWeights (anything with its attributes). Raises WeightsError for more than MAX_UNITS."""
     builder = _Builder(weights)
     builder.embeddings()
     for layer in range(weights.num_layers):
         builder.attention(layer)
         builder.mlp(layer)
     builder.outputs()
+    if len(builder.rows) > MAX_UNITS:
+        raise WeightsError(f"the model has {len(builder.rows):,} units; the limit is {MAX_UNITS:,}")
     return builder.units()
 
 
@@ -205,17 +213,33 @@ class TraDeProcessor(ProcessorMixin):
         """A padded batch for `TraDeForConditionalGeneration`.
 
         Args:
-          weights: a TracrWeights or a list of them.
+          weights: one of what `read_weights` takes (a safetensors path, its bytes, a dictionary, a TracrWeights), or a
+            list of them.
           programs: for training: the words of each program, as `tokenization_rasp.to_tokens` gives them, joined by
             spaces. They become `labels` [batch, token], closed by the end token, -100 where there is none.
         """
-        batch = collate([to_units(item) for item in (weights if isinstance(weights, list) else [weights])])
+        items = weights if isinstance(weights, list) else [weights]
+        batch = collate([to_units(read_weights(item)) for item in items])
         tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
         if programs is not None:
             tensors["labels"] = pad_labels(
                 [[*ids, self.tokenizer.eos_token_id] for ids in self.tokenizer(programs)["input_ids"]]
             )
         return BatchFeature(tensors)
+
+    @staticmethod
+    def allowed_next(row: int, ids: torch.Tensor) -> list[int]:
+        """For `generate(prefix_allowed_tokens_fn=…)`: the ids that the grammar lets follow `ids` [token]."""
+        return allowed_next(ids[1:].tolist())
+
+    @staticmethod
+    def to_code(ids: torch.Tensor, weights: Any) -> str:
+        """The program that `ids` [token] spell, over the vocabulary of `weights`, as Python for the tracr package.
+
+        Raises RaspError if they spell none, UnsupportedError if Tracr cannot compile it.
+        """
+        read = read_weights(weights)
+        return to_text(spell(from_ids(ids.tolist()), read.input_vocab, read.max_seq_len, read.output_values))
 
 
 def pad_labels(rows: list[list[int]]) -> torch.Tensor:

@@ -25,7 +25,7 @@ from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import TraDeProcessor, pad_labels
 from trade_hf.rasp.canonical import name_functions
 from trade_hf.rasp.program import Program, RaspError
-from trade_hf.tokenization_rasp import LINE_SIZE, MAX_LINES, allowed_next, build_tokenizer, from_ids
+from trade_hf.tokenization_rasp import LINE_SIZE, MAX_NEW_TOKENS, allowed_next, build_tokenizer, from_ids
 
 MAX_READINGS = 8  # ways to read the functions of one candidate that are tried
 AT_ONCE = 8  # departures that are completed together
@@ -57,7 +57,7 @@ def processor() -> TraDeProcessor:
 def propose(weights: TracrWeights, model: TraDeForConditionalGeneration) -> Iterator[Candidate]:
     """Distinct candidates. Each that the network writes is followed by what it becomes with the functions read from the
     weights. There is an end, but far off."""
-    inputs = _encoded(processor()([weights]), model)
+    inputs = _encoded(processor()([weights]).to(model.device), model)
     count = itertools.count()
     waiting: list[tuple[float, int, float, tuple[int, ...]]] = [(0.0, next(count), 0.0, ())]
     seen: set[Program] = set()
@@ -101,7 +101,7 @@ def _read(candidate: Candidate, reader: Reader) -> Iterator[Candidate]:
 
 def greedy_programs(batch: list[TracrWeights], model: TraDeForConditionalGeneration) -> list[Candidate | None]:
     """The most likely token at each step, for a batch of models. None where the length limit cut a program off."""
-    written = _complete(model, dict(processor()(batch)), [()] * len(batch))
+    written = _complete(model, dict(processor()(batch).to(model.device)), [()] * len(batch))
     return [_candidate(one) for one in written]
 
 
@@ -169,7 +169,7 @@ def _complete(
     out = model.generate(
         **inputs,
         do_sample=False,
-        max_new_tokens=LINE_SIZE * MAX_LINES + 1,
+        max_new_tokens=MAX_NEW_TOKENS,
         prefix_allowed_tokens_fn=allowed,
         return_dict_in_generate=True,
         output_scores=True,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 PAD, START, END, NOTHING = "<pad>", "<s>", "</s>", "_"
 LINE_SIZE = 4
 MAX_LINES = 31
+MAX_NEW_TOKENS = LINE_SIZE * MAX_LINES + 1  # of a program, with the end
 
 
 def _function_tokens() -> dict[str, Function]:

@@ -7,6 +7,7 @@ there is no layer norm.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from trade_hf.rasp.functions import Value
 
 # Below this, no output direction is on: the s-op is None in RASP (all its directions are 0 in the residual stream).
 UNDEFINED_BELOW = 0.5
+MAX_CELLS = 2**26  # float32 in one intermediate tensor: 256 MiB
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,21 @@ class Output:
         cells = self.codes[row][self.real[row]].tolist()
         return cells if self.values is None else [self.values[code] for code in cells]
 
+    def defined(self, row: int) -> list[Value | None]:
+        """As `decode`, None where no direction is on."""
+        off = self.undefined[row][self.real[row]]
+        return [None if none else value for value, none in zip(self.decode(row), off, strict=True)]
+
 
 def run(weights: TracrWeights, inputs: np.ndarray, batch_size: int = 4096) -> Output:
     """Run token codes [batch, position] through the model.
 
-    `inputs` are indices into `weights.input_vocab`, PADDING after the end of an input.
+    `inputs` are indices into `weights.input_vocab`, PADDING after the end of an input. `batch_size` of them run at
+    once, fewer where the model is large.
     """
+    positions = inputs.shape[1] + 1
+    widest = max(weights.num_heads * positions, weights.mlp_size, weights.num_heads * weights.key_size, weights.d_model)
+    batch_size = max(1, min(batch_size, MAX_CELLS // (positions * widest)))
     model = _Model(weights)
     logits = [model(inputs[i : i + batch_size]) for i in range(0, len(inputs), batch_size)]
     return Output(torch.cat(logits).numpy(), inputs != PADDING, weights.output_values)
@@ -69,6 +80,16 @@ def residual_stream(weights: TracrWeights, inputs: np.ndarray) -> np.ndarray:
     return _Model(weights).residual_stream(inputs).numpy()
 
 
+def attention(weights: TracrWeights, tokens: Sequence[Value]) -> np.ndarray:
+    """What each position attends to on one input: [layer, head, query, key], each row a distribution; BOS comes first.
+
+    Raises ValueError for an input that the model does not take.
+    """
+    if not 1 <= len(tokens) <= weights.max_seq_len or not set(tokens) <= set(weights.input_vocab):
+        raise ValueError(f"expected 1 to {weights.max_seq_len} tokens of the model's vocabulary, got {list(tokens)}")
+    return _Model(weights).patterns(np.array([[weights.vocab.index(token) for token in tokens]]))
+
+
 class _Model:
     """A model's parameters, without what is all zeros: Tracr pads every layer to the size of the largest."""
 
@@ -77,11 +98,7 @@ class _Model:
         tensors = {name: torch.tensor(tensor) for name, tensor in weights.tensors.items()}  # JAX's are read-only
         self.tokens, self.positions = tensors["token_embed/embeddings"], tensors["pos_embed/embeddings"]
         self.unembedding = torch.tensor(weights.unembedding)
-        self.layers = []
-        for number in range(weights.num_layers):
-            part = _layer(tensors, number)
-            heads = [_Head(part, weights.key_size, head) for head in range(weights.num_heads)]
-            self.layers.append(([head for head in heads if head.moves], part["attn/linear/b"], _Mlp(part)))
+        self.layers = [_Layer(_part(tensors, number), weights) for number in range(weights.num_layers)]
 
     @torch.inference_mode()
     def __call__(self, inputs: np.ndarray) -> Tensor:
@@ -93,23 +110,47 @@ class _Model:
         length = int((inputs != PADDING).sum(1).max())
         real = torch.from_numpy(inputs[:, :length] != PADDING)
         tokens = torch.from_numpy(rows[np.where(inputs[:, :length] == PADDING, 0, inputs[:, :length])])
-        bos = torch.full((len(inputs), 1), self.weights.vocab.index(self.weights.bos))
-        x = F.embedding(torch.cat([bos, tokens], 1), self.tokens) + self.positions[: length + 1]
-        shape, x = x.shape[:2], x.flatten(0, 1)
+        x, shape = self.embed(tokens)
         padded = ~torch.cat([torch.ones(len(inputs), 1, dtype=torch.bool), real], 1)[:, None]
-        for heads, bias, mlp in self.layers:
-            attended = [(head.attend(x, shape, padded), head.moved) for head in heads]
-            for values, moved in attended:
-                x.addmm_(values, moved)
-            if bias.any():
-                x += bias
-            mlp.add_to(x)
+        for layer in self.layers:
+            layer.add_to(x, shape, padded)
         return F.pad(x.unflatten(0, shape)[:, 1:], (0, 0, 0, inputs.shape[1] - length))
 
+    @torch.inference_mode()
+    def patterns(self, rows: np.ndarray) -> np.ndarray:
+        """[layer, head, query, key] of one input, given as rows of the embedding [1, position]."""
+        x, shape = self.embed(torch.from_numpy(rows))
+        padded, found = torch.zeros((1, 1, shape[1]), dtype=torch.bool), []
+        for layer in self.layers:
+            found.append(torch.cat([head.pattern(x, shape, padded) for head in layer.heads]))
+            layer.add_to(x, shape, padded)
+        return torch.stack(found).numpy()
 
-def _layer(tensors: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+    def embed(self, rows: Tensor) -> tuple[Tensor, torch.Size]:
+        """The residual stream [batch · position, d_model] before the first layer, BOS in front; its shape."""
+        bos = torch.full((len(rows), 1), self.weights.vocab.index(self.weights.bos))
+        x = F.embedding(torch.cat([bos, rows], 1), self.tokens) + self.positions[: rows.shape[1] + 1]
+        return x.flatten(0, 1), x.shape[:2]
+
+
+def _part(tensors: dict[str, Tensor], number: int) -> dict[str, Tensor]:
     prefix = f"transformer/layer_{number}/"
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+class _Layer:
+    def __init__(self, part: dict[str, Tensor], weights: TracrWeights) -> None:
+        self.heads = [_Head(part, weights.key_size, number) for number in range(weights.num_heads)]
+        self.bias, self.mlp = part["attn/linear/b"], _Mlp(part)
+
+    def add_to(self, x: Tensor, shape: torch.Size, padded: Tensor) -> None:
+        """Add to `x` [batch · position, d_model] what the layer gives of it."""
+        attended = [(head.attend(x, shape, padded), head.moved) for head in self.heads if head.moves]
+        for values, moved in attended:
+            x.addmm_(values, moved)
+        if self.bias.any():
+            x += self.bias
+        self.mlp.add_to(x)
 
 
 class _Head:
@@ -127,9 +168,13 @@ class _Head:
 
     def attend(self, x: Tensor, shape: torch.Size, padded: Tensor) -> Tensor:
         """[batch · position, value]: what the head takes of `x` [batch · position, d_model], nothing of `padded`."""
-        query, key, value = (torch.addmm(b, x, w).unflatten(0, shape) for w, b in (self.query, self.key, self.value))
-        scores = (query @ key.mT).mul_(self.scale).masked_fill_(padded, -1e30)
-        return (scores.softmax(-1) @ value).flatten(0, 1)
+        value = torch.addmm(self.value[1], x, self.value[0]).unflatten(0, shape)
+        return (self.pattern(x, shape, padded) @ value).flatten(0, 1)
+
+    def pattern(self, x: Tensor, shape: torch.Size, padded: Tensor) -> Tensor:
+        """[batch, query, key]: how much each query attends to each key."""
+        query, key = (torch.addmm(b, x, w).unflatten(0, shape) for w, b in (self.query, self.key))
+        return (query @ key.mT).mul_(self.scale).masked_fill_(padded, -1e30).softmax(-1)
 
 
 class _Mlp:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,27 @@ UNEMBED = "unembed/w"
 FORMAT = "tracr-weights-1"
 
 # What a file may hold; a larger model is refused before its tensors are read.
-LIMITS = {"layers": 64, "d_model": 4096, "parameters": 50_000_000, "vocab": 512, "max_seq_len": 512}
+LIMITS = {"layers": 64, "d_model": 4096, "parameters": 50_000_000, "vocab": 512, "max_seq_len": 512, "outputs": 4096}
+MAX_HEADER_BYTES = 4_000_000
+MAX_BYTES = 4 * LIMITS["parameters"] + MAX_HEADER_BYTES
+MAX_MESSAGE = 500  # characters
+MAX_NUMBER = 2**53  # of a token or an output value: all whole numbers up to it are floats
+MAX_WEIGHT = 1e9  # products of two, summed, stay far from float32's largest number
+MAX_DEPTH = 8  # of tuples in tuples
 
 _ATTENTION = ("key", "linear", "query", "value")
 _MLP = ("linear_1", "linear_2")
 
 
 class WeightsError(ValueError):
-    """A file or a set of tensors that is no Tracr model; the message says what was expected and what came."""
+    """A file or a set of tensors that is no Tracr model; the message says what was expected and what came.
+
+    It is one line, cut off where a file's own words would make it long.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.split())
+        super().__init__(line if len(line) <= MAX_MESSAGE else f"{line[:MAX_MESSAGE]}…")
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,9 +103,15 @@ class TracrWeights:
         output = "numerical" if self.output_values is None else f"{len(self.output_values)} values"
         return (
             f"TracrWeights({self.num_layers} layers, {self.num_heads} heads, key size {self.key_size}, "
-            f"MLP size {self.mlp_size}, d_model {self.d_model}, vocabulary {list(self.input_vocab)}, "
+            f"MLP size {self.mlp_size}, d_model {self.d_model}, vocabulary {_listed(self.input_vocab)}, "
             f"up to {self.max_seq_len} tokens, output {output})"
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the shape."""
+        from trade_hf.report.shape import weights_summary_html
+
+        return weights_summary_html(self)
 
     def metadata(self) -> dict[str, Any]:
         """All but the tensors, for JSON."""
@@ -118,28 +138,22 @@ class TracrWeights:
     @classmethod
     def load(cls, path: str | os.PathLike) -> TracrWeights:
         """Read a safetensors file. Raises WeightsError with one line that says what was expected and what came."""
-        from safetensors import SafetensorError, safe_open
-
         path = Path(path)
         if not path.is_file():
             raise WeightsError(f"{path}: no such file")
-        _refuse_other_formats(path)
         try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                names = list(file.keys())
-                size = sum(math.prod(file.get_slice(name).get_shape()) for name in names)
-                if size > LIMITS["parameters"]:
-                    raise WeightsError(f"{path}: {size:,} parameters; the limit is {LIMITS['parameters']:,}")
-                tensors = {name: file.get_tensor(name) for name in names}
-        except (SafetensorError, TypeError, OverflowError, ValueError) as error:
-            if isinstance(error, WeightsError):
-                raise
-            raise WeightsError(f"{path}: expected a safetensors file: {str(error).splitlines()[0]}") from None
-        try:
-            return cls.from_metadata(tensors, _read_json(metadata))
+            _check_bytes(path.stat().st_size)
+            return cls.from_bytes(path.read_bytes())
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> TracrWeights:
+        """From what a safetensors file holds. Raises WeightsError with what was expected and what came."""
+        _check_bytes(len(content))
+        _refuse_other_formats(content)
+        tensors, metadata = _deserialise(content)
+        return cls.from_metadata(tensors, _read_json(metadata))
 
     @classmethod
     def from_metadata(cls, tensors: dict[str, np.ndarray], meta: Any) -> TracrWeights:
@@ -176,6 +190,35 @@ class TracrWeights:
         )
 
 
+def read_weights(source: Any) -> TracrWeights:
+    """A TracrWeights from a safetensors path or its bytes, from a dictionary, or itself.
+
+    The dictionary has arrays under Tracr's parameter names and, beside them, what `TracrWeights.metadata` gives: at
+    least `vocab`, `max_seq_len`, `num_heads`, `output_encoding`, `output_values` and `output_directions` (or the array
+    `unembed/w`). Raises WeightsError with what was expected and what came.
+    """
+    if hasattr(source, "tensors"):  # by what it has: code from the Hub may be loaded twice, and with it this class
+        return source
+    match source:
+        case str() | os.PathLike():
+            return TracrWeights.load(source)
+        case bytes() | bytearray() | memoryview():
+            return TracrWeights.from_bytes(bytes(source))
+        case Mapping():
+            tensors = {str(name): _to_array(name, part) for name, part in source.items() if hasattr(part, "shape")}
+            described = {name: part for name, part in source.items() if not hasattr(part, "shape")}
+            return TracrWeights.from_metadata(tensors, {"format": FORMAT, "bos": BOS, "pad": PAD, **described})
+    expected = "expected a safetensors path, its bytes, or a dictionary of arrays with its metadata"
+    raise WeightsError(f"{expected}, got {type(source).__name__}")
+
+
+def _to_array(name: str, tensor: Any) -> np.ndarray:
+    try:
+        return np.asarray(tensor)
+    except (TypeError, ValueError, RuntimeError) as error:  # torch: bfloat16, needs a gradient, on another device
+        raise WeightsError(f"{name}: expected a float32 array in memory: {error}") from None
+
+
 def describe(weights: Any, output_directions: list[int] | None) -> dict[str, Any]:
     """The metadata of a TracrWeights, or of anything with its attributes other than tensors."""
     return {
@@ -202,13 +245,47 @@ def _read_json(metadata: dict[str, str]) -> Any:
         raise WeightsError("the metadata under `trade` is not JSON") from None
 
 
-def _refuse_other_formats(path: Path) -> None:
-    with path.open("rb") as file:
-        head = file.read(16)
-    if head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        raise WeightsError(f"{path}: expected a safetensors file, got a pickle or an archive, which is never opened")
+def _check_bytes(size: int) -> None:
+    if size > MAX_BYTES:
+        raise WeightsError(f"expected a file of at most {MAX_BYTES:,} bytes, got {size:,}")
+
+
+def _refuse_other_formats(content: bytes) -> None:
+    head = content[:16]
+    if head[:2] in (b"PK", b"\x1f\x8b", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise WeightsError("expected a safetensors file, got a pickle or an archive, which is never opened")
     if head.lstrip()[:1] in (b"{", b"["):
-        raise WeightsError(f"{path}: expected a safetensors file, got JSON")
+        raise WeightsError("expected a safetensors file, got JSON")
+
+
+def _deserialise(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata; nothing is allocated before the header is known to be within bounds."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    # The header: its length in 8 bytes, then JSON (safetensors' documentation, "Format"). The library's function for
+    # bytes does not give the metadata.
+    size = int.from_bytes(content[:8], "little")
+    if not 0 < size <= min(MAX_HEADER_BYTES, len(content) - 8):
+        raise WeightsError(f"expected a safetensors file, got a header of {size:,} in {len(content):,} bytes")
+    try:
+        header = json.loads(content[8 : 8 + size])
+        metadata = header.pop("__metadata__", None) or {}
+        _check_header(header)
+        return load(content), metadata
+    except WeightsError:
+        raise
+    except (SafetensorError, AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise WeightsError(f"expected a safetensors file: {error}") from None
+
+
+def _check_header(header: dict[str, Any]) -> None:
+    for name, entry in header.items():
+        if entry["dtype"] != "F32":
+            raise WeightsError(f"{name}: expected float32 (F32), got {entry['dtype']}")
+    parameters = sum(math.prod(entry["shape"]) for entry in header.values())
+    if parameters > LIMITS["parameters"]:
+        raise WeightsError(f"{parameters:,} parameters; the limit is {LIMITS['parameters']:,}")
 
 
 def _integer(meta: dict, key: str) -> int:
@@ -222,15 +299,17 @@ def _values(meta: dict, key: str) -> tuple[Value, ...] | None:
     values = meta.get(key)
     if values is None:
         return None
-    if not isinstance(values, list):
+    if not isinstance(values, list | tuple):
         raise WeightsError(f"expected a list for {key} in the metadata")
+    if len(values) > LIMITS["outputs"]:
+        raise WeightsError(f"{key} has {len(values):,} values; the limit is {LIMITS['outputs']:,}")
     return tuple(_hashable(value, key) for value in values)
 
 
-def _hashable(value: Any, key: str) -> Value:
-    if isinstance(value, list):
-        return tuple(_hashable(part, key) for part in value)
-    if isinstance(value, str | int | float):
+def _hashable(value: Any, key: str, depth: int = 0) -> Value:
+    if isinstance(value, list | tuple) and depth < MAX_DEPTH:
+        return tuple(_hashable(part, key, depth + 1) for part in value)
+    if isinstance(value, str) or (isinstance(value, int | float) and -MAX_NUMBER <= value <= MAX_NUMBER):
         return value
     raise WeightsError(f"expected numbers and strings for {key} in the metadata, got {value!r}")
 
@@ -246,6 +325,8 @@ def _one_hot_columns(matrix: np.ndarray) -> list[int] | None:
 def _from_one_hot_columns(rows: Any, d_model: int) -> np.ndarray:
     if not isinstance(rows, list) or not rows or not all(isinstance(r, int) and 0 <= r < d_model for r in rows):
         raise WeightsError(f"expected output_directions below {d_model} in the metadata, or a tensor {UNEMBED}")
+    for what, size in (("d_model", d_model), ("outputs", len(rows))):
+        _check_size(what, size)
     matrix = np.zeros((d_model, len(rows)), np.float32)
     matrix[rows, np.arange(len(rows))] = 1.0
     return matrix
@@ -264,13 +345,14 @@ def _check(weights: TracrWeights) -> None:
     sizes = {"layers": weights.num_layers, "d_model": weights.d_model}
     sizes |= {"vocab": len(weights.vocab), "max_seq_len": weights.max_seq_len}
     for what, size in sizes.items():
-        if size > LIMITS[what]:
-            raise WeightsError(f"{what} is {size:,}; the limit is {LIMITS[what]:,}")
+        _check_size(what, size)
     for special in (weights.bos, weights.pad):
         if weights.vocab.count(special) != 1:
             raise WeightsError(f"expected {special!r} once in the vocabulary of the embedding, got {weights.vocab}")
     if len(set(weights.vocab)) != len(weights.vocab):
         raise WeightsError(f"expected distinct tokens in the vocabulary, got {weights.vocab}")
+    if not weights.input_vocab:
+        raise WeightsError(f"expected a token beside {weights.bos!r} and {weights.pad!r} in the vocabulary, found none")
     expected = _expected_shapes(weights)
     for name in sorted(set(tensors) ^ set(expected)):
         state = "missing" if name in expected else "not one of Tracr's"
@@ -281,6 +363,11 @@ def _check(weights: TracrWeights) -> None:
     _check_tensor(UNEMBED, weights.unembedding, (weights.d_model, outputs))
 
 
+def _check_size(what: str, size: int) -> None:
+    if not 0 < size <= LIMITS[what]:
+        raise WeightsError(f"{what} is {size:,}; the limit is {LIMITS[what]:,}")
+
+
 def _check_tensor(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> None:
     if tensor.dtype != np.float32:
         raise WeightsError(f"{name}: expected float32, got {tensor.dtype}")
@@ -288,12 +375,14 @@ def _check_tensor(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> None
         raise WeightsError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
     if not np.isfinite(tensor).all():
         raise WeightsError(f"{name}: expected finite numbers, got NaN or infinity")
+    if tensor.size and np.abs(tensor).max() > MAX_WEIGHT:
+        raise WeightsError(f"{name}: expected numbers up to {MAX_WEIGHT:g}, got {np.abs(tensor).max():g}")
 
 
 def _expected_shapes(weights: TracrWeights) -> dict[str, tuple[int, ...]]:
     d_model, tensors = weights.d_model, weights.tensors
     width = _width(tensors, "transformer/layer_0/attn/query/w")
-    if width % weights.num_heads:
+    if width == 0 or width % weights.num_heads:
         raise WeightsError(f"expected a width of W_Q that {weights.num_heads} heads divide, got {width}")
     hidden = _width(tensors, "transformer/layer_0/mlp/linear_1/w")
     shapes: dict[str, tuple[int, ...]] = {
@@ -315,6 +404,13 @@ def _width(tensors: dict[str, np.ndarray], name: str) -> int:
     if name not in tensors or tensors[name].ndim != 2:
         raise WeightsError(f"the tensor {name} is missing or has the wrong shape")
     return tensors[name].shape[1]
+
+
+def _listed(tokens: tuple[Value, ...], most: int = 12) -> str:
+    """As a list; long vocabularies are cut."""
+    if len(tokens) <= most:
+        return str(list(tokens))
+    return f"[{', '.join(map(repr, tokens[:most]))}, … {len(tokens):,} in all]"
 
 
 def _some(tensors: dict[str, np.ndarray]) -> str:

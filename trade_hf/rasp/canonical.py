@@ -36,7 +36,7 @@ from trade_hf.rasp.program import (
     Type,
     Variable,
 )
-from trade_hf.rasp.tables import Domain, Table, Tables, lazy_image, sort_values, tabulate
+from trade_hf.rasp.tables import Domain, Table, Tables, UnsupportedError, lazy_image, sort_values, tabulate
 
 # Names are searched within this many trials; beyond, the line that failed furthest down becomes an explicit table.
 MAX_TRIALS = 20_000
@@ -469,7 +469,8 @@ class _NameSearch:
 def spell(program: Program, vocab: tuple[Value, ...], max_seq_len: int, output_values: tuple | None) -> Program:
     """A canonical program, which may speak of k-th tokens, as a program over the tokens themselves.
 
-    Numerical vocabularies leave it as it is. Else functions that read or write tokens become explicit tables.
+    Numerical vocabularies leave it as it is. Else functions that read or write tokens become explicit tables; one that
+    writes the number of no token raises UnsupportedError.
     """
     if is_numeric(vocab):
         return program
@@ -492,7 +493,11 @@ def _spelled(tables: Tables, number: int, vocab: tuple[Value, ...], holds_tokens
     """The line's function as a table with tokens in place of their ranks."""
 
     def shown(variable: Variable, value: Value) -> Value:
-        return vocab[value] if variable in holds_tokens else value  # type: ignore[index]
+        if variable not in holds_tokens:
+            return value
+        if value not in range(len(vocab)):
+            raise UnsupportedError(f"line {number + 1}: {value!r} is the number of no token")
+        return vocab[int(value)]  # type: ignore[arg-type]
 
     line = tables.program.lines[number]
     assert line.function is not None and line.op.kind is not None

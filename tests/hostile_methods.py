@@ -1,0 +1,56 @@
+"""Methods that misbehave on models of three tokens, and give this program for all others."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+
+GOOD = "program = rasp.SelectorWidth(rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ))"
+
+
+def _hostile(misbehave):
+    def method(weights):
+        return misbehave() if len(weights.input_vocab) == 3 else GOOD
+
+    return method
+
+
+def _sleep():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    time.sleep(60)
+
+
+def _raise():
+    raise RuntimeError("no\nidea " + "x" * 10_000)
+
+
+def _print_megabytes():
+    for stream in (sys.stdout, sys.stderr):
+        stream.write("x" * 50_000_000)
+        stream.flush()
+    return GOOD
+
+
+def _write_to_every_file():
+    for number in range(3, 64):
+        try:
+            os.write(number, b"x" * 5_000_000 + b"\n")
+        except OSError:
+            continue
+
+
+crash = _hostile(lambda: ctypes.string_at(0))
+leave = _hostile(lambda: os._exit(3))
+leave_politely = _hostile(lambda: sys.exit("done"))
+hang = _hostile(_sleep)
+spin = _hostile(lambda: next(iter(int, 1) for _ in iter(int, 1) if False))
+fail = _hostile(_raise)
+allocate = _hostile(lambda: bytearray(20 << 30))
+print_megabytes = _hostile(_print_megabytes)
+write_to_every_file = _hostile(_write_to_every_file)
+give_a_number = _hostile(lambda: 17)
+give_a_megabyte = _hostile(lambda: "x" * 1_000_000)
+give_up = _hostile(lambda: None)

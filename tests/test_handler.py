@@ -1,0 +1,218 @@
+"""The handler for Inference Endpoints, over HTTP on this machine: right answers, and one line for all that is refused.
+
+One server and one worker serve all tests, so each refusal is also followed by requests that are answered.
+"""
+
+import base64
+import http.client
+import io
+import json
+import socket
+import struct
+import sys
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trade_hf import TracrWeights, compile_program, decompile, parse
+from trade_hf.compiled.transforms import permute
+from trade_hf.decompiler import DEFAULT_CHECKPOINT
+from trade_hf.remote_code import export
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+from serve_endpoint import MAX_BODY, load_handler, serving
+
+TIME_LIMIT = 3.0
+PROGRAMS = {
+    "histogram": "v1 = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)\nprogram = rasp.SelectorWidth(v1)",
+    "next": "v1 = rasp.Map(lambda x: x + 1, rasp.indices)\nv2 = rasp.Select(rasp.indices, v1, rasp.Comparison.EQ)\n"
+    "program = rasp.Aggregate(v2, rasp.tokens)",
+    "sum": "program = rasp.SequenceMap(lambda x, y: x + y, rasp.tokens, rasp.indices)",
+}
+
+
+@pytest.fixture(scope="module")
+def handler(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("endpoint") / "trade-base"
+    export(DEFAULT_CHECKPOINT, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("home")))
+        handler = load_handler(folder, time_limit=TIME_LIMIT)
+    yield handler
+    handler.close()
+
+
+@pytest.fixture(scope="module")
+def port(handler):
+    with serving(handler, body_limit=1.5) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Each model's file and the answer to it."""
+    folder, files = tmp_path_factory.mktemp("models"), []
+    for seed, text in enumerate(PROGRAMS.values()):
+        path = folder / f"{seed}.safetensors"
+        permute(compile_program(parse(text), (0, 1, 2, 3, 4), 5), seed).save(path)
+        files.append((path.read_bytes(), decompile(path).to_dict()))
+    return files
+
+
+def post(port, body, **headers):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request("POST", "/", body, headers)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+def ask(port, inputs, **rest):
+    return post(port, json.dumps({"inputs": inputs, **rest}))
+
+
+def encoded(content):
+    return base64.b64encode(content).decode()
+
+
+def test_one_and_several(port, files):
+    for content, answer in files:
+        assert answer["status"] == "identical weights"
+        assert ask(port, encoded(content)) == (200, answer)
+    contents, answers = zip(*files, strict=True)
+    status, given = ask(port, [*map(encoded, contents)], parameters={"max_candidates": 50, "budget_seconds": 1})
+    assert (status, given) == (200, [*answers])
+
+
+def test_many_at_once(port, files):
+    """The study of `scripts/benchmark.py serve`, in small."""
+    with ThreadPoolExecutor(16) as pool:
+        requests = [files[number % len(files)] for number in range(32)]
+        answers = list(pool.map(lambda file: ask(port, encoded(file[0])), requests))
+    assert answers == [(200, answer) for _, answer in requests]
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def safetensors(header, data=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def tensor(shape, *offsets):
+    return {"dtype": "F32", "shape": shape, "data_offsets": list(offsets)}
+
+
+def bomb():
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.safetensors", bytes(50_000_000))
+    return packed.getvalue()
+
+
+HOSTILE = {
+    "zip bomb": (bomb(), "got a pickle or an archive, which is never opened"),
+    "pickle": (b"\x80\x04K\x01.", "got a pickle or an archive"),
+    "huge header": (struct.pack("<Q", 2**62) + b"{}", "got a header of 4,611,686,018,427,387,904 in 10 bytes"),
+    "huge shape": (safetensors({"a": tensor([2**40], 0, 4)}, bytes(4)), "parameters; the limit is 50,000,000"),
+    "shape past 64 bits": (safetensors({"a": tensor([2**63, 2**63], 0, 4)}, bytes(4)), "the limit is 50,000,000"),
+    "empty and wide": (
+        safetensors({"token_embed/embeddings": tensor([0, 2**40], 0, 0), "__metadata__": {"trade": "{}"}}),
+        "expected metadata of format",
+    ),
+    "overlapping": (safetensors({"a": tensor([2], 0, 8), "b": tensor([2], 4, 12)}, bytes(12)), "safetensors file"),
+    "beyond the end": (safetensors({"a": tensor([100], 0, 400)}, bytes(8)), "expected a safetensors file"),
+    "negative offset": (safetensors({"a": tensor([1], -4, 0)}, bytes(8)), "expected a safetensors file"),
+    "negative shape": (safetensors({"a": tensor([-1], 0, 4)}, bytes(4)), "expected a safetensors file"),
+    "deep header": (safetensors(b"[" * 100_000), "expected a safetensors file"),
+    "no header": (b"", "expected a safetensors file"),
+    "header is a list": (safetensors([]), "expected a safetensors file"),
+    "no metadata": (safetensors({"a": tensor([1], 0, 4)}, bytes(4)), "expected the vocabulary and the lengths"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files(port, files, name):
+    content, message = HOSTILE[name]
+    status, answer = ask(port, [encoded(files[0][0]), encoded(content)])
+    assert status == 400 and answer.keys() == {"error"} and message in answer["error"]
+    assert answer["error"].startswith("inputs[1]: ") and "\n" not in answer["error"] and len(answer["error"]) < 600
+
+
+BAD = {
+    "no JSON": (b"hello", "expected JSON"),
+    "deep JSON": (b"[" * 1_000_000, "expected JSON"),
+    "no inputs": (b"{}", 'expected a JSON object with the key "inputs"'),
+    "a list": (b"[]", 'expected a JSON object with the key "inputs"'),
+    "none": (b'{"inputs": []}', "inputs: expected 1 to 16 files, got 0"),
+    "too many": (json.dumps({"inputs": ["AAAA"] * 17}).encode(), "inputs: expected 1 to 16 files, got 17"),
+    "a path": (b'{"inputs": "/etc/passwd"}', "inputs[0]: expected base64"),
+    "a number": (b'{"inputs": [3]}', "inputs[0]: expected a safetensors file in base64, got int"),
+    "large": (json.dumps({"inputs": "A" * 22_000_000}).encode(), "expected at most 16,000,000 bytes, got 16,500,000"),
+    "unknown parameter": (b'{"inputs": "AAAA", "parameters": {"beams": 3}}', "parameters: expected an object with"),
+    "no candidates": (b'{"inputs": "AAAA", "parameters": {"max_candidates": 0}}', "expected a number above 0"),
+    "NaN": (b'{"inputs": "AAAA", "parameters": {"budget_seconds": NaN}}', "expected a number above 0"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_requests(port, name):
+    body, message = BAD[name]
+    status, answer = post(port, body)
+    assert status == 400 and message in answer["error"] and "\n" not in answer["error"]
+
+
+def test_uploads_that_are_too_large_packed_or_too_slow(port, files):
+    assert post(port, bytes(100_000_000)) == (413, {"error": f"expected at most {MAX_BODY:,} bytes, got 100,000,000"})
+    assert post(port, b"x", **{"Content-Encoding": "gzip"})[0] == 415
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as slow:
+        slow.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+        start, answer = time.monotonic(), ask(port, encoded(files[0][0]))
+        assert answer == (200, files[0][1])  # others are served in the meantime
+        while time.monotonic() - start < 1.0:  # a byte now and then does not keep the connection
+            slow.sendall(b" ")
+            time.sleep(0.2)
+        assert b" 408 " in slow.recv(1000)
+
+
+def test_a_request_that_would_run_for_minutes(port, files, tmp_path):
+    noise(length=400).save(tmp_path / "long.safetensors")
+    start = time.monotonic()
+    status, answer = ask(port, encoded((tmp_path / "long.safetensors").read_bytes()))
+    assert (status, answer["error"]) == (400, "the request ran for more than 3 s: send fewer or smaller models")
+    assert time.monotonic() - start < TIME_LIMIT + 5
+    assert ask(port, encoded(files[0][0])) == (200, files[0][1])
+
+
+def noise(length, d_model=64, layers=8, heads=8, seed=0):
+    """A model of random weights: each of its inputs costs much, and no program is found."""
+    rng = np.random.RandomState(seed)
+    tensors = {}
+    for layer in range(layers):
+        for name in ("attn/key", "attn/query", "attn/value", "attn/linear", "mlp/linear_1", "mlp/linear_2"):
+            prefix = f"transformer/layer_{layer}/{name}"
+            tensors[f"{prefix}/w"], tensors[f"{prefix}/b"] = rng.randn(d_model, d_model), rng.randn(d_model)
+    tensors |= {
+        "token_embed/embeddings": rng.randn(12, d_model),
+        "pos_embed/embeddings": rng.randn(length + 1, d_model),
+    }
+    return TracrWeights(
+        tensors={name: tensor.astype(np.float32) for name, tensor in tensors.items()},
+        num_heads=heads,
+        vocab=(*range(10), "compiler_bos", "compiler_pad"),
+        max_seq_len=length,
+        output_values=tuple(range(5)),
+        unembedding=rng.randn(d_model, 5).astype(np.float32),
+    )
+
+
+def test_no_handler(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"expected a folder with a handler\.py"):
+        load_handler(tmp_path)

@@ -1,0 +1,259 @@
+"""The checkpoint on a Hub, loaded by transformers with the package and without it; the Hub is the tests' own.
+
+Two client processes, since the libraries read HF_ENDPOINT when they are imported: one with the package and one in which
+only installed packages are found (`-S` leaves out editable ones), each with a cache of its own.
+"""
+
+import json
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from pathlib import Path
+
+import pytest
+from hub_server import hub_server
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoProcessor, AutoTokenizer, pipeline
+from transformers.dynamic_module_utils import get_imports, get_relative_imports
+
+import trade_hf
+from trade_hf import parse, remote_code
+from trade_hf.auto import TASK, Registrar, register
+from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.transforms import permute
+from trade_hf.compiled.weights import WeightsError, read_weights
+from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile
+from trade_hf.remote_code import PACKAGE, export
+
+ROOT = Path(__file__).resolve().parent.parent
+REPO = "trade/trade-base"
+WITH_WORDS = "v1 = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)\nprogram = rasp.SelectorWidth(v1)"
+
+SHARED = """
+import json, sys
+from pathlib import Path
+import torch
+from safetensors.torch import load_file
+
+repo, copy, checkpoint, folder, file = sys.argv[1:]
+
+def is_shipped(model):
+    shipped = load_file(Path(checkpoint) / "model.safetensors")
+    state = model.state_dict()
+    return all(torch.equal(state[name], tensor) for name, tensor in shipped.items() if name in state)
+
+def push(model, processor, trust):
+    model.push_to_hub(copy, max_shard_size="1MB")
+    processor.push_to_hub(copy)
+    again = AutoModelForSeq2SeqLM.from_pretrained(copy, dtype="auto", **trust)
+    assert is_shipped(again) and again.state_dict().keys() == model.state_dict().keys()
+    assert type(AutoProcessor.from_pretrained(copy, **trust)).__name__ == "TraDeProcessor"
+"""
+
+WITH_THE_PACKAGE = (
+    SHARED
+    + """
+from transformers import AutoConfig
+import trade_hf
+from huggingface_hub import HfApi
+HfApi().create_repo(repo)
+HfApi().upload_folder(repo_id=repo, folder_path=folder)
+
+from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoProcessor, AutoTokenizer, pipeline
+model, processor = AutoModelForSeq2SeqLM.from_pretrained(repo, dtype="auto"), AutoProcessor.from_pretrained(repo)
+parts = [AutoConfig.from_pretrained(repo), AutoModel.from_pretrained(repo, dtype="auto"), model, processor]
+pipe = pipeline("rasp-decompilation", model=repo)
+assert {type(part).__module__.split(".")[0] for part in [*parts, pipe]} == {"trade_hf"}
+assert is_shipped(parts[1]) and is_shipped(model)
+assert AutoTokenizer.from_pretrained(repo).get_vocab() == processor.tokenizer.get_vocab()
+push(model, processor, {})
+print(json.dumps({"pipeline": pipe(file)}))
+"""
+)
+
+WITHOUT_THE_PACKAGE = (
+    SHARED
+    + """
+import importlib.util
+from safetensors import safe_open
+from safetensors.numpy import load_file as load_arrays
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoProcessor, AutoTokenizer, pipeline
+
+assert importlib.util.find_spec("trade_hf") is None
+trust = {"trust_remote_code": True}
+model = AutoModelForSeq2SeqLM.from_pretrained(repo, dtype="auto", **trust)
+processor = AutoProcessor.from_pretrained(repo, **trust)
+parts = [AutoConfig.from_pretrained(repo, **trust), AutoModel.from_pretrained(repo, dtype="auto", **trust), model]
+pipe = pipeline("rasp-decompilation", model=repo, **trust)
+assert {type(part).__module__.split(".")[0] for part in [*parts, processor, pipe]} == {"transformers_modules"}
+assert is_shipped(parts[1]) and is_shipped(model)
+assert AutoTokenizer.from_pretrained(repo, **trust).get_vocab() == processor.tokenizer.get_vocab()
+push(model, processor, trust)
+
+ids = model.float().generate(**processor(file), prefix_allowed_tokens_fn=processor.allowed_next)
+with safe_open(file, "numpy") as opened:
+    metadata = json.loads(opened.metadata()["trade"])
+sources = [file, Path(file).read_bytes(), {**load_arrays(file), **metadata}]
+errors = []
+for bad in (3, b"PK", {"vocab": [1]}):
+    try:
+        pipe(bad)
+    except ValueError as error:
+        errors.append(str(error))
+assert not {"trade_hf", "dataset_builder", "tracr", "jax"} & sys.modules.keys()
+answers = {"greedy": processor.to_code(ids[0], file), "pipeline": pipe(file), "list": pipe(sources), "errors": errors}
+print(json.dumps(answers))
+"""
+)
+
+
+def run(code, name, folder, file, hub, home, path):
+    """The JSON that a client prints last."""
+    environment = {**hub.environment(home, hub.token), "PYTHONPATH": path}
+    arguments = [REPO, f"trade/{name}", DEFAULT_CHECKPOINT, folder, file]
+    command = [sys.executable, *(["-S"] if str(ROOT) not in path else []), "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return permute(compile_program(parse(WITH_WORDS), ("a", "b", "c"), 4), 3)
+
+
+@pytest.fixture(scope="module")
+def file(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    model.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "trade-base"
+    export(DEFAULT_CHECKPOINT, folder)
+    return folder
+
+
+def test_push_and_load_over_http_with_the_package_and_without(exported, file, tmp_path):
+    expected = decompile(file).to_dict()
+    with hub_server() as hub:
+        for home in ("with", "without"):
+            (tmp_path / home).mkdir()
+        given = run(WITH_THE_PACKAGE, "with", exported, file, hub, tmp_path / "with", str(ROOT))
+        assert given == {"pipeline": expected}
+        config = json.loads(hub.files("model", "trade/with")["config.json"])
+        assert "auto_map" not in config and "custom_pipelines" not in config
+
+        installed = sysconfig.get_path("purelib")
+        given = run(WITHOUT_THE_PACKAGE, "without", exported, file, hub, tmp_path / "without", installed)
+        assert given["pipeline"] == expected and given["list"] == [expected] * 3
+        assert given["greedy"] == expected["code"]
+        assert given["errors"] == [
+            "expected a safetensors path, its bytes, or a dictionary of arrays with its metadata, got int",
+            "expected a safetensors file, got a pickle or an archive, which is never opened",
+            "expected output_encoding `categorical` or `numerical` in the metadata",
+        ]
+        for name in ("with", "without"):
+            shards = [path for path in hub.files("model", f"trade/{name}") if path.endswith(".safetensors")]
+            assert len(shards) > 3
+        assert "modeling_trade.py" in hub.files("model", "trade/without")
+        assert hub.files("model", REPO).keys() == {str(path.relative_to(exported)) for path in exported.rglob("*.*")}
+
+
+def test_registered_with_transformers(tiny_checkpoint, file):
+    register()  # once more changes nothing
+    config, processor = AutoConfig.from_pretrained(tiny_checkpoint), AutoProcessor.from_pretrained(tiny_checkpoint)
+    models = [auto.from_pretrained(tiny_checkpoint) for auto in (AutoModel, AutoModelForSeq2SeqLM)]
+    names = ["TraDeConfig", "TraDeProcessor", "TraDeModel", "TraDeForConditionalGeneration"]
+    assert [type(part).__name__ for part in (config, processor, *models)] == names
+    assert AutoTokenizer.from_pretrained(tiny_checkpoint).get_vocab() == processor.tokenizer.get_vocab()
+    pipe = pipeline(TASK, model=str(tiny_checkpoint))
+    assert pipe([]) == [] and pipe.model.dtype.is_floating_point
+    with pytest.raises(ValueError, match="expected the parameters max_candidates and budget_seconds, got beams"):
+        pipe(str(file), beams=3)
+    few = pipe([str(file)], max_candidates=1)
+    assert few[0].keys() == {"code", "status", "certificate", "score"}
+
+
+def test_modules_are_found_as_before():
+    spec = Registrar().find_spec("trade_hf.demo", trade_hf.__path__)
+    assert spec.loader.get_code("trade_hf.demo") and "def run_demo" in spec.loader.get_source("trade_hf.demo")
+    assert Registrar().find_spec("trade_hf.nothing", trade_hf.__path__) is None
+    assert trade_hf.auto.__loader__ is trade_hf.auto.__spec__.loader is not None
+
+
+def test_a_copy_saved_with_the_package_names_no_code(exported, tmp_path):
+    AutoModelForSeq2SeqLM.from_pretrained(exported).save_pretrained(tmp_path)
+    AutoProcessor.from_pretrained(exported).save_pretrained(tmp_path)
+    assert "auto_map" in (exported / "config.json").read_text()
+    assert not any("auto_map" in path.read_text() for path in tmp_path.glob("*.json"))
+
+
+# ---------------------------------------------------------------- the code that goes to the Hub
+
+
+def test_the_exported_code_needs_its_siblings_and_the_requirements_alone(exported):
+    installed = {"numpy", "safetensors", "tokenizers", "torch", "transformers"}
+    files = {path.stem: path for path in exported.glob("*.py")}
+    assert {"configuration_trade", "modeling_trade", "processing_trade", "handler"} <= files.keys()
+    for path in files.values():
+        assert set(get_relative_imports(path)) <= files.keys() - {"handler"}
+        assert set(get_imports(path)) <= installed | sys.stdlib_module_names, path
+
+
+def test_the_exported_code_is_the_package_but_for_imports(exported):
+    for path in exported.glob("*.py"):
+        home = PACKAGE / next(p for p in (path.name, path.name.replace("_", "/", 1)) if (PACKAGE / p).is_file())
+        pairs = zip(path.read_text().splitlines(), home.read_text().splitlines(), strict=True)
+        different = [there for there, here in pairs if there != here]
+        assert all(line.lstrip().startswith("from .") and " import " in line for line in different), path
+
+
+def test_requirements_are_those_of_the_package():
+    declared = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"])
+    lines = (PACKAGE / "assets" / "requirements.txt").read_text().splitlines()
+    needed = {line for line in lines if not line.startswith("#")}
+    assert needed < declared and {name.split(">")[0] for name in declared - needed} == {"accelerate", "torch"}
+
+
+def test_no_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected a folder with a TraDe checkpoint"):
+        remote_code.export(tmp_path, tmp_path / "out")
+
+
+# ---------------------------------------------------------------- dictionaries
+
+
+def test_a_dictionary_is_read_as_a_file(model):
+    for given in ({**model.tensors, **model.metadata()}, {**model.tensors, "unembed/w": model.unembedding, **META}):
+        read = read_weights(given)
+        assert read.tensors.keys() == model.tensors.keys() and (read.unembedding == model.unembedding).all()
+        assert (read.vocab, read.output_values) == (model.vocab, model.output_values)
+
+
+META = {
+    "vocab": ["a", "b", "c", "compiler_bos", "compiler_pad"],
+    "max_seq_len": 4,
+    "num_heads": 1,
+    "output_encoding": "categorical",
+    "output_values": [0, 1, 2, 3, 4],
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"vocab": None}, "expected a vocabulary in the metadata, found none"),
+        ({"num_heads": 0}, "expected a whole number above 0 for num_heads"),
+        ({"token_embed/embeddings": [1, 2]}, r"expected Tracr's parameters \(token_embed/embeddings"),
+        ({"vocab": [float("nan"), "compiler_bos", "compiler_pad"]}, "expected numbers and strings for vocab"),
+        ({"vocab": ["compiler_bos", "compiler_pad"]}, "expected a token beside 'compiler_bos' and 'compiler_pad'"),
+        ({"vocab": [[[[[[[[[[1]]]]]]]]]]}, "expected numbers and strings for vocab"),
+        ({"output_values": [0] * 5000}, "output_values has 5,000 values; the limit is 4,096"),
+    ],
+)
+def test_a_bad_dictionary(model, changed, message):
+    with pytest.raises(WeightsError, match=message):
+        read_weights({**model.tensors, **model.metadata(), **changed})

@@ -1,0 +1,91 @@
+"""Any decompiler can be scored, and what it does to itself costs it one model."""
+
+import json
+import sys
+
+import pytest
+from hostile_methods import GOOD
+
+from dataset_builder import controls
+from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.weights import TracrWeights
+from trade_hf.methods import Limits, Method, MethodError
+from trade_hf.rasp.text import parse
+
+LIMITS = Limits(seconds=1.5, memory=1 << 30)
+HOSTILE = {
+    "crash": "ended with status -11",
+    "leave": "ended with status 3",
+    "leave_politely": "SystemExit: done",
+    "hang": "took more than 1.5 s",
+    "spin": "took more than 1.5 s",
+    "fail": "RuntimeError: no idea xxx",
+    "allocate": "MemoryError: ",
+    "write_to_every_file": "gave more than it was asked for",
+    "give_a_number": "expected code as a string or None, got int",
+    "give_a_megabyte": "expected at most 100,000 characters of code, got 1,000,000",
+    "give_up": "gave up",
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for size in (3, 4):
+        compile_program(parse(GOOD), range(size), 3).save(folder / f"{size}.safetensors")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def methods_are_found(monkeypatch, request):
+    monkeypatch.setenv("PYTHONPATH", str(request.path.parent))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_method_loses_one_model(name, models):
+    with Method(f"hostile_methods:{name}", LIMITS) as method:
+        assert method.run(models / "4.safetensors").code == GOOD
+        bad = method.run(models / "3.safetensors")
+        assert bad.code is None and bad.reason.startswith(HOSTILE[name]) and len(bad.reason) <= 200
+        assert "\n" not in bad.reason and bad.seconds < 4
+        assert method.run(models / "4.safetensors").code == GOOD
+
+
+def test_what_a_method_prints_is_not_its_answer(models):
+    with Method("hostile_methods:print_megabytes", LIMITS) as method:
+        assert method.run(models / "3.safetensors").code == GOOD
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hostile_methods", "expected a method as MODULE:FUNCTION"),
+        ("no_such_module:f", "could not be started: ModuleNotFoundError"),
+        ("hostile_methods:no_such_function", "could not be started: AttributeError"),
+    ],
+)
+def test_a_method_that_cannot_be_started_is_refused(name, message):
+    with pytest.raises(MethodError, match=message), Method(name, LIMITS):
+        pass
+
+
+def test_the_control_gives_a_program_that_compiles(models, monkeypatch):
+    monkeypatch.setattr(controls, "SEEN", 200)
+    weights = TracrWeights.load(models / "3.safetensors")
+    compile_program(parse(controls.most_common(weights)), weights.input_vocab, weights.max_seq_len)
+
+
+def test_a_run_that_was_killed_goes_on(tmp_path, monkeypatch, request):
+    monkeypatch.syspath_prepend(request.path.parent.parent / "scripts")
+    import evaluate as script
+
+    progress = tmp_path / "most-common.progress.jsonl"
+    arguments = ("hostile_methods:leave_politely", "test", "permuted", 3, LIMITS)
+    whole = script.evaluate_method(*arguments, None)
+    script.evaluate_method(*arguments[:3], 2, LIMITS, progress)
+    progress.write_text(progress.read_text() + '{"of": "cut o')  # as a kill leaves it
+    resumed = script.evaluate_method(*arguments, progress)
+    assert len([json.loads(line) for line in progress.read_text().splitlines()]) == 3
+    assert {k: v for k, v in resumed.items() if k != "seconds"} == {k: v for k, v in whole.items() if k != "seconds"}
+    assert whole["compiles"] == 1.0 and whole["n"] == 3
+    sys.modules.pop("evaluate")

@@ -1,0 +1,76 @@
+"""A report in a real browser, from disk, with the network off."""
+
+import pytest
+
+from trade_hf.certificate import Certificate, recheck
+from trade_hf.compiled.compiler import compile_program
+from trade_hf.decompiler import decompile
+from trade_hf.rasp.text import parse
+from trade_hf.report.page import report
+
+TOKENS = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "plain")
+CODE = """v1 = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)
+v2 = rasp.SelectorWidth(v1)
+v3 = rasp.Select(v2, v2, rasp.Comparison.LT)
+v4 = rasp.SelectorWidth(v3)
+program = rasp.SequenceMap(lambda x, y: x - y, v2, v4)"""
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    weights = compile_program(parse(CODE), TOKENS, 4)
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(report(decompile(weights), weights, TOKENS[0]), encoding="utf-8")
+    return path, weights
+
+
+@pytest.fixture
+def opened(browser, written, request):
+    """The page at a width and in a colour scheme; what it complained of or asked for must be nothing in the end."""
+    width, scheme = getattr(request, "param", (1440, "light"))
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+    page, seen = context.new_page(), []
+    page.on("console", lambda message: seen.append(message.text))
+    page.on("pageerror", lambda error: seen.append(str(error)))
+    page.on("dialog", lambda dialog: (seen.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda sent: None if sent.url.startswith(("file:", "data:")) else seen.append(sent.url))
+    page.goto(written[0].as_uri())
+    yield page
+    context.close()
+    assert seen == []
+
+
+@pytest.mark.parametrize("opened", [(390, "light"), (390, "dark"), (1440, "light"), (1440, "dark")], indirect=True)
+def test_it_fits_narrow_and_wide_windows_in_light_and_dark(opened, request):
+    width, scheme = request.node.callspec.params["opened"]
+    assert opened.evaluate("document.documentElement.scrollWidth") == width
+    assert opened.locator("script, iframe, [onerror]").count() == 0
+    assert opened.locator("h1").inner_text() == f"Decompiled: {TOKENS[0]}"
+    background = opened.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") == (scheme == "light")
+    pictures = opened.evaluate("[...document.images].map(image => image.naturalWidth)")
+    assert pictures and all(pictures)
+
+
+def test_everything_is_reached_by_keyboard(opened):
+    reached = []
+    while "summary" not in reached and len(reached) < 40:
+        opened.keyboard.press("Tab")
+        reached.append(
+            opened.evaluate("document.activeElement.getAttribute('href') ?? document.activeElement.localName")
+        )
+    assert [target for target in reached if target.startswith("#")] == ["#v1", "#v2", "#v3", "#v4", "#v5"]
+    assert reached[-1] == "summary" and reached.count("div") == 5  # boxes that scroll
+    opened.keyboard.press("Enter")
+    assert opened.locator("details[open] pre").first.is_visible()
+    opened.locator("a[href='#v3']").focus()
+    opened.keyboard.press("Enter")
+    assert "v3 = rasp.Select" in opened.locator(":target").inner_text()
+
+
+def test_the_certificate_that_it_saves_holds(opened, written, tmp_path):
+    with opened.expect_download() as download:
+        opened.get_by_text("save certificate.json").click()
+    download.value.save_as(tmp_path / "certificate.json")
+    certificate = Certificate.from_json((tmp_path / "certificate.json").read_text())
+    assert recheck(certificate, written[1]).summary == "identical weights"

@@ -1,0 +1,104 @@
+"""A checkpoint as it goes to the Hub: with the code that runs it where trade-hf is not installed.
+
+transformers loads code from a model's repository (`trust_remote_code=True`) as one flat folder whose files import each
+other as siblings (`dynamic_module_utils.py`). So the modules that loading, the pipeline and verified decoding need are
+written out flat, `trade_hf/rasp/text.py` as `rasp_text.py`, with their imports of each other made relative and nothing
+else changed. An import inside `try` is optional: what it names stays behind.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from trade_hf.auto import TASK
+
+PACKAGE = Path(__file__).parent
+PIPELINE = "trade_hf.pipeline_rasp_decompilation"
+ENTRIES = ("trade_hf.configuration_trade", "trade_hf.modeling_trade", "trade_hf.processing_trade", PIPELINE)
+# What `config.json` and `processor_config.json` say, as file.class.
+AUTO_MAP = {
+    "AutoConfig": "configuration_trade.TraDeConfig",
+    "AutoModel": "modeling_trade.TraDeModel",
+    "AutoModelForSeq2SeqLM": "modeling_trade.TraDeForConditionalGeneration",
+}
+PROCESSOR = {"AutoProcessor": "processing_trade.TraDeProcessor"}
+CUSTOM_PIPELINES = {
+    TASK: {
+        "impl": "pipeline_rasp_decompilation.RaspDecompilationPipeline",
+        "pt": ["AutoModelForSeq2SeqLM"],
+        "type": "multimodal",
+    }
+}
+
+
+def export(checkpoint: Path, folder: Path) -> list[Path]:
+    """Write a checkpoint's files and the code into a folder that can be pushed; gives the files.
+
+    Raises FileNotFoundError where there is no checkpoint.
+    """
+    if not (checkpoint / "config.json").is_file():
+        raise FileNotFoundError(f"{checkpoint}: expected a folder with a TraDe checkpoint, found no config.json")
+    shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
+    _update_json(folder / "config.json", auto_map=AUTO_MAP, custom_pipelines=CUSTOM_PIPELINES)
+    _update_json(folder / "processor_config.json", auto_map=PROCESSOR)
+    for name, text in remote_code().items():
+        (folder / name).write_text(text, encoding="utf-8")
+    shutil.copy(PACKAGE / "handler.py", folder)
+    shutil.copy(PACKAGE / "assets" / "requirements.txt", folder)
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def remote_code() -> dict[str, str]:
+    """The text of each module that is needed, by its file's name in the flat folder."""
+    needed = _closure(ENTRIES)
+    return {f"{_flat(module)}.py": _rewritten(module, needed) for module in sorted(needed)}
+
+
+def _closure(entries: Iterable[str]) -> set[str]:
+    found: set[str] = set()
+    waiting = list(entries)
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found.add(module)
+            waiting += [node.module for node in _imports(module) if node.module]
+    return found
+
+
+def _rewritten(module: str, needed: set[str]) -> str:
+    lines = _source(module).splitlines(keepends=True)
+    for node in _imports(module):
+        if node.module in needed:
+            line = lines[node.lineno - 1]
+            lines[node.lineno - 1] = line.replace(f"from {node.module} import", f"from .{_flat(node.module)} import")
+    return "".join(lines)
+
+
+def _imports(module: str) -> list[ast.ImportFrom]:
+    """All `from trade_hf.x import y` of a module but those inside `try`."""
+    found, waiting = [], list[ast.AST]([ast.parse(_source(module))])
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Try):
+            continue
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trade_hf."):
+            found.append(node)
+        waiting += ast.iter_child_nodes(node)
+    return found
+
+
+def _flat(module: str) -> str:
+    return module.removeprefix("trade_hf.").replace(".", "_")
+
+
+def _source(module: str) -> str:
+    return (PACKAGE / f"{module.removeprefix('trade_hf.').replace('.', '/')}.py").read_text(encoding="utf-8")
+
+
+def _update_json(path: Path, **entries: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}, indent=2, sort_keys=True) + "\n")
