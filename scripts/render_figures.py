@@ -93,12 +93,43 @@ def failures(results: Path = RESULTS) -> str:
     return "\n".join(f"- {text}" for text in found + tracr)
 
 
+def methods(results: Path = RESULTS) -> str:
+    """Every decompiler that was run by `evaluate.py --method`, the best first."""
+    found = [json.loads(path.read_text()) for path in sorted((results / "methods").glob("*.json"))]
+    lines = ["| method | variant | programs | exact | equivalent | seconds, median |", "|---|---|---|---|---|---|"]
+    for row in sorted(found, key=lambda row: -row["exact"]):
+        shares = [
+            f"{100 * row[name]:.1f} % ({100 * low:.0f}–{100 * high:.0f})"
+            for name in ("exact", "equivalent")
+            for low, high in [row["interval_95"][name]]
+        ]
+        seconds = f"{row['seconds']['median']:g}"
+        lines.append(f"| `{row['method']}` | {row['variant']} | {row['n']} | {' | '.join(shares)} | {seconds} |")
+    return "\n".join(lines)
+
+
+def noise(results: Path = RESULTS) -> str:
+    """What comes back of models that are not as Tracr made them."""
+    lines = ["| weights | programs | exact after verified decoding | still give what they gave |", "|---|---|---|---|"]
+    for path in sorted(results.glob("test-noisy-*.json")) + [results / "test-compressed.json"]:
+        row = json.loads(path.read_text())
+        exact, proven = (f"{100 * row[name]:.1f} %" for name in ("decompiled_exact", "certified_equivalence"))
+        lines.append(f"| {row['variant']} | {row['n']} | {exact} | {proven} |")
+    return "\n".join(lines)
+
+
 def _indented(text: str) -> str:
     """As a block of Python inside a list."""
     return "\n".join(f"  {line}".rstrip() for line in f"```python\n{text.strip()}\n```".splitlines())
 
 
-TABLES: dict[str, Callable[[Path], str]] = {"curve": curve, "by_lines": by_lines, "failures": failures}
+TABLES: dict[str, Callable[[Path], str]] = {
+    "curve": curve,
+    "by_lines": by_lines,
+    "failures": failures,
+    "methods": methods,
+    "noise": noise,
+}
 
 
 def _load(study: str, results: Path) -> dict[str, Any]:
