@@ -108,10 +108,10 @@ print(json.dumps(answers))
 
 
 def run(code, name, folder, file, hub, home, path):
-    """The JSON that a client prints last."""
+    """The JSON that a client prints last; it finds the package where `path` is the folder that holds it."""
     environment = {**hub.environment(home, hub.token), "PYTHONPATH": path}
     arguments = [REPO, f"trade/{name}", DEFAULT_CHECKPOINT, folder, file]
-    command = [sys.executable, *(["-S"] if str(ROOT) not in path else []), "-c", code, *map(str, arguments)]
+    command = [sys.executable, *(["-S"] if path != str(ROOT) else []), "-c", code, *map(str, arguments)]
     done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
