@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from dataset_builder.sampler import Sample, SamplerConfig
 from dataset_builder.splits import stream
 from trade_hf.compiled.weights import TracrWeights
-from trade_hf.processing_trade import QUERY_KEY, VALUE_OUTPUT, Units, collate, pad_labels, to_units, value_bucket
+from trade_hf.processing_trade import QUERY_KEY, READINGS, VALUE_OUTPUT, Units, collate, pad_labels, value_bucket
 from trade_hf.rasp.program import Program, variable_name
 from trade_hf.tokenization_rasp import LINE_SIZE, VOCABULARY, to_ids
 
@@ -32,12 +32,15 @@ class Example:
     unit_labels: np.ndarray
 
 
-def to_example(sample: Sample) -> Example:
-    return example_of(sample.program, sample.compile())
+def to_example(sample: Sample, encoder: str = "units") -> Example:
+    return example_of(sample.program, sample.compile(), encoder)
 
 
-def example_of(program: Program, weights: TracrWeights) -> Example:
-    units, ids = to_units(weights), to_ids(program)
+def example_of(program: Program, weights: TracrWeights, encoder: str = "units") -> Example:
+    """`encoder`: the model's `config.encoder`; units have labels, pieces of flattened weights belong to many things."""
+    units, ids = READINGS[encoder](weights), to_ids(program)
+    if encoder != "units":
+        return Example(units, ids, np.full((len(units.features), 3), -100, np.int64))
     return Example(units, ids, label_units(units, weights.residual_labels, program, ids))
 
 
@@ -89,18 +92,25 @@ class OnlineExamples(IterableDataset):
       batch_size: examples a batch.
       reuse: how often each example is shown, some batches apart; 2 halves the cost of making data.
       config: what is sampled.
+      encoder: the model's `config.encoder`.
     """
 
     def __init__(
-        self, seed: int | str, batch_size: int, reuse: int = 1, config: SamplerConfig = SamplerConfig()
+        self,
+        seed: int | str,
+        batch_size: int,
+        reuse: int = 1,
+        config: SamplerConfig = SamplerConfig(),
+        encoder: str = "units",
     ) -> None:
         self.seed, self.batch_size, self.reuse, self.config = seed, batch_size, reuse, config
+        self.encoder = encoder
 
     def __iter__(self) -> Iterator[Example]:
         worker = get_worker_info()
         seed = f"{self.seed}-{worker.id if worker else 0}"
         rng = random.Random(seed)
-        fresh = (to_example(item.sample) for item in stream("train", seed, self.config))
+        fresh = (to_example(item.sample, self.encoder) for item in stream("train", seed, self.config))
         held: list[Example] = []
         while True:
             wanted = BUCKET_BATCHES * self.batch_size

@@ -88,9 +88,12 @@ def train(
     if corpus is None:
         step = int(Path(checkpoint).name.split("-")[-1]) if checkpoint else 0
         draws = f"{seed}-{step}-{arguments.process_index}" if arguments.world_size > 1 else f"{seed}-{step}"
-        data = made_online(draws, arguments.per_device_train_batch_size, reuse, sampler, validation_size)
+        fresh = OnlineExamples(
+            draws, arguments.per_device_train_batch_size, reuse, sampler, encoder=model.config.encoder
+        )
+        data = made_online(fresh, validation_size)
     else:
-        data = from_corpus(corpus, corpus_config, validation_size)
+        data = from_corpus(corpus, corpus_config, validation_size, model.config.encoder)
     trainer = (Seq2SeqTrainer if corpus else OnlineTrainer)(
         model=model, args=arguments, **data, compute_metrics=exact_match
     )
@@ -133,16 +136,17 @@ def training_log(trainer: Seq2SeqTrainer, path: Path) -> TrainingLog:
     return TrainingLog(path, per_step, flops, peak)
 
 
-def made_online(seed: str, batch_size: int, reuse: int, sampler: SamplerConfig, validation_size: int) -> dict[str, Any]:
+def made_online(fresh: OnlineExamples, validation_size: int) -> dict[str, Any]:
     """The trainer's data, sampled and compiled while it trains."""
+    held_out = pinned("validation", validation_size, fresh.config)
     return {
-        "train_dataset": OnlineExamples(seed, batch_size, reuse, sampler),
-        "eval_dataset": [to_example(item.sample) for item in pinned("validation", validation_size, sampler)],
+        "train_dataset": fresh,
+        "eval_dataset": [to_example(item.sample, fresh.encoder) for item in held_out],
         "data_collator": collate_examples,
     }
 
 
-def from_corpus(folder: Path, name: str | None, validation_size: int) -> dict[str, Any]:
+def from_corpus(folder: Path, name: str | None, validation_size: int, encoder: str) -> dict[str, Any]:
     """The trainer's data, read from a corpus on disk."""
     import datasets
 
@@ -152,7 +156,7 @@ def from_corpus(folder: Path, name: str | None, validation_size: int) -> dict[st
     return {
         "train_dataset": train,
         "eval_dataset": validation.select(range(min(validation_size, len(validation)))),
-        "data_collator": DataCollator(),
+        "data_collator": DataCollator(encoder),
     }
 
 

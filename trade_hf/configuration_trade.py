@@ -13,11 +13,13 @@ class TraDeConfig(PreTrainedConfig):
     """Sizes of a TraDe model.
 
     `vocab_size` counts the tokens of the RASP tokenizer, `max_lines` what can be decoded; `unit_loss` is the weight in
-    training of what the encoder says of single units (variable, function, value) beside the program itself.
+    training of what the encoder says of single units (variable, function, value) beside the program itself. `encoder`
+    is `units` (relations of units, ours) or `flat` (pieces of the flattened weights, as in arXiv:2410.00061).
     """
 
     model_type = "trade"
 
+    encoder: str = "units"
     vocab_size: int = 128
     d_model: int = 160
     encoder_layers: int = 8
@@ -35,6 +37,8 @@ class TraDeConfig(PreTrainedConfig):
     max_layers: int = 32
     value_buckets: int = 64
     edge_channels: int = 5
+    piece_size: int = 256
+    parameter_kinds: int = 16
     is_encoder_decoder: bool = True
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1

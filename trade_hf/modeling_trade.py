@@ -4,6 +4,8 @@ The encoder knows its units (see `processing_trade.py`) only by their kind and b
 another writes. In each layer these products act twice: as a bias of the attention, and as the weights of messages that
 run along the edges, from writers to readers and back. It is unmoved by any permutation or rotation of the residual
 stream and by the order of the units.
+
+`FlatEncoder` takes its place in the baseline (`encoder: flat`), which reads flattened weights as arXiv:2410.00061 does.
 """
 
 from __future__ import annotations
@@ -127,6 +129,54 @@ class TraDeEncoder(TraDePreTrainedModel):
         return biases.chunk(self.config.encoder_layers, 1)
 
 
+class FlatLayer(nn.Module):
+    """Attention among pieces of weights, without relations."""
+
+    def __init__(self, config: TraDeConfig) -> None:
+        super().__init__()
+        self.heads = config.num_heads
+        self.norm = nn.LayerNorm(config.d_model)
+        self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
+        self.out = nn.Linear(config.d_model, config.d_model)
+        self.ffn = FeedForward(config)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        query, key, value = (_split(part, self.heads) for part in self.qkv(self.norm(x)).chunk(3, -1))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.ffn(x + self.out(attended.transpose(1, 2).flatten(2)))
+
+
+class FlatEncoder(TraDePreTrainedModel):
+    """Pieces of flattened weights (`processing_trade.to_pieces`) → hidden states [batch, piece, d_model]."""
+
+    def __init__(self, config: TraDeConfig) -> None:
+        super().__init__(config)
+        self.parameter_embedding = nn.Embedding(config.parameter_kinds, config.d_model)
+        self.layer_embedding = nn.Embedding(config.max_layers, config.d_model)
+        self.place_embedding = nn.Embedding(config.value_buckets, config.d_model)
+        self.entries = nn.Linear(config.piece_size, config.d_model)
+        self.layers = nn.ModuleList(FlatLayer(config) for _ in range(config.encoder_layers))
+        self.norm = nn.LayerNorm(config.d_model)
+        self.post_init()
+
+    def forward(
+        self, weight_features: Tensor, weight_edges: Tensor | None, attention_mask: Tensor | None = None, **kwargs
+    ) -> BaseModelOutput:
+        integers = self.config.integer_features
+        kind, layer, place = weight_features[..., :integers].long().unbind(-1)
+        x = self.entries(weight_features[..., integers:].to(self.entries.weight.dtype))
+        x = x + self.parameter_embedding(kind) + self.layer_embedding(layer) + self.place_embedding(place)
+        if attention_mask is None:
+            attention_mask = torch.ones(x.shape[:2], device=x.device)
+        mask = attention_mask[:, None, None, :] > 0
+        for block in self.layers:
+            x = block(x, mask)
+        return BaseModelOutput(last_hidden_state=self.norm(x))
+
+
+ENCODERS = {"units": TraDeEncoder, "flat": FlatEncoder}
+
+
 class DecoderLayer(nn.Module):
     def __init__(self, config: TraDeConfig, index: int) -> None:
         super().__init__()
@@ -204,11 +254,11 @@ class TraDeModel(TraDePreTrainedModel):
 
     def __init__(self, config: TraDeConfig) -> None:
         super().__init__(config)
-        self.encoder = TraDeEncoder(config)
+        self.encoder = ENCODERS[config.encoder](config)
         self.decoder = TraDeDecoder(config)
         self.post_init()
 
-    def get_encoder(self, *args, **kwargs) -> TraDeEncoder:
+    def get_encoder(self, *args, **kwargs) -> TraDeEncoder | FlatEncoder:
         return self.encoder
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -249,7 +299,7 @@ class TraDeForConditionalGeneration(TraDePreTrainedModel, GenerationMixin):
         self.unit_head = nn.Linear(config.d_model, 2 * config.vocab_size + config.value_buckets)
         self.post_init()
 
-    def get_encoder(self, *args, **kwargs) -> TraDeEncoder:
+    def get_encoder(self, *args, **kwargs) -> TraDeEncoder | FlatEncoder:
         return self.model.encoder
 
     def get_output_embeddings(self) -> nn.Linear:

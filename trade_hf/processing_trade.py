@@ -8,6 +8,7 @@ units write or read alike. They are the same in any orthogonal basis.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
-from trade_hf.compiled.weights import WeightsError, read_weights
+from trade_hf.compiled.weights import UNEMBED, WeightsError, read_weights
 from trade_hf.rasp.canonical import spell
 from trade_hf.rasp.text import to_text
 from trade_hf.tokenization_rasp import allowed_next, from_ids
@@ -31,6 +32,16 @@ VALUE_OFFSET = 20  # bucket of the value 0; bucket 0 is for what is no whole num
 COLDNESS = 100.0  # Tracr's softmax coldness: the scale of W_Q
 EPSILON = 1e-4
 MAX_UNITS = 2048  # memory grows with the square: 2,048 units take about a gigabyte
+
+
+PIECE_SIZE = 256
+PARAMETERS = (
+    "token_embed/embeddings",
+    "pos_embed/embeddings",
+    *(f"attn/{part}/{kind}" for part in ("query", "key", "value", "linear") for kind in "wb"),
+    *(f"mlp/{part}/{kind}" for part in ("linear_1", "linear_2") for kind in "wb"),
+    UNEMBED,
+)
 
 
 @dataclass(frozen=True)
@@ -188,12 +199,42 @@ def signed_log(x: np.ndarray) -> np.ndarray:
     return np.sign(x) * np.log1p(np.abs(x))
 
 
+def to_pieces(weights: Any) -> Units:
+    """The baseline's input: each parameter flattened, in Tracr's order, and cut into pieces of PIECE_SIZE entries.
+
+    So arXiv:2410.00061 reads weights. What is kept of a piece: parameter, layer, its place among the parameter's pieces
+    (three integers), and the entries on a signed logarithmic scale; there are no edges. The unembedding, which Tracr
+    keeps out of its parameters, comes last.
+
+    Raises WeightsError for more than MAX_UNITS pieces.
+    """
+    rows = []
+    for name, tensor in {**weights.tensors, UNEMBED: weights.unembedding}.items():
+        layer = re.search(r"layer_(\d+)", name)
+        kind = PARAMETERS.index(name.split("/", 2)[-1] if layer else name)
+        entries = signed_log(tensor.reshape(-1))
+        pieces = np.pad(entries, (0, -len(entries) % PIECE_SIZE)).reshape(-1, PIECE_SIZE)
+        integers = np.zeros((len(pieces), INTEGER_COLUMNS), np.float32)
+        integers[:, 0] = kind
+        integers[:, 1] = min(int(layer[1]), MAX_LAYERS - 1) if layer else 0
+        integers[:, 2] = np.minimum(np.arange(len(pieces)), VALUE_BUCKETS - 1)
+        rows.append(np.concatenate([integers, pieces], 1))
+    features = np.concatenate(rows).astype(np.float32)
+    if len(features) > MAX_UNITS:
+        raise WeightsError(f"the model has {len(features):,} pieces; the limit is {MAX_UNITS:,}")
+    nothing = np.zeros((len(features), len(features), 0), np.float32)
+    return Units(features, nothing, nothing)
+
+
+READINGS = {"units": to_units, "flat": to_pieces}
+
+
 def collate(units: list[Units]) -> dict[str, np.ndarray]:
     """A padded batch: weight_features [batch, unit, column], weight_edges [batch, channel, unit, unit], attention_mask
     [batch, unit]."""
     size = max(len(u.features) for u in units)
-    features = np.zeros((len(units), size, len(COLUMNS)), np.float32)
-    edges = np.zeros((len(units), EDGE_CHANNELS, size, size), np.float32)
+    features = np.zeros((len(units), size, units[0].features.shape[1]), np.float32)
+    edges = np.zeros((len(units), units[0].edges.shape[2], size, size), np.float32)
     mask = np.zeros((len(units), size), np.int64)
     for i, unit in enumerate(units):
         n = len(unit.features)
@@ -209,7 +250,9 @@ class TraDeProcessor(ProcessorMixin):
     def __init__(self, tokenizer: Any = None, **kwargs: Any) -> None:
         super().__init__(tokenizer, **kwargs)
 
-    def __call__(self, weights: Any, programs: list[str] | None = None, **kwargs: Any) -> BatchFeature:
+    def __call__(
+        self, weights: Any, programs: list[str] | None = None, encoder: str = "units", **kwargs: Any
+    ) -> BatchFeature:
         """A padded batch for `TraDeForConditionalGeneration`.
 
         Args:
@@ -217,9 +260,10 @@ class TraDeProcessor(ProcessorMixin):
             list of them.
           programs: for training: the words of each program, as `tokenization_rasp.to_tokens` gives them, joined by
             spaces. They become `labels` [batch, token], closed by the end token, -100 where there is none.
+          encoder: the model's `config.encoder`.
         """
         items = weights if isinstance(weights, list) else [weights]
-        batch = collate([to_units(read_weights(item)) for item in items])
+        batch = collate([READINGS[encoder](read_weights(item)) for item in items])
         tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
         if programs is not None:
             tensors["labels"] = pad_labels(

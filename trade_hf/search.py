@@ -54,10 +54,14 @@ def processor() -> TraDeProcessor:
     return TraDeProcessor(build_tokenizer())
 
 
+def _inputs(batch: list[TracrWeights], model: TraDeForConditionalGeneration) -> dict[str, Tensor]:
+    return dict(processor()(batch, encoder=model.config.encoder).to(model.device))
+
+
 def propose(weights: TracrWeights, model: TraDeForConditionalGeneration) -> Iterator[Candidate]:
     """Distinct candidates. Each that the network writes is followed by what it becomes with the functions read from the
     weights. There is an end, but far off."""
-    inputs = _encoded(processor()([weights]).to(model.device), model)
+    inputs = _encoded(_inputs([weights], model), model)
     count = itertools.count()
     waiting: list[tuple[float, int, float, tuple[int, ...]]] = [(0.0, next(count), 0.0, ())]
     seen: set[Program] = set()
@@ -101,7 +105,7 @@ def _read(candidate: Candidate, reader: Reader) -> Iterator[Candidate]:
 
 def greedy_programs(batch: list[TracrWeights], model: TraDeForConditionalGeneration) -> list[Candidate | None]:
     """The most likely token at each step, for a batch of models. None where the length limit cut a program off."""
-    written = _complete(model, dict(processor()(batch).to(model.device)), [()] * len(batch))
+    written = _complete(model, _inputs(batch, model), [()] * len(batch))
     return [_candidate(one) for one in written]
 
 
@@ -109,7 +113,7 @@ def greedy_programs(batch: list[TracrWeights], model: TraDeForConditionalGenerat
 def teacher_forced(batch: list[TracrWeights], ids: list[list[int]], model: TraDeForConditionalGeneration) -> list[bool]:
     """For each model, whether every token of `ids` is the likeliest one after its true prefix."""
     labels = pad_labels(ids)
-    logits = model(**processor()(batch), labels=labels).logits
+    logits = model(**_inputs(batch, model), labels=labels).logits
     right = (logits.argmax(-1) == labels) | (labels == -100)
     return right.all(1).tolist()
 
