@@ -86,7 +86,7 @@ def test_an_untrained_model_still_writes_programs(tiny_checkpoint, samples):
     weights = [compile_program(s.program, s.vocab, s.max_seq_len) for s in samples[:3]]
     greedy = greedy_programs(weights, model)
     assert all(candidate is not None for candidate in greedy)
-    result = decompile(weights[0], tiny_checkpoint, max_candidates=2)
+    result = decompile(weights[0], tiny_checkpoint, max_candidates=2, budget_seconds=600)
     assert not result.verdict.is_verified
     assert result.candidates == 2 and result.code.startswith("from tracr.rasp import rasp")
 
