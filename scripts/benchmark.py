@@ -5,6 +5,7 @@ Run: python scripts/benchmark.py compile --programs 500 --json --out results/com
      python scripts/benchmark.py corpus --programs 20000 --json --out results/corpus-speed.json
      python scripts/benchmark.py kills --programs 3000 --json --out results/corpus-kills.json
      python scripts/benchmark.py verify --programs 200 --json --out results/verify.json
+     python scripts/benchmark.py truth --programs 1000 --json --out results/truth.json
      python scripts/benchmark.py provenance --programs 200 --json --out results/provenance.json
      python scripts/benchmark.py bounds --programs 500 --json --out results/bounds.json
      python scripts/benchmark.py serve --programs 20 --rounds 10 --json --out results/serve.json
@@ -39,11 +40,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dataset_builder.brute_force import differing, outputs_in_rasp, outputs_of_model
 from dataset_builder.corpus import CONFIGS, CorpusConfig, build, distinct_rows
 from dataset_builder.mutants import mutants
 from dataset_builder.origins import true_places
 from dataset_builder.sampler import Draw, Sample, sample_programs
 from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.faithful import may_depart
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.transforms import permute, rotate
@@ -52,11 +55,11 @@ from trade_hf.provenance import LineOrigin, confirm, provenance
 from trade_hf.rasp.canonical import canonicalise
 from trade_hf.rasp.evaluate import all_inputs, count_inputs, evaluate
 from trade_hf.rasp.program import Op, Program
-from trade_hf.rasp.tables import UnsupportedError
+from trade_hf.rasp.tables import UnsupportedError, tabulate
 from trade_hf.rasp.text import to_text
-from trade_hf.verification import CONFIDENCE, PROGRAM_TOLERANCE, verify, verify_programs
+from trade_hf.verification import CONFIDENCE, PROGRAM_TOLERANCE, TOLERANCE, verify, verify_programs
 
-STUDIES = ("bounds", "compile", "canonical", "corpus", "kills", "provenance", "read", "serve", "verify")
+STUDIES = ("bounds", "compile", "canonical", "corpus", "kills", "provenance", "read", "serve", "truth", "verify")
 
 
 def main() -> None:
@@ -84,6 +87,10 @@ def main() -> None:
             result = canonical_study(samples, args.programs, args.mutants, Draw(args.seed))
         case "corpus":
             result = corpus_study(replace(CONFIGS[args.config], rows=args.programs, long_rows=20), args.processes)
+        case "truth":
+            progress = (args.out or Path(f"truth-{args.seed}")).with_suffix(".progress.jsonl")
+            result = truth_study(samples, args.programs, progress)
+            progress.unlink()
         case "verify":
             result = verify_study(list(islice(samples, args.programs)))
         case "provenance":
@@ -118,15 +125,7 @@ def compile_study(samples: list[Sample], progress: Path) -> dict[str, Any]:
     It takes some 4 s a program, nearly all of it tracr's: what was measured is kept in `progress`, one JSON line for
     each program, and a study that was killed goes on from there.
     """
-    kept = progress.read_text() if progress.exists() else ""
-    kept = kept[: kept.rfind("\n") + 1]  # a kill may have cut the last line off
-    progress.write_text(kept)
-    rows = [json.loads(line) for line in kept.splitlines()]
-    for number in tqdm(range(len(rows), len(samples)), "compile", len(samples), initial=len(rows), disable=None):
-        rows.append(compare_with_tracr(samples[number], number))
-        with progress.open("a") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
-    rows = rows[: len(samples)]
+    rows = resumed(compare_with_tracr, samples, progress)
     ours, tracr = (statistics.median(row[name] for row in rows) for name in ("ours_ms", "tracr_ms"))
     return {
         "programs": len(samples),
@@ -138,6 +137,19 @@ def compile_study(samples: list[Sample], progress: Path) -> dict[str, Any]:
             for name in ("mismatches", "inputs", "evaluator_disagreements", "forward_disagreements")
         },
     }
+
+
+def resumed(measure: Callable[[Sample, int], dict[str, Any]], samples: list[Sample], progress: Path) -> list[dict]:
+    """A row for each sample; those of an earlier run that was killed are read from `progress`, one JSON line each."""
+    kept = progress.read_text() if progress.exists() else ""
+    kept = kept[: kept.rfind("\n") + 1]  # a kill may have cut the last line off
+    progress.write_text(kept)
+    rows = [json.loads(line) for line in kept.splitlines()][: len(samples)]
+    for number in tqdm(range(len(rows), len(samples)), progress.stem, len(samples), initial=len(rows), disable=None):
+        rows.append(measure(samples[number], number))
+        with progress.open("a") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
+    return rows
 
 
 def compare_with_tracr(sample: Sample, number: int, inputs_each: int = 5) -> dict[str, Any]:
@@ -271,6 +283,75 @@ def verify_study(samples: list[Sample], with_tracr: int = 5, inputs_each: int = 
     }
 
 
+MOST_INPUTS = 5_000  # of a program, for tracr to run them all
+THROUGH_MODELS = 100  # programs whose outputs tracr's compiled models give too
+
+
+def truth_study(samples: Iterator[Sample], programs: int, progress: Path) -> dict[str, Any]:
+    """Verdicts on programs and on one mutant of each, against what the tracr package gives on every input.
+
+    A program is compared with its own weights in a random basis, the mutant with the program and with those weights.
+    Tracr's evaluator is the judge; where a mutant's model departs from RASP (`compiled/faithful.py`), the model that
+    tracr compiles of it, and for the first THROUGH_MODELS programs that too.
+    """
+    few = (s for s in samples if s.spelled == s.program and count_inputs(len(s.vocab), s.max_seq_len) <= MOST_INPUTS)
+    rows = resumed(truth_of, list(islice(few, programs)), progress)
+    kinds = ("program", "mutant_with_program", "mutant_with_weights")
+    return {
+        "programs": len(rows),
+        "inputs": sum(row["inputs"] for row in rows),
+        "verdicts": sum(len(row["verdicts"]) for row in rows),
+        "wrong": {kind: sum(row["verdicts"][kind] != row["truth"][kind] for row in rows) for kind in kinds},
+        "false_equivalent": sum(row["verdicts"][kind] and not row["truth"][kind] for row in rows for kind in kinds),
+        "mutants_that_are_equivalent": sum(row["truth"]["mutant_with_weights"] for row in rows),
+        "mutants_that_differ_on_a_single_input": sum(row["differing"] == 1 for row in rows),
+        "mutants_judged_by_the_compiled_model": sum(row["departs"] for row in rows),
+        "model_and_evaluator_disagree": sum(row["model_disagrees"] for row in rows),
+        "exceptions": [row["code"] for row in rows if row["verdicts"] != row["truth"]],
+    }
+
+
+def truth_of(sample: Sample, number: int) -> dict[str, Any]:
+    """One program and one mutant: whether each verdict is "proven", and whether brute force says so."""
+    program, domain = sample.program, (sample.vocab, sample.max_seq_len)
+    weights = rotate(sample.compile(), number)
+    mutant = next(m for m in mutants(program, Draw(f"truth-{number}")) if compiles(m, *domain))
+    meant, other = outputs_in_rasp(program, *domain), outputs_in_rasp(mutant, *domain)
+    departs = is_departing(mutant, *domain)
+    if departs:
+        other = outputs_of_model(mutant, *domain)
+    disagree = number < THROUGH_MODELS and bool(differing(meant, outputs_of_model(program, *domain), TOLERANCE))
+    same_kind = program.lines[-1].op.result is mutant.lines[-1].op.result
+    differ = differing(meant, other, PROGRAM_TOLERANCE) if same_kind else len(meant)
+    differ_much = differing(meant, other, TOLERANCE) if same_kind else len(meant)
+    verdicts = (verify(program, weights), verify_programs(program, mutant, *domain), verify(mutant, weights))
+    kinds = ("program", "mutant_with_program", "mutant_with_weights")
+    return {
+        "inputs": len(meant),
+        "verdicts": {kind: verdict.is_verified for kind, verdict in zip(kinds, verdicts, strict=True)},
+        "truth": dict(zip(kinds, (True, not differ, not differ_much), strict=True)),
+        "differing": differ,
+        "departs": departs,
+        "model_disagrees": disagree,
+        "code": to_text(program) + to_text(mutant),
+    }
+
+
+def compiles(program: Program, vocab: tuple, max_seq_len: int) -> bool:
+    try:
+        compile_program(program, vocab, max_seq_len)
+    except UnsupportedError:
+        return False
+    return True
+
+
+def is_departing(program: Program, vocab: tuple, max_seq_len: int) -> bool:
+    """Whether RASP and the compiled model may give something else on some input."""
+    tables = tabulate(program, vocab, max_seq_len)
+    valid = evaluate(tables, all_inputs(len(vocab), max_seq_len)).valid
+    return may_depart(tables) or not bool(valid.all())
+
+
 def provenance_study(samples: list[Sample]) -> dict[str, Any]:
     """Of each line, the heads and hidden units that `provenance` names, against those that the compiler knows of, in
     models in a random order and in a random basis by turns; and what ablation says of them."""
@@ -375,6 +456,7 @@ BUILD = """
 import sys
 from dataclasses import replace
 from pathlib import Path
+from dataset_builder.brute_force import differing, outputs_in_rasp, outputs_of_model
 from dataset_builder.corpus import CONFIGS, build
 if __name__ == "__main__":
     config = replace(CONFIGS[sys.argv[1]], rows=int(sys.argv[2]), long_rows=20, shard_rows=250)

@@ -308,7 +308,7 @@ def _differs(program: Any, weights: TracrWeights) -> bool:
     """Run the recompiled program and the model on every input, without the verifier."""
     compiled = compile_program(program, weights.input_vocab, weights.max_seq_len)
     inputs = all_inputs(len(weights.input_vocab), weights.max_seq_len)
-    first, second = run(compiled, inputs), run(weights, inputs)
+    first, second = (run(model, inputs, dtype=torch.float64) for model in (compiled, weights))
     if first.values is None or second.values is None:
         same = np.abs(first.codes - second.codes) <= 2 * TOLERANCE
     else:

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from cases import CASES, LENGTH, VOCAB
 
 from dataset_builder.corpus import CONFIGS
@@ -183,6 +184,23 @@ program = rasp.Map(lambda x: x == 1, v2)"""
     given = run(compile_program(program, VOCAB, LENGTH), np.array([[0, 0, 0, 1, -1]]))
     assert given.decode(0) == [True] * 4  # RASP says False
     assert not meant.valid[0]
+
+
+def test_rounding_in_another_basis_is_no_difference():
+    """In this basis single precision gives other outputs on 349 inputs, double precision on none."""
+    program = parse("""v1 = rasp.SequenceMap(lambda x, y: x < y, rasp.tokens, rasp.indices)
+v3 = rasp.SelectorWidth(rasp.Select(rasp.indices, rasp.tokens, lambda k, q: k == q + 2))
+v5 = rasp.SequenceMap(lambda x, y: min(x, y), rasp.indices, rasp.SequenceMap(lambda x, y: x * y, v1, v3))
+v6 = rasp.SequenceMap(lambda x, y: x * y, v3, v5)
+v8 = rasp.SequenceMap(lambda x, y: x > y, v6, rasp.Map(lambda x: x == 0, v6))
+program = rasp.SelectorWidth(rasp.Select(v8, v6, rasp.Comparison.EQ))""")
+    weights = compile_program(program, VOCAB, LENGTH)
+    rotated, inputs = rotate(weights, 1), all_inputs(len(VOCAB), LENGTH)
+    meant = evaluate(program, inputs, VOCAB, LENGTH)
+    single, double = (run(rotated, inputs, dtype=dtype) for dtype in (torch.float32, torch.float64))
+    assert any(single.defined(row) != meant.decode(row) for row in range(len(inputs)))
+    assert all(double.defined(row) == meant.decode(row) for row in range(len(inputs)))
+    assert str(verify(program, rotated)) == "equivalent on all 3,905 inputs"
 
 
 @pytest.mark.parametrize("width", [6, 7, 10])

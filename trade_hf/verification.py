@@ -11,6 +11,10 @@ Otherwise a counterexample, one that no shorter one was found for.
 Where a program gives None, a model must leave all output directions off. Inputs that Tracr cannot compile faithfully
 (`rasp/evaluate.py`, `valid`; `compiled/faithful.py`) have no defined answer in RASP: there a program means what Tracr
 makes of it.
+
+Models run in single precision, as Tracr's do. Steps 0.01 wide multiply rounding by a hundred, layer after layer, so in
+another basis a sum of other rounding can end up on the wrong side of a step. Where two sides differ they are therefore
+run again in double precision: a difference counts if it is there as well.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
+import torch
 
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.faithful import may_depart
@@ -39,6 +44,7 @@ CONFIDENCE = 0.95  # of the bound on the share of inputs that differ
 TOLERANCE = 0.05
 PROGRAM_TOLERANCE = 1e-3  # of two programs
 FIRST_CHUNK, CHUNK = 256, 16_384  # most programs that are wrong are so at once
+SUSPECTS = 64  # inputs that are run again at a time
 
 
 class Status(Enum):
@@ -188,14 +194,14 @@ class _ProgramSide:
         self.compiled = compile_program(program, vocab, max_seq_len)
         self.departs = may_depart(self.tables)
 
-    def __call__(self, inputs: np.ndarray) -> _Answer:
+    def __call__(self, inputs: np.ndarray, dtype: torch.dtype = torch.float32) -> _Answer:
         meant = evaluate(self.tables, inputs)
         cells, values = meant.codes, meant.values
         undefined = np.zeros(cells.shape, bool) if values is None else cells < 0
         rows = np.flatnonzero(~meant.valid | self.departs)
         if len(rows):
             order = np.array([*map(self.compiled.input_vocab.index, self.tables.vocab), PADDING])
-            given = run(self.compiled, order[inputs[rows]])
+            given = run(self.compiled, order[inputs[rows]], dtype=dtype)
             cells, undefined = cells.copy(), undefined.copy()
             cells[rows], undefined[rows] = given.codes, given.undefined
             if values is not None:
@@ -210,18 +216,18 @@ class _ModelSide:
         self.order = np.array([*map(weights.input_vocab.index, vocab), PADDING])
         self.kept: dict[bytes, _Answer] = {}  # of first chunks
 
-    def __call__(self, inputs: np.ndarray) -> _Answer:
-        key = inputs.tobytes() if len(inputs) == FIRST_CHUNK else b""
+    def __call__(self, inputs: np.ndarray, dtype: torch.dtype = torch.float32) -> _Answer:
+        key = inputs.tobytes() if len(inputs) == FIRST_CHUNK and dtype is torch.float32 else b""
         if key in self.kept:
             return self.kept[key]
-        given = run(self.weights, self.order[inputs])
+        given = run(self.weights, self.order[inputs], dtype=dtype)
         answer = _Answer(given.codes, given.undefined, given.values)
         if key:
             self.kept = {key: answer}
         return answer
 
 
-_Side = Callable[[np.ndarray], _Answer]
+_Side = _ProgramSide | _ModelSide
 
 
 @dataclass(frozen=True)
@@ -277,17 +283,34 @@ def _compare(first: _Side, second: _Side, tolerance: float, inputs: _Inputs) -> 
         answers = first(chunk), second(chunk)
         if (answers[0].values is None) != (answers[1].values is None):
             return Verdict(Status.REFUTED, 0, total, reason="one output is numerical, the other categorical")
-        wrong = _differ(*answers, chunk, tolerance)
-        if wrong.any():
-            found = chunk[int(wrong.argmax())]
+        suspects = np.flatnonzero(_differ(*answers, chunk, tolerance))
+        place = _first_that_differs(first, second, chunk, suspects, tolerance)
+        if place is not None:
+            found = chunk[place]
             if not inputs.is_complete:
-                found = _shrink(found, lambda one: bool(_differ(first(one), second(one), one, tolerance)[0]))
+                found = _shrink(found, lambda one: bool(_differ_for_sure(first, second, one, tolerance)[0]))
             real = found != PADDING
-            expected, got = (side(found[None]).decode(0, real) for side in (first, second))
+            expected, got = (side(found[None], torch.float64).decode(0, real) for side in (first, second))
             tokens = tuple(inputs.vocab[code] for code in found[real])
-            return Verdict(Status.REFUTED, start + int(wrong.argmax()) + 1, total, None, tokens, expected, got)
+            return Verdict(Status.REFUTED, start + place + 1, total, None, tokens, expected, got)
     status = Status.EQUIVALENT if inputs.is_complete else Status.AGREES
     return Verdict(status, len(codes), total, inputs.bound())
+
+
+def _first_that_differs(
+    first: _Side, second: _Side, chunk: np.ndarray, suspects: np.ndarray, tolerance: float
+) -> int | None:
+    """The first of the suspects that differs in double precision too; they are run few at a time, one is enough."""
+    for start in range(0, len(suspects), SUSPECTS):
+        some = suspects[start : start + SUSPECTS]
+        sure = _differ_for_sure(first, second, chunk[some], tolerance)
+        if sure.any():
+            return int(some[sure.argmax()])
+    return None
+
+
+def _differ_for_sure(first: _Side, second: _Side, inputs: np.ndarray, tolerance: float) -> np.ndarray:
+    return _differ(first(inputs, torch.float64), second(inputs, torch.float64), inputs, tolerance)
 
 
 def _differ(first: _Answer, second: _Answer, inputs: np.ndarray, tolerance: float) -> np.ndarray:

@@ -29,7 +29,7 @@ class Output:
     """What a model gives for a batch.
 
     Attributes:
-      logits: [batch, position, output] float32: the residual stream after the unembedding, BOS position left out.
+      logits: [batch, position, output] float: the residual stream after the unembedding, BOS position left out.
       real: [batch, position] whether the position lies within the input.
       values: what the outputs stand for; None for a numerical output (one logit: the number itself).
     """
@@ -61,16 +61,18 @@ class Output:
         return [None if none else value for value, none in zip(self.decode(row), off, strict=True)]
 
 
-def run(weights: TracrWeights, inputs: np.ndarray, batch_size: int = 4096) -> Output:
+def run(
+    weights: TracrWeights, inputs: np.ndarray, batch_size: int = 4096, dtype: torch.dtype = torch.float32
+) -> Output:
     """Run token codes [batch, position] through the model.
 
     `inputs` are indices into `weights.input_vocab`, PADDING after the end of an input. `batch_size` of them run at
-    once, fewer where the model is large.
+    once, fewer where the model is large. `dtype` is the precision of all sums; Tracr's is single.
     """
     positions = inputs.shape[1] + 1
     widest = max(weights.num_heads * positions, weights.mlp_size, weights.num_heads * weights.key_size, weights.d_model)
     batch_size = max(1, min(batch_size, MAX_CELLS // (positions * widest)))
-    model = _Model(weights)
+    model = _Model(weights, dtype)
     logits = [model(inputs[i : i + batch_size]) for i in range(0, len(inputs), batch_size)]
     return Output(torch.cat(logits).numpy(), inputs != PADDING, weights.output_values)
 
@@ -93,11 +95,12 @@ def attention(weights: TracrWeights, tokens: Sequence[Value]) -> np.ndarray:
 class _Model:
     """A model's parameters, without what is all zeros: Tracr pads every layer to the size of the largest."""
 
-    def __init__(self, weights: TracrWeights) -> None:
+    def __init__(self, weights: TracrWeights, dtype: torch.dtype = torch.float32) -> None:
         self.weights = weights
-        tensors = {name: torch.tensor(tensor) for name, tensor in weights.tensors.items()}  # JAX's are read-only
+        # Copied, since JAX's are read-only.
+        tensors = {name: torch.tensor(tensor, dtype=dtype) for name, tensor in weights.tensors.items()}
         self.tokens, self.positions = tensors["token_embed/embeddings"], tensors["pos_embed/embeddings"]
-        self.unembedding = torch.tensor(weights.unembedding)
+        self.unembedding = torch.tensor(weights.unembedding, dtype=dtype)
         self.layers = [_Layer(_part(tensors, number), weights) for number in range(weights.num_layers)]
 
     @torch.inference_mode()
