@@ -2,6 +2,7 @@
 
 Run: python scripts/evaluate.py --split test --limit 500 --variant permuted --json --out results/test-permuted.json
      python scripts/evaluate.py --split library --json --out results/library.json   (the tracr package's own programs)
+     python scripts/evaluate.py --all --json --out results   (every split and variant; two hours on two cores)
      python scripts/evaluate.py --method MODULE:FUNCTION --limit 200 --json --out results/methods/NAME.json
 
 teacher_forced_exact    every token right after its true prefix
@@ -17,18 +18,20 @@ wrongly_certified       certified, but the recompiled program and the model diff
 
 --method scores any decompiler in place of a checkpoint: a function from a TracrWeights to code, or None where it gives
 up. It runs in a process of its own (trade_hf/methods.py): a model on which it takes too long or too much memory, or
-that kills it, counts as failed. What was scored is kept beside --out, and a run that was killed goes on from there.
+that kills it, counts as failed.
+
+What was scored is kept beside --out, and a run that was killed goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
 import platform
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -70,6 +73,16 @@ VARIANTS: dict[str, Callable[[TracrWeights, int], TracrWeights]] = {
         for level in (0.0003, 0.001, 0.003, 0.01)
     },
 }
+# Files of --all: split, variant, programs. Without noise a model takes half a second, with it some five.
+ALL = {
+    "test-permuted": ("test", "permuted", 2000),
+    "test-tracr": ("test", "tracr", 2000),
+    "test-rotated": ("test", "rotated", 2000),
+    **{f"test-{variant}": ("test", variant, 60) for variant in VARIANTS if variant.startswith(("noisy", "compressed"))},
+    **{f"test_long-{variant}": ("test_long", variant, 200) for variant in ("permuted", "rotated")},
+    "library": ("library", "permuted", 0),
+    "library-rotated": ("library", "rotated", 0),
+}
 BATCH = 50
 SHARES = (
     "teacher_forced_exact",
@@ -89,59 +102,94 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT)
     parser.add_argument("--split", choices=[*sorted(PINNED), "library"], default="test")
     parser.add_argument("--variant", choices=sorted(VARIANTS), default="permuted")
-    parser.add_argument("--limit", type=int, default=500)
+    parser.add_argument("--limit", type=int, help="programs of a split; 500, with --all as many as stand in ALL")
+    parser.add_argument(
+        "--all", action="store_true", help="every split and variant, each to a file of the folder --out"
+    )
+    parser.add_argument("--greedy", action="store_true", help="leave verified decoding out")
     parser.add_argument("--method", help="score this decompiler, MODULE:FUNCTION, in place of a checkpoint")
     parser.add_argument("--seconds", type=float, default=30.0, help="of --method for one model")
     parser.add_argument("--memory", type=float, default=4.0, help="of --method, in GB")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     args = parser.parse_args()
+    if args.all and (args.method or args.greedy):
+        parser.error("--all: expected neither --method nor --greedy beside it")
+    if args.method and args.split == "library":
+        parser.error(f"--method: expected one of the splits {', '.join(sorted(PINNED))}, got library")
+    runs = {"": (args.split, args.variant, 500, args.out)}
+    if args.all:
+        folder = args.out or Path("results")
+        runs = {name: (*run, folder / f"{name}.json") for name, run in ALL.items()}
+    results = {
+        name: run_one(args, split, variant, args.limit or limit, out)
+        for name, (split, variant, limit, out) in runs.items()
+    }
+    for *_, out in runs.values():
+        if out:
+            progress_beside(out).unlink(missing_ok=True)
+    if args.json:
+        print(json.dumps(results if args.all else results[""], indent=2))
+        return
+    for name, result in results.items():
+        shown = dict.fromkeys(("n", *SHARES, *METHOD_SHARES))
+        print(*([name] if name else []), *(f"{key}: {result[key]}" for key in shown if key in result), sep="\n")
+
+
+def progress_beside(out: Path) -> Path:
+    return out.with_suffix(".progress.jsonl")
+
+
+def run_one(args: argparse.Namespace, split: str, variant: str, limit: int, out: Path | None) -> dict[str, Any]:
+    """One split in one variant; written to `out`, with what was scored so far beside it."""
+    progress = out and progress_beside(out)
     if args.method:
-        if args.split == "library":
-            parser.error(f"--method: expected one of the splits {', '.join(sorted(PINNED))}, got library")
         limits = Limits(args.seconds, int(args.memory * 2**30))
-        progress = args.out and args.out.with_suffix(".progress.jsonl")
-        result = evaluate_method(args.method, args.split, args.variant, args.limit, limits, progress)
-    elif args.split == "library":
-        result = evaluate_library(args.checkpoint, args.variant)
+        result = evaluate_method(args.method, split, variant, limit, limits, progress)
+    elif split == "library":
+        result = evaluate_library(args.checkpoint, variant)
     else:
-        result = evaluate_checkpoint(args.checkpoint, args.split, args.variant, args.limit)
-    text = json.dumps(result, indent=2)
-    if args.out:
-        write_atomically(args.out, text + "\n")
-        args.out.with_suffix(".progress.jsonl").unlink(missing_ok=True)
-    print(
-        text
-        if args.json
-        else "\n".join(f"{key}: {result[key]}" for key in ("n", *SHARES, *METHOD_SHARES) if key in result)
-    )
+        result = evaluate_checkpoint(args.checkpoint, split, variant, limit, progress, not args.greedy)
+    if out:
+        write_atomically(out, json.dumps(result, indent=2) + "\n")
+    return result
 
 
-def evaluate_checkpoint(checkpoint: Path, split: str, variant: str, limit: int) -> dict[str, Any]:
-    """All figures of one checkpoint on the first `limit` programs of a split."""
-    start = time.monotonic()
-    items = pinned(split, limit)
-    model = load_model(checkpoint)
-    rows: list[dict[str, Any]] = []
-    for first in tqdm(range(0, len(items), BATCH), desc=f"{split}, {variant}", disable=None):
+def evaluate_checkpoint(
+    checkpoint: Path, split: str, variant: str, limit: int, progress: Path | None = None, decompiles: bool = True
+) -> dict[str, Any]:
+    """All figures of one checkpoint on the first `limit` programs of a split; of its greedy programs alone unless
+    `decompiles`. What was scored is kept in `progress`, if given, and a run that was killed goes on from there."""
+    items, model = pinned(split, limit), load_model(checkpoint)
+    weights_hash = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(checkpoint.glob("*.safetensors"))))
+    rows = kept_rows(progress, what := f"{weights_hash.hexdigest()} on {split}, {variant}, {decompiles}")[:limit]
+    bar = tqdm(total=len(items), initial=len(rows), desc=f"{split}, {variant}", disable=None)
+    for first in range(len(rows), len(items), BATCH):
         batch = items[first : first + BATCH]
         originals = [compile_program(i.sample.program, i.sample.vocab, i.sample.max_seq_len) for i in batch]
         weights = [VARIANTS[variant](original, first + i) for i, original in enumerate(originals)]
         forced = teacher_forced(weights, [to_ids(item.sample.program) for item in batch], model)
         greedy = greedy_programs(weights, model)
         for item, original, given, right, candidate in zip(batch, originals, weights, forced, greedy, strict=True):
-            rows.append(_row(item.sample.program, original, given, right, candidate, checkpoint))
-    shares = {name: [row[name] for row in rows] for name in SHARES}
+            row = {"of": what, "teacher_forced_exact": right}
+            row |= _greedy_row(item.sample.program, original, given, candidate)
+            if decompiles:
+                row |= _decompiled_row(item.sample.program, given, checkpoint, row.pop("failure"))
+            rows.append(row)
+            keep_row(progress, row)
+            bar.update()
+    shares = {name: [row[name] for row in rows] for name in SHARES if name in rows[0]}
+    spreads = {"decompile_seconds": "seconds", "candidates": "candidates"} if decompiles else {}
+    by_lines = ("free_running_exact", *(["decompiled_exact"] if decompiles else []))
     return {
         "split": split,
         "variant": variant,
         "n": len(rows),
         **{name: round(float(np.mean(values)), 4) for name, values in shares.items()},
         "interval_95": {name: wilson(sum(values), len(values)) for name, values in shares.items()},
-        "by_lines": {name: _by_lines(rows, name) for name in ("free_running_exact", "decompiled_exact")},
-        "decompile_seconds": spread([row["seconds"] for row in rows]),
-        "candidates": spread([row["candidates"] for row in rows]),
-        "seconds": round(time.monotonic() - start, 1),
+        "by_lines": {name: _by_lines(rows, name) for name in by_lines},
+        "by_operation": {name: _by_operation(rows, name) for name in by_lines},
+        **{name: spread([row[column] for row in rows]) for name, column in spreads.items()},
         "environment": environment(),
         "failures": [row["failure"] for row in rows if row["failure"]][:50],
     }
@@ -165,9 +213,7 @@ def evaluate_method(
             outcome = method.run(path)
             path.unlink()
             rows.append({"of": what, "lines": len(sample.program), **score_code(outcome, sample.program, weights)})
-            if progress:
-                with progress.open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
+            keep_row(progress, rows[-1])
     return {
         "method": name,
         "split": split,
@@ -192,6 +238,12 @@ def kept_rows(progress: Path | None, what: str) -> list[dict[str, Any]]:
     rows = [row for row in rows if row["of"] == what]
     write_atomically(progress, "".join(json.dumps(row) + "\n" for row in rows))
     return rows
+
+
+def keep_row(progress: Path | None, row: dict[str, Any]) -> None:
+    if progress:
+        with progress.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def score_code(outcome: Outcome, truth: Program, weights: TracrWeights) -> dict[str, Any]:
@@ -250,43 +302,46 @@ def evaluate_library(checkpoint: Path, variant: str) -> dict[str, Any]:
     }
 
 
-def _row(
-    truth: Program,
-    original: TracrWeights,
-    weights: TracrWeights,
-    forced: bool,
-    candidate: Candidate | None,
-    checkpoint: Path,
+def _greedy_row(
+    truth: Program, original: TracrWeights, weights: TracrWeights, candidate: Candidate | None
 ) -> dict[str, Any]:
-    """One model's figures. `original` are its weights in Tracr's own basis, `weights` what the decompiler was given."""
+    """Figures of the greedy program. `original` are the weights in Tracr's own basis, `weights` what was decompiled."""
     program = candidate.program if candidate else None
     read = next(with_functions_read(candidate, weights), None) if candidate else None
     compiled = None if program is None else _compiled(program, weights)
     verdict = verify(program, weights) if program else Verdict(Status.REFUTED, 0, 0, reason="unfinished")
-    result = decompile(weights, checkpoint)
-    certified, status = (result.program if result.verdict.is_verified else None), result.status
     return {
         "lines": len(truth),
-        "teacher_forced_exact": forced,
+        "operations": sorted({line.op.name.lower() for line in truth.lines}),
         "free_running_exact": program == truth,
         "identical_weights": compiled is not None and are_identical(compiled, original),
         "compiles": compiled is not None,
         "functional_equivalence": verdict.is_verified,
         "greedy_read_exact": read is not None and _canonical(read.program, weights) == truth,
-        "decompiled_exact": result.program == truth,
-        "certified_equivalence": certified is not None,
-        "wrongly_certified": certified is not None and _differs(certified, weights),
-        "seconds": result.seconds,
-        "candidates": result.candidates,
         "failure": None
-        if result.program == truth
+        if program == truth
         else {
             "true": to_text(truth),
             "greedy": to_text(program) if program else None,
             "verdict": str(verdict),
-            "decompiled": to_text(result.program),
-            "status": status.value,
         },
+    }
+
+
+def _decompiled_row(
+    truth: Program, weights: TracrWeights, checkpoint: Path, greedy_failure: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Figures of verified decoding; what is listed as a failure is one of that."""
+    result = decompile(weights, checkpoint)
+    proven, exact = result.verdict.is_verified, result.program == truth
+    failure = {**(greedy_failure or {"true": to_text(truth)}), "decompiled": to_text(result.program)}
+    return {
+        "decompiled_exact": exact,
+        "certified_equivalence": proven,
+        "wrongly_certified": proven and _differs(result.program, weights),
+        "seconds": result.seconds,
+        "candidates": result.candidates,
+        "failure": None if exact else {**failure, "status": result.status.value},
     }
 
 
@@ -337,6 +392,13 @@ def _by_lines(rows: list[dict[str, Any]], name: str) -> dict[int, dict[str, floa
     lengths = sorted({row["lines"] for row in rows})
     groups = {n: [row[name] for row in rows if row["lines"] == n] for n in lengths}
     return {n: {"n": len(values), "share": round(float(np.mean(values)), 4)} for n, values in groups.items()}
+
+
+def _by_operation(rows: list[dict[str, Any]], name: str) -> dict[str, dict[str, float]]:
+    """The share among the programs that hold each operation."""
+    operations = sorted({operation for row in rows for operation in row["operations"]})
+    groups = {one: [row[name] for row in rows if one in row["operations"]] for one in operations}
+    return {one: {"n": len(values), "share": round(float(np.mean(values)), 4)} for one, values in groups.items()}
 
 
 if __name__ == "__main__":
