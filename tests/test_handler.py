@@ -23,7 +23,7 @@ from trade_hf.compiled.transforms import permute
 from trade_hf.decompiler import DEFAULT_CHECKPOINT
 from trade_hf.remote_code import export
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # last: `evaluate` is the library
 from serve_endpoint import MAX_BODY, load_handler, serving
 
 TIME_LIMIT = 3.0

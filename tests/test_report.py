@@ -145,7 +145,7 @@ def test_what_is_not_proven_says_so(tiny_checkpoint):
 
 def test_attempts_hold_the_returned_one(tiny_checkpoint):
     weights = compile_program(BY_NAME["reverse"], VOCAB, LENGTH)
-    result = decompile(weights, tiny_checkpoint, max_candidates=30)
+    result = decompile(weights, tiny_checkpoint, max_candidates=30, budget_seconds=600)
     assert len(result.attempts) == result.candidates == 30
     assert result.program == result.attempts[result.chosen].program
     last = replace(result, chosen=29)
