@@ -12,6 +12,7 @@ compiles                the greedy program compiles
 functional_equivalence  the greedy program gives the same on every input
 greedy_read_exact       the greedy program's operations and arguments, with functions read from the weights, are the
                         canonical program
+lifted_exact            the first program that is read from the weights alone, without the network, is the canonical one
 decompiled_exact        what `decompile` returns is the canonical program
 certified_equivalence   what `decompile` returns is proven identical or equivalent
 wrongly_certified       certified, but the recompiled program and the model differ somewhere when both are run
@@ -59,7 +60,7 @@ from trade_hf.rasp.evaluate import all_inputs
 from trade_hf.rasp.program import Program, RaspError
 from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.rasp.text import parse, to_text
-from trade_hf.search import Candidate, greedy_programs, teacher_forced, with_functions_read
+from trade_hf.search import Candidate, greedy_programs, lifted_programs, teacher_forced, with_functions_read
 from trade_hf.tokenization_rasp import to_ids
 from trade_hf.verification import TOLERANCE, Status, Verdict, verify
 
@@ -91,6 +92,7 @@ SHARES = (
     "compiles",
     "functional_equivalence",
     "greedy_read_exact",
+    "lifted_exact",
     "decompiled_exact",
     "certified_equivalence",
     "wrongly_certified",
@@ -288,7 +290,12 @@ def evaluate_library(checkpoint: Path, variant: str) -> dict[str, Any]:
         weights = VARIANTS[variant](compile_program(item.program, item.vocab, item.max_seq_len), seed)
         result = decompile(weights, checkpoint)
         proven = result.verdict.is_verified
-        row = {"name": item.name, "lines": len(item.program), "certificate": result.certificate, "read": result.read}
+        row = {
+            "name": item.name,
+            "lines": len(item.program),
+            "certificate": result.certificate,
+            "source": result.source.value,
+        }
         rows.append({**row, "certified": proven, "code": result.code if proven else None})
     certified = [row["certified"] for row in rows]
     return {
@@ -332,10 +339,11 @@ def _decompiled_row(
     truth: Program, weights: TracrWeights, checkpoint: Path, greedy_failure: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Figures of verified decoding; what is listed as a failure is one of that."""
-    result = decompile(weights, checkpoint)
+    result, lifted = decompile(weights, checkpoint), next(lifted_programs(weights), None)
     proven, exact = result.verdict.is_verified, result.program == truth
     failure = {**(greedy_failure or {"true": to_text(truth)}), "decompiled": to_text(result.program)}
     return {
+        "lifted_exact": lifted is not None and _canonical(lifted, weights) == truth,
         "decompiled_exact": exact,
         "certified_equivalence": proven,
         "wrongly_certified": proven and _differs(result.program, weights),

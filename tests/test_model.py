@@ -27,7 +27,7 @@ from trade_hf.processing_trade import (
 )
 from trade_hf.rasp.program import variable_name
 from trade_hf.rasp.text import parse
-from trade_hf.search import greedy_programs, processor, propose, teacher_forced
+from trade_hf.search import Source, greedy_programs, processor, propose, teacher_forced
 from trade_hf.tokenization_rasp import LINE_SIZE, VOCABULARY, to_ids, to_tokens
 from trade_hf.verification import verify
 
@@ -95,7 +95,7 @@ def test_the_search_departs_from_the_greedy_program_by_what_it_gives_up(tiny_che
     model = load_model(tiny_checkpoint)
     weights = compile_program(samples[0].program, samples[0].vocab, samples[0].max_seq_len)
     [greedy] = greedy_programs([weights], model)
-    found = [candidate for candidate in islice(propose(weights, model), 30) if not candidate.read]
+    found = [candidate for candidate in islice(propose(weights, model), 60) if candidate.source is Source.WRITTEN]
     assert found[0] == greedy
     assert len({candidate.program for candidate in found}) == len(found) > 10
     forced = [to_ids(candidate.program) for candidate in found]

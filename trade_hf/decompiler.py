@@ -9,6 +9,7 @@ print(result.certificate)
 from __future__ import annotations
 
 import functools
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from trade_hf.rasp.canonical import canonicalise_spoken, spell
 from trade_hf.rasp.program import Program
 from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.rasp.text import to_text
-from trade_hf.search import Candidate, propose
+from trade_hf.search import Candidate, Source, propose
 from trade_hf.verification import Status, Verdict, Verifier
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "trade-base"
@@ -49,13 +50,13 @@ class Attempt:
       program: over the model's own vocabulary, where it can be said in it; else in canonical terms.
       verdict: how far program and weights (less the noise that could be taken off) are known to agree.
       score: the log-likelihood that the neural model gives the program.
-      read: whether the model proposed operations and arguments alone, and the functions were read from the weights.
+      source: whether the neural model wrote it, or what of it was read from the weights.
     """
 
     program: Program
     verdict: Verdict
     score: float
-    read: bool
+    source: Source
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,9 +83,9 @@ class Decompilation:
         return self.attempts[self.chosen].score
 
     @property
-    def read(self) -> bool:
-        """Whether the functions were read from the weights."""
-        return self.attempts[self.chosen].read
+    def source(self) -> Source:
+        """Whether the neural model wrote the program, or what of it was read from the weights."""
+        return self.attempts[self.chosen].source
 
     @property
     def candidates(self) -> int:
@@ -111,7 +112,7 @@ class Decompilation:
             "code": self.code,
             "status": self.status.value,
             "certificate": self.certificate,
-            "score": round(self.score, 4),
+            "score": None if math.isnan(self.score) else round(self.score, 4),
         }
 
     def __str__(self) -> str:
@@ -214,7 +215,7 @@ def decompile_with(
         if best is not None and (len(attempts) >= last or time.monotonic() - start > budget_seconds):
             break
         program, verdict = _checked(candidate.program, verifier)
-        attempts.append(Attempt(program, verdict, candidate.score, candidate.read))
+        attempts.append(Attempt(program, verdict, candidate.score, candidate.source))
         fits = verdict.status is Status.EQUIVALENT and alike(program, weights)
         strength = (_STRENGTH[verdict.status], fits)
         if best is None or strength > best[0]:

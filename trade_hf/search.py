@@ -1,9 +1,12 @@
-"""Programs that a model proposes for compiled weights, the likeliest first.
+"""Programs that compiled weights may have come from, the likeliest first.
 
-The network says which s-ops there are and who reads whom; functions can then be read from the weights
-(`compiled/reading.py`). So the search departs from the likeliest program at operations and arguments alone: the tokens
-before the departure are kept, the likeliest completion follows, and departures are tried in order of the likelihood
-that they give up. A beam would spend most of its places on names of one and the same table.
+First what the network writes, greedily, and the same with its functions read from the weights (`compiled/reading.py`),
+which is exact once it is known which s-op reads which. Then programs that are read from the weights altogether
+(`compiled/lifting.py`): where weights are as Tracr makes them, the first of these is right nearly always.
+
+What is left is a search. It departs from the greedy program at operations and arguments alone: the tokens before the
+departure are kept, the likeliest completion follows, and departures are tried in order of the likelihood that they give
+up. A beam would spend most of its places on names of one and the same table.
 """
 
 from __future__ import annotations
@@ -11,22 +14,34 @@ from __future__ import annotations
 import functools
 import heapq
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
+from trade_hf.compiled.lifting import lift
 from trade_hf.compiled.reading import Reader
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import TraDeProcessor, pad_labels
 from trade_hf.rasp.canonical import name_functions
 from trade_hf.rasp.program import Program, RaspError
-from trade_hf.tokenization_rasp import LINE_SIZE, MAX_NEW_TOKENS, allowed_next, build_tokenizer, from_ids
+from trade_hf.tokenization_rasp import (
+    LINE_SIZE,
+    MAX_NEW_TOKENS,
+    NOTHING_ID,
+    allowed_next,
+    build_tokenizer,
+    from_ids,
+    to_known_ids,
+)
 
+MAX_LIFTED = 24  # programs read from the weights that are tried
 MAX_READINGS = 8  # ways to read the functions of one candidate that are tried
 AT_ONCE = 8  # departures that are completed together
 MAX_DEPARTURE = 12.0  # of log-likelihood given up, in all
@@ -36,16 +51,26 @@ ABOVE, BELOW = (
 )  # log-likelihood that a departure above, or below, the line where reading ended seems to give up
 
 
+class Source(Enum):
+    """Where a program comes from."""
+
+    WRITTEN = "written by the neural model"
+    FUNCTIONS_READ = "operations and arguments by the neural model, functions read from the weights"
+    LIFTED = "read from the weights"
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """A proposed program (in canonical terms) and the log-likelihood that the model gives it.
+    """A proposed program, in canonical terms.
 
-    `read`: only its operations and arguments are the model's; its functions were read from the weights.
+    Attributes:
+      score: the log-likelihood that the neural model gives it, functions without a token left out; where functions were
+        read, that of the program that it wrote; NaN for one that is too long for it.
     """
 
     program: Program
     score: float
-    read: bool = False
+    source: Source = Source.WRITTEN
 
 
 @functools.cache
@@ -60,9 +85,10 @@ def _inputs(batch: list[TracrWeights], model: TraDeForConditionalGeneration) -> 
 
 def propose(weights: TracrWeights, model: TraDeForConditionalGeneration) -> Iterator[Candidate]:
     """Distinct candidates. Each that the network writes is followed by what it becomes with the functions read from the
-    weights. There is an end, but far off."""
+    weights; after the first come those that are read from the weights altogether. There is an end, but far off."""
     inputs = _encoded(_inputs([weights], model), model)
     count = itertools.count()
+    lifted = _lifted(weights, inputs, model)
     waiting: list[tuple[float, int, float, tuple[int, ...]]] = [(0.0, next(count), 0.0, ())]
     seen: set[Program] = set()
     skeletons: set[tuple] = set()
@@ -77,7 +103,7 @@ def propose(weights: TracrWeights, model: TraDeForConditionalGeneration) -> Iter
             if skeleton in skeletons:
                 continue
             skeletons.add(skeleton)
-            reader = Reader(candidate.program, weights)
+            reader = Reader(candidate.program.lines, weights)
             for version in itertools.chain([candidate], _read(candidate, reader)):
                 if version.program not in seen:
                     seen.add(version.program)
@@ -86,6 +112,10 @@ def propose(weights: TracrWeights, model: TraDeForConditionalGeneration) -> Iter
                 if given_up + loss < MAX_DEPARTURE:
                     rank = given_up + loss + _penalty(place // LINE_SIZE, reader.furthest)
                     heapq.heappush(waiting, (rank, next(count), given_up + loss, other))
+        for version in lifted:  # after the first round none is left
+            if version.program not in seen:
+                seen.add(version.program)
+                yield version
 
 
 def _penalty(line: int, furthest: int) -> float:
@@ -95,12 +125,36 @@ def _penalty(line: int, furthest: int) -> float:
 
 def with_functions_read(candidate: Candidate, weights: TracrWeights) -> Iterator[Candidate]:
     """The candidate with functions as the weights have them, as named functions or explicit tables."""
-    return _read(candidate, Reader(candidate.program, weights))
+    return _read(candidate, Reader(candidate.program.lines, weights))
 
 
 def _read(candidate: Candidate, reader: Reader) -> Iterator[Candidate]:
     for structure in itertools.islice(reader.structures(), MAX_READINGS):
-        yield Candidate(name_functions(structure), candidate.score, read=True)
+        yield Candidate(name_functions(structure), candidate.score, Source.FUNCTIONS_READ)
+
+
+def lifted_programs(weights: TracrWeights) -> Iterator[Program]:
+    """Programs that are read from the weights, without the network."""
+    for structure in itertools.islice(lift(weights), MAX_LIFTED):
+        yield name_functions(structure)
+
+
+def _lifted(weights: TracrWeights, inputs: dict[str, Any], model: TraDeForConditionalGeneration) -> Iterator[Candidate]:
+    for program in lifted_programs(weights):
+        yield Candidate(program, _likelihood(program, inputs, model), Source.LIFTED)
+
+
+@torch.inference_mode()
+def _likelihood(program: Program, inputs: dict[str, Any], model: TraDeForConditionalGeneration) -> float:
+    """That the model gives to a program's tokens, functions without one left out; NaN for too long a program."""
+    try:
+        ids = to_known_ids(program)
+    except RaspError:
+        return math.nan
+    before = [model.config.decoder_start_token_id, *(NOTHING_ID if i is None else i for i in ids[:-1])]
+    logits = model(**inputs, decoder_input_ids=torch.tensor([before], device=model.device)).logits[0]
+    likelihoods = logits.float().log_softmax(-1)
+    return sum(float(row[i]) for row, i in zip(likelihoods, ids, strict=True) if i is not None)
 
 
 def greedy_programs(batch: list[TracrWeights], model: TraDeForConditionalGeneration) -> list[Candidate | None]:

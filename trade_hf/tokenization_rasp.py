@@ -32,6 +32,7 @@ _FUNCTIONS = _function_tokens()
 _FUNCTION_TOKEN = {function: token for token, function in _FUNCTIONS.items()}
 VOCABULARY: tuple[str, ...] = (PAD, START, END, NOTHING, *OPS, *_VARIABLES, *_FUNCTIONS)
 _ID = {token: number for number, token in enumerate(VOCABULARY)}
+NOTHING_ID = _ID[NOTHING]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -50,17 +51,30 @@ def to_tokens(program: Program) -> list[str]:
     """A program's words. Raises RaspError for functions that have no word (explicit tables, unusual factors)."""
     words: list[str] = []
     for number, line in enumerate(program.lines):
-        function = NOTHING if line.function is None else _FUNCTION_TOKEN.get(line.function)
+        *others, function = _words(line)
         if function is None:
             raise RaspError(f"line {number + 1}: no token for the function {line.function}")
-        args = [variable_name(argument) for argument in line.args]
-        words += [line.op.text, *args, *[NOTHING] * (2 - len(args)), function]
+        words += [*others, function]
     return words
+
+
+def _words(line: Line) -> tuple[str, str, str, str | None]:
+    """A line's words; None for a function that has none."""
+    first, second = [*map(variable_name, line.args), NOTHING][:2]
+    return line.op.text, first, second, NOTHING if line.function is None else _FUNCTION_TOKEN.get(line.function)
 
 
 def to_ids(program: Program) -> list[int]:
     """A program's token ids, without the start, with the end."""
     return [_ID[word] for word in to_tokens(program)] + [_ID[END]]
+
+
+def to_known_ids(program: Program) -> list[int | None]:
+    """As `to_ids`, None for a function that has no word. Raises RaspError for more than MAX_LINES lines."""
+    if len(program) > MAX_LINES:
+        raise RaspError(f"expected at most {MAX_LINES} lines, got {len(program)}")
+    words = [word for line in program.lines for word in _words(line)]
+    return [*(None if word is None else _ID[word] for word in words), _ID[END]]
 
 
 def from_ids(ids: list[int]) -> Program:

@@ -8,8 +8,11 @@ of one s-op), all splits are offered; the caller verifies.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import itertools
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -19,22 +22,38 @@ import numpy as np
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.rasp.canonical import Node, Structure
 from trade_hf.rasp.functions import linear
-from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable
+from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable, type_of
 from trade_hf.rasp.tables import first_appearance, sort_values
 
 COLDNESS = 100.0  # Tracr's softmax coldness, and the slope of threshold units
 NEAR = 0.1
 LARGEST_DENOMINATOR = 240
-MAX_NUMERICAL_MAPS = 3  # of one s-op; their units are searched for among all that read it
+MAX_NUMERICAL_MAPS = 5  # of one s-op; their units are searched for among all that read it
 MAX_SPLITS = 24  # ways to share units among lines, for one group of lines
+SECONDS = 2.0  # for one program; nearly all are read in some milliseconds
 
 
 class UnreadableError(ValueError):
     """The weights do not hold what the operations and arguments promise."""
 
 
+class GaveUpError(Exception):
+    """There are more ways to share units among lines than there is time to look at."""
+
+
+class Patience:
+    """Called at each step of a search; raises GaveUpError once `seconds` are over."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    def __call__(self) -> None:
+        if time.monotonic() > self.end:
+            raise GaveUpError
+
+
 @dataclass(frozen=True)
-class _Written:
+class Written:
     """How an s-op stands in the residual stream: a vector for each code, or one vector and its value set."""
 
     vectors: np.ndarray  # [code, d_model] or [1, d_model]
@@ -42,20 +61,25 @@ class _Written:
 
 
 @dataclass(frozen=True)
-class _Reading:
+class Reading:
     """One line as read: its table over codes, and how it is written."""
 
     entries: tuple
-    written: _Written
+    written: Written
     factors: Any = None
 
 
 @dataclass
-class _State:
+class State:
     """Lines read so far."""
 
-    written: dict[Variable, _Written]
-    readings: dict[int, _Reading] = field(default_factory=dict)
+    written: dict[Variable, Written]
+    readings: dict[int, Reading] = field(default_factory=dict)
+
+    def after(self, readings: dict[int, Reading]) -> State:
+        """With more lines read."""
+        sops = {n: reading.written for n, reading in readings.items() if len(reading.written.vectors)}
+        return State(self.written | sops, self.readings | readings)
 
 
 def read_structures(program: Program, weights: TracrWeights) -> Iterator[Structure]:
@@ -63,29 +87,38 @@ def read_structures(program: Program, weights: TracrWeights) -> Iterator[Structu
 
     None if they do not fit. The functions of `program` are not looked at.
     """
-    yield from Reader(program, weights).structures()
+    yield from Reader(program.lines, weights).structures()
 
 
 class Reader:
-    """Reads one program's functions.
+    """Reads the functions of a program's lines, from all layers or from one.
 
     Attributes:
       furthest: the line furthest down that was come to, counted from 0. If there is no structure, that line, one that
         reads the same s-ops, or one above it is wrong.
+      is_ordered: whether it matters which of several lines alike is which, since later lines read one of them.
     """
 
-    def __init__(self, program: Program, weights: TracrWeights) -> None:
+    is_ordered = True
+
+    def __init__(self, lines: Sequence[Line], weights: TracrWeights, layer: int | None = None) -> None:
         self.furthest = 0
-        self.program, self.weights = program, weights
+        self.lines, self.weights, self.patience = lines, weights, Patience(SECONDS)
         embeddings = weights.tensors["token_embed/embeddings"]
         # Nothing reads the pad token: its row stands for the constant direction that all tokens share.
         self.shared = embeddings[weights.vocab.index(weights.pad)]
         self.bos = embeddings[weights.vocab.index(weights.bos)] - self.shared
-        layers = range(weights.num_layers)
+        layers = range(weights.num_layers) if layer is None else [layer]
         self.first = np.concatenate([weights.layer(i, "mlp/linear_1/w").T for i in layers])  # [unit, d_model]
         self.second = np.concatenate([weights.layer(i, "mlp/linear_2/w") for i in layers])
         self.biases = self.first @ self.shared
         self.heads = [self._head(layer, h) for layer in layers for h in range(weights.num_heads)]
+
+    def of(self, lines: Sequence[Line]) -> Reader:
+        """A reader of other lines from the same layers."""
+        other = copy.copy(self)
+        other.furthest, other.lines = 0, lines
+        return other
 
     def _head(self, layer: int, number: int) -> tuple[np.ndarray, ...]:
         columns = slice(number * self.weights.key_size, (number + 1) * self.weights.key_size)
@@ -95,38 +128,36 @@ class Reader:
 
     def structures(self) -> Iterator[Structure]:
         """As `read_structures`."""
-        for state in self.lines(0, self.start()):
-            try:
-                yield self.structure(state)
-            except UnreadableError:
-                continue
+        with contextlib.suppress(GaveUpError):
+            for state in self.read(0, self.start()):
+                with contextlib.suppress(UnreadableError):
+                    yield self.structure(state)
 
-    def start(self) -> _State:
+    def start(self) -> State:
         vocab, embeddings = self.weights.vocab, self.weights.tensors["token_embed/embeddings"]
         tokens = sort_values(self.weights.input_vocab)
         rows = np.stack([embeddings[vocab.index(token)] for token in tokens]) - self.shared
         positions = self.weights.tensors["pos_embed/embeddings"][1:]
-        return _State({TOKENS: _Written(rows), INDICES: _Written(positions)})
+        return State({TOKENS: Written(rows), INDICES: Written(positions)})
 
     # ------------------------------------------------------------ lines, with all ways to share units among equals
 
-    def lines(self, number: int, state: _State) -> Iterator[_State]:
+    def read(self, number: int, state: State) -> Iterator[State]:
+        """States with all lines from `number` on read as well. Raises GaveUpError."""
+        self.patience()
         self.furthest = max(self.furthest, number)
-        if number == len(self.program):
+        if number == len(self.lines):
             yield state
             return
-        if number in state.readings or self.program.lines[number].op is Op.SELECT:
-            yield from self.lines(number + 1, state)
+        if number in state.readings or self.lines[number].op is Op.SELECT:
+            yield from self.read(number + 1, state)
             return
-        line = self.program.lines[number]
-        group = [n for n in range(number, len(self.program)) if self._alike(self.program.lines[n], line)]
+        line = self.lines[number]
+        group = [n for n in range(number, len(self.lines)) if self._alike(self.lines[n], line)]
         try:
             splits = itertools.islice(self._read_group(group, line, state), MAX_SPLITS)
             for readings in splits:
-                sops = {n: reading.written for n, reading in readings.items() if len(reading.written.vectors)}
-                written = state.written | sops
-                after = _State(written, state.readings | readings)
-                yield from self.lines(number + 1, after)
+                yield from self.read(number + 1, state.after(readings))
         except UnreadableError:
             return
 
@@ -138,13 +169,13 @@ class Reader:
 
     def _sources(self, line: Line) -> tuple[Variable, ...]:
         if Type.SELECTOR in line.op.argument_types:
-            return (*self.program.lines[line.args[0]].args, *line.args[1:])
+            return (*self.lines[line.args[0]].args, *line.args[1:])
         return line.args
 
-    def _read_group(self, group: list[int], line: Line, state: _State) -> Iterator[dict[int, _Reading]]:
+    def _read_group(self, group: list[int], line: Line, state: State) -> Iterator[dict[int, Reading]]:
         match line.op:
             case Op.MAP | Op.MAP_NUMERICAL:
-                if self.program.type_of(line.args[0]) is Type.NUMERICAL:
+                if type_of(self.lines, line.args[0]) is Type.NUMERICAL:
                     yield from self._map_of_numbers(group, state)
                 else:
                     yield from self._maps(group, state.written[line.args[0]])
@@ -157,47 +188,53 @@ class Reader:
 
     # ------------------------------------------------------------ MLP units
 
-    def _maps(self, group: list[int], source: _Written) -> Iterator[dict[int, _Reading]]:
+    def _maps(self, group: list[int], source: Written) -> Iterator[dict[int, Reading]]:
         reads = self.first @ source.vectors.T  # [unit, code]
         units = np.flatnonzero((np.abs(reads).max(1) > 1e-3) & (np.abs(self.biases) < NEAR)).tolist()
-        numerical = [n for n in group if self.program.lines[n].op is Op.MAP_NUMERICAL]
-        categorical = [n for n in group if self.program.lines[n].op is Op.MAP]
+        numerical = [n for n in group if self.lines[n].op is Op.MAP_NUMERICAL]
+        categorical = [n for n in group if self.lines[n].op is Op.MAP]
+        everything = frozenset(range(len(source.vectors)))
         if len(numerical) > MAX_NUMERICAL_MAPS:
             raise UnreadableError("too many numerical maps of one s-op")
         for chosen in itertools.combinations(units, len(numerical)):
+            self.patience()
             blocks = {u: frozenset(np.flatnonzero(reads[u] > 0.5).tolist()) for u in units if u not in chosen}
             if any(np.abs(reads[u] - (reads[u] > 0.5)).max() > NEAR for u in blocks):
                 continue
-            for order in itertools.permutations(chosen):
-                for covers in _exact_covers(blocks, frozenset(range(len(source.vectors))), len(categorical)):
+            for order in itertools.permutations(chosen) if self.is_ordered else [chosen]:
+                if not numerical:
+                    everything = _defined(blocks, everything, len(categorical))
+                for covers in _exact_covers(blocks, everything, len(categorical), self.patience):
                     readings = {n: self._numerical_map(u, reads[u]) for n, u in zip(numerical, order, strict=True)}
-                    tables = sorted((_by_first_appearance(blocks, cover) for cover in covers), key=lambda t: t[0])
+                    tables = _tables(blocks, covers, len(source.vectors))
                     for n, (entries, ordered) in zip(categorical, tables, strict=True):
-                        readings[n] = _Reading(entries, _Written(self.second[ordered]))
+                        readings[n] = Reading(entries, Written(self.second[ordered]))
                     yield readings
 
-    def _numerical_map(self, unit: int, reads: np.ndarray) -> _Reading:
+    def _numerical_map(self, unit: int, reads: np.ndarray) -> Reading:
         entries = tuple(float(np.float32(_tidy(float(value)))) for value in reads)
-        return _Reading(entries, _Written(self.second[[unit]], _number_set(entries)))
+        return Reading(entries, Written(self.second[[unit]], _number_set(entries)))
 
-    def _sequence_maps(self, group: list[int], first: _Written, second: _Written) -> Iterator[dict[int, _Reading]]:
+    def _sequence_maps(self, group: list[int], first: Written, second: Written) -> Iterator[dict[int, Reading]]:
         left, right = self.first @ first.vectors.T > 0.5, self.first @ second.vectors.T > 0.5
         units = np.flatnonzero((left.sum(1) == 1) & (right.sum(1) == 1) & (np.abs(self.biases + 1) < NEAR))
+        units = units[np.linalg.norm(self.second[units], axis=1) > NEAR]  # the others stand for undefined values
         width = len(second.vectors)
-        cells = left[units].argmax(1) * width + right[units].argmax(1)
+        read = left[units].argmax(1) * width + right[units].argmax(1)
         blocks: dict[int, frozenset[int]] = {}
         for members in _same_rows(self.second[units]):
-            blocks[int(units[members[0]])] = frozenset(cells[members].tolist())
-        everything = frozenset(range(len(first.vectors) * width))
-        for covers in _exact_covers(blocks, everything, len(group)):
-            tables = sorted((_by_first_appearance(blocks, cover) for cover in covers), key=lambda t: t[0])
+            blocks[int(units[members[0]])] = frozenset(read[members].tolist())
+        cells = len(first.vectors) * width
+        everything = _defined(blocks, frozenset(range(cells)), len(group))
+        for covers in _exact_covers(blocks, everything, len(group), self.patience):
+            tables = _tables(blocks, covers, cells)
             readings = {
-                n: _Reading(entries, _Written(self.second[ordered]))
+                n: Reading(entries, Written(self.second[ordered]))
                 for n, (entries, ordered) in zip(group, tables, strict=True)
             }
             yield readings
 
-    def _linear(self, group: list[int], first: _Written, second: _Written) -> Iterator[dict[int, _Reading]]:
+    def _linear(self, group: list[int], first: Written, second: Written) -> Iterator[dict[int, Reading]]:
         if len(group) > 1:
             raise UnreadableError("several linear sequence maps of the same s-ops")
         plain = np.abs(self.biases) < NEAR
@@ -212,8 +249,8 @@ class Reader:
             for sign in (1, -1):
                 factors = (_tidy(sign * size_a), _tidy(sign * size_b * np.sign(cosine)))
                 sums = {factors[0] * x + factors[1] * y for x in first.numbers for y in second.numbers}
-                written = _Written((sign * a / size_a)[None], tuple(sorted(sums)))
-                yield {group[0]: _Reading((), written, linear(*factors))}
+                written = Written((sign * a / size_a)[None], tuple(sorted(sums)))
+                yield {group[0]: Reading((), written, linear(*factors))}
 
     def _steps(self, direction: np.ndarray, count: int, maps: int = 1) -> tuple[np.ndarray, list[np.ndarray]]:
         """Step functions of a number: what they add at each of `count` - 1 thresholds, ascending, [threshold, map,
@@ -233,27 +270,29 @@ class Reader:
         alone = (np.abs(self.biases - 1) < NEAR) & (np.abs(norms - 1) < NEAR)
         return [self.second[unit] for unit in np.flatnonzero(alone & (layer == layer[beside]))]
 
-    def _map_of_numbers(self, group: list[int], state: _State) -> Iterator[dict[int, _Reading]]:
-        source = state.written[self.program.lines[group[0]].args[0]]
-        numerical = [self.program.lines[n].op is Op.MAP_NUMERICAL for n in group]
+    def _map_of_numbers(self, group: list[int], state: State) -> Iterator[dict[int, Reading]]:
+        source = state.written[self.lines[group[0]].args[0]]
+        numerical = [self.lines[n].op is Op.MAP_NUMERICAL for n in group]
         steps, starts = self._steps(source.vectors[0], len(source.numbers), len(group))
         for chosen in itertools.permutations(starts, len(group)):
+            self.patience()
             for own in _shared_out(list(zip(chosen, numerical, strict=True)), list(map(list, steps))):
                 ways = [list(_staircases(*way)) for way in zip(chosen, own, numerical, strict=True)]
                 for readings in itertools.product(*ways):
+                    self.patience()
                     yield dict(zip(group, readings, strict=True))
 
     # ------------------------------------------------------------ heads
 
-    def _attention(self, group: list[int], line: Line, state: _State) -> Iterator[dict[int, _Reading]]:
-        select = self.program.lines[line.args[0]]
+    def _attention(self, group: list[int], line: Line, state: State) -> Iterator[dict[int, Reading]]:
+        select = self.lines[line.args[0]]
         keys, queries = (state.written[argument] for argument in select.args)
         value = state.written[line.args[1]] if len(line.args) > 1 else None
         found = []
         for query, key, reads, writes in self.heads:
             moved = (self.bos[None] if value is None else value.vectors) @ reads
             bos_moved = np.abs(self.bos @ reads).max() > 0.5
-            if not self._reads_exactly(key, keys) or np.abs(moved).max(1).min() < 0.5 or bos_moved != (value is None):
+            if not self.reads_exactly(key, keys) or np.abs(moved).max(1).min() < 0.5 or bos_moved != (value is None):
                 continue
             logits = (queries.vectors @ query) @ (keys.vectors @ key).T / COLDNESS  # [query, key]
             if self._reads_other(query, queries, state):
@@ -263,56 +302,57 @@ class Reader:
         if len(found) < len(group):
             raise UnreadableError("fewer heads than lines")
         for chosen in itertools.permutations(found, len(group)):
-            readings: dict[int, _Reading] = {}
+            self.patience()
+            readings: dict[int, Reading] = {}
             try:
                 for number, (selector, written) in zip(group, chosen, strict=True):
-                    readings |= self._attended(number, selector, written, value, state)
+                    readings |= self.attended(number, selector, written, value, state)
             except UnreadableError:  # another s-op's head, which reads the same
                 continue
             yield readings
 
     @staticmethod
-    def _reads_exactly(key: np.ndarray, keys: _Written) -> bool:
+    def reads_exactly(key: np.ndarray, keys: Written) -> bool:
         norms = np.linalg.norm(keys.vectors @ key, axis=1)
         return bool(np.abs(norms - 1).max() < NEAR) and bool(
             abs((np.linalg.norm(key) ** 2) - len(keys.vectors) - 1) < 0.5
         )
 
     @staticmethod
-    def _reads_other(query: np.ndarray, queries: _Written, state: _State) -> bool:
+    def _reads_other(query: np.ndarray, queries: Written, state: State) -> bool:
         total = np.abs(queries.vectors @ query).max()
         others = [w.vectors for w in state.written.values() if w is not queries]
         return bool(total < 0.5) and any(np.abs(vectors @ query).max() > 0.5 for vectors in others)
 
-    def _attended(
-        self, number: int, selector: tuple, written: np.ndarray, value: _Written | None, state: _State
-    ) -> dict[int, _Reading]:
-        op, select = self.program.lines[number].op, self.program.lines[number].args[0]
-        readings: dict[int, _Reading] = (
-            {} if select in state.readings else {select: _Reading(selector, _Written(written[:0]))}
+    def attended(
+        self, number: int, selector: tuple, written: np.ndarray, value: Written | None, state: State
+    ) -> dict[int, Reading]:
+        op, select = self.lines[number].op, self.lines[number].args[0]
+        readings: dict[int, Reading] = (
+            {} if select in state.readings else {select: Reading(selector, Written(written[:0]))}
         )
         if select in state.readings and state.readings[select].entries != selector:
             raise UnreadableError("two readers of one select disagree")
         length = self.weights.max_seq_len
         if op is Op.AGGREGATE:
-            return {**readings, number: _Reading((), _Written(written))}
+            return {**readings, number: Reading((), Written(written))}
         if op is Op.AGGREGATE_NUMERICAL:
             assert value is not None
             shares = {v / n for v in value.numbers for n in range(1, length + 1)}
-            return {**readings, number: _Reading((), _Written(written, tuple(sorted(shares))))}
+            return {**readings, number: Reading((), Written(written, tuple(sorted(shares))))}
         steps, starts = self._steps(written[0], length + 1)  # over 1 / (width + 1), so the widest comes first
         if op is Op.SELECTOR_WIDTH_NUMERICAL:
-            return {**readings, number: _Reading((), _Written(-steps[0], tuple(range(length + 1))))}
-        reading = next((r for start in starts for r in _staircases(start, steps[:, 0], numerical=False)), None)
-        if reading is None:
+            return {**readings, number: Reading((), Written(-steps[0], tuple(range(length + 1))))}
+        start = next((some for some in starts if _leaves(some, steps[:, 0])), None)
+        if start is None:
             raise UnreadableError("a selector width without a start")
-        return {**readings, number: _Reading((), _Written(reading.written.vectors[::-1]))}
+        return {**readings, number: Reading((), Written(np.concatenate([start[None], steps[:, 0]]).cumsum(0)[::-1]))}
 
     # ------------------------------------------------------------ result
 
-    def structure(self, state: _State) -> Structure:
+    def structure(self, state: State) -> Structure:
         nodes, numbers = [], []
-        for number, line in enumerate(self.program.lines):
+        for number, line in enumerate(self.lines):
             if number not in state.readings:
                 raise UnreadableError(f"line {number + 1} was not read")
             reading = state.readings[number]
@@ -320,7 +360,7 @@ class Reader:
             numbers.append(reading.written.numbers)
         values = self.weights.output_values
         if values is not None:
-            shown = state.written[self.program.output].vectors @ self.weights.unembedding
+            shown = state.written[len(self.lines) - 1].vectors @ self.weights.unembedding
             if shown.shape[0] != len(values) or np.abs(shown.max(1) - 1).max() > NEAR:
                 raise UnreadableError("the last line is not the output")
             values = tuple(values[i] for i in shown.argmax(1))
@@ -367,7 +407,7 @@ def _lines_up(start: np.ndarray, steps: list[list[np.ndarray]]) -> Iterator[list
             yield own
 
 
-def _staircases(start: np.ndarray, steps: np.ndarray, numerical: bool) -> Iterator[_Reading]:
+def _staircases(start: np.ndarray, steps: np.ndarray, numerical: bool) -> Iterator[Reading]:
     """A step function's table over its inputs, ascending; of a number only its readers tell the sign."""
     moving = np.flatnonzero(np.linalg.norm(steps, axis=1) > NEAR)
     if not len(moving):
@@ -380,15 +420,21 @@ def _staircases(start: np.ndarray, steps: np.ndarray, numerical: bool) -> Iterat
         for signed in (direction, -direction):
             values = np.concatenate([[start @ signed], steps @ signed]).cumsum()
             entries = tuple(float(np.float32(_tidy(float(v)))) for v in values)
-            yield _Reading(entries, _Written(signed[None], _number_set(entries)))
-    elif abs(start @ first + 1) < NEAR:  # the first step leaves the start's direction
+            yield Reading(entries, Written(signed[None], _number_set(entries)))
+    elif _leaves(start, steps):
         vectors = np.concatenate([start[None], steps]).cumsum(0)
         groups = _same_rows(vectors)
         cells = np.empty(len(vectors), int)
         for i, members in enumerate(groups):
             cells[members] = i
         entries, order = first_appearance(tuple(cells.tolist()))
-        yield _Reading(entries, _Written(np.stack([vectors[groups[i][0]] for i in order])))  # type: ignore[index]
+        yield Reading(entries, Written(np.stack([vectors[groups[i][0]] for i in order])))  # type: ignore[index]
+
+
+def _leaves(start: np.ndarray, steps: np.ndarray) -> bool:
+    """Whether the first step that there is goes from the start's direction to another."""
+    moving = np.flatnonzero(np.linalg.norm(steps, axis=1) > NEAR)
+    return len(moving) > 0 and abs(float(start @ steps[moving[0]]) + 1) < NEAR
 
 
 def _tidy(number: float) -> float:
@@ -414,19 +460,29 @@ def _same_rows(matrix: np.ndarray) -> list[list[int]]:
     return groups
 
 
-def _by_first_appearance(blocks: dict[int, frozenset[int]], cover: list[int]) -> tuple[tuple[int, ...], list[int]]:
-    """The table that a cover of the cells stands for, and its blocks by code."""
-    ordered = sorted(cover, key=lambda unit: min(blocks[unit]))
-    size = sum(len(blocks[unit]) for unit in cover)
-    table = [0] * size
-    for code, unit in enumerate(ordered):
-        for cell in blocks[unit]:
-            table[cell] = code
-    return tuple(table), ordered
+def _tables(
+    blocks: dict[int, frozenset[int]], covers: list[list[int]], cells: int
+) -> list[tuple[tuple[int, ...], list[int]]]:
+    """The table that each cover of the cells stands for, codes numbered as they appear (-1: undefined), and its blocks
+    by code; in order of the tables."""
+    tables = []
+    for cover in covers:
+        ordered = sorted(cover, key=lambda unit: min(blocks[unit]))
+        table = [-1] * cells
+        for code, unit in enumerate(ordered):
+            for cell in blocks[unit]:
+                table[cell] = code
+        tables.append((tuple(table), ordered))
+    return sorted(tables, key=lambda item: item[0])
+
+
+def _defined(blocks: dict[int, frozenset[int]], everything: frozenset[int], maps: int) -> frozenset[int]:
+    """The cells that maps are defined on: of a single one those of its blocks, else all."""
+    return frozenset().union(*blocks.values()) if maps == 1 and blocks else everything
 
 
 def _exact_covers(
-    blocks: dict[int, frozenset[int]], everything: frozenset[int], count: int
+    blocks: dict[int, frozenset[int]], everything: frozenset[int], count: int, patience: Patience
 ) -> Iterator[list[list[int]]]:
     """Ways to share all blocks among `count` covers of `everything`, each cell once a cover."""
     if count == 0:
@@ -437,6 +493,7 @@ def _exact_covers(
         return
 
     def cover(left: frozenset[int], available: list[int], chosen: list[int]) -> Iterator[list[int]]:
+        patience()
         if not left:
             yield chosen
             return
@@ -448,5 +505,5 @@ def _exact_covers(
     first = min(blocks)
     for chosen in cover(everything - blocks[first], [u for u in blocks if u != first], [first]):
         rest = {unit: cells for unit, cells in blocks.items() if unit not in chosen}
-        for others in _exact_covers(rest, everything, count - 1):
+        for others in _exact_covers(rest, everything, count - 1, patience):
             yield [chosen, *others]

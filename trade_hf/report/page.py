@@ -108,9 +108,8 @@ def decompilation_html(result: Decompilation) -> Html:
 
 
 def _program_section(result: Decompilation) -> Html:
-    origin = "its functions were read from the weights" if result.read else "the neural model wrote all of it"
     form = "in canonical form" if result.verdict.is_verified else "the best that was found"
-    words = f"{len(result.program)} lines, {form}; {origin}. It runs with the tracr package."
+    words = f"{len(result.program)} lines, {form}; {result.source.value}. It runs with the tracr package."
     link = _download(result.code, "program.py", "text/x-python")
     return join([code_html(result.code, anchors=True), element("p", words, " ", link, class_="note")])
 
@@ -225,7 +224,7 @@ def _attempt_row(number: int, attempt: Attempt, is_chosen: bool) -> list[object]
         label,
         element("div", attempt.verdict, class_="words"),
         f"{attempt.score:.3g}",
-        "read from the weights" if attempt.read else "written",
+        attempt.source.value,
         code,
     ]
 

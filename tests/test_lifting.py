@@ -1,0 +1,72 @@
+"""Whole programs from the weights, without the network."""
+
+import itertools
+
+import numpy as np
+import pytest
+from cases import CASES, LENGTH, VOCAB
+
+from dataset_builder.corpus import CONFIGS
+from dataset_builder.library import library_programs
+from dataset_builder.sampler import SamplerConfig, sample_programs
+from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.lifting import lift
+from trade_hf.compiled.transforms import compress, permute, readable_dimensions, rotate
+from trade_hf.decompiler import spelled
+from trade_hf.rasp.canonical import canonicalise_spoken
+from trade_hf.search import lifted_programs
+from trade_hf.verification import verify
+
+CHANGES = {"permuted": permute, "rotated": rotate}
+LONG = SamplerConfig(min_lines=11, max_lines=20, max_d_model=288)
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_named_programs(case, change):
+    weights = compile_program(case.program, VOCAB, LENGTH)
+    assert canonical(next(lifted_programs(change(weights, 5))), weights) == canonical(case.program, weights)
+
+
+@pytest.mark.parametrize(
+    "config", [SamplerConfig(max_lines=10), CONFIGS["wide"].sampler, LONG], ids=["base", "wide", "long"]
+)
+def test_random_programs_in_any_basis(config):
+    """The first that is read is the program; of a few, where units can be shared out in several ways, a later one."""
+    samples = list(itertools.islice(sample_programs("lifting", config), 24))
+    places = []
+    for number, sample in enumerate(samples):
+        weights = (permute, rotate)[number % 2](sample.compile(), number)
+        found = [canonical(program, weights) for program in itertools.islice(lifted_programs(weights), 4)]
+        places.append(found.index(sample.program) if sample.program in found else -1)
+    assert places.count(0) >= len(samples) - 2 and places.count(-1) <= 1, places
+
+
+def test_programs_that_nobody_here_wrote():
+    programs = list(library_programs())
+    found = 0
+    for number, item in enumerate(programs):
+        weights = permute(compile_program(item.program, item.vocab, item.max_seq_len), number)
+        first = next(lifted_programs(weights), None)
+        found += first is not None and verify(spelled(first, weights), weights).is_verified
+    assert found >= len(programs) - 1
+
+
+def test_a_compressed_model():
+    case = next(case for case in CASES if case.name == "reverse")
+    weights = compile_program(case.program, VOCAB, LENGTH)
+    small = compress(weights, readable_dimensions(weights))
+    assert small.d_model < weights.d_model
+    assert canonical(next(lifted_programs(small)), weights) == canonical(case.program, weights)
+
+
+def test_weights_that_are_no_tracr_model_give_none_and_end(samples):
+    rng = np.random.default_rng(0)
+    weights = samples[0].compile()
+    noise = {name: rng.standard_normal(tensor.shape).astype(np.float32) for name, tensor in weights.tensors.items()}
+    weights.tensors.update(noise)
+    assert list(lift(weights)) == []
+
+
+def canonical(program, weights):
+    return canonicalise_spoken(program, weights.input_vocab, weights.max_seq_len)

@@ -1,0 +1,253 @@
+"""Whole programs from the weights alone: operations, arguments and functions, layer by layer.
+
+Every value of an s-op that is known is a vector. What a head or a hidden unit reads of it is a dot product, so each
+part of a layer tells which known s-ops it reads, and from that what kind of line it belongs to; what it writes is the
+next s-op. This works in any orthogonal basis, for any vocabulary and length. Where a layer can be split into lines in
+several ways, all are offered, likely ones first; the caller verifies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from trade_hf.compiled.reading import (
+    COLDNESS,
+    MAX_NUMERICAL_MAPS,
+    NEAR,
+    GaveUpError,
+    Reader,
+    State,
+    UnreadableError,
+    Written,
+)
+from trade_hf.compiled.weights import TracrWeights
+from trade_hf.rasp.canonical import Structure
+from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, linear
+from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Variable
+
+_Parts = list[tuple[Op, tuple[Variable, ...]]]  # operations and arguments of lines
+ON = 0.5  # of a product: something is read
+# Functions are read, not looked at: any of the kind stands for them.
+_ANY: dict[Kind | None, Function | None] = {
+    None: None,
+    **{kind: next(iter(functions.values()), linear(1, 1)) for kind, functions in FUNCTIONS.items()},
+}
+
+
+def lift(weights: TracrWeights) -> Iterator[Structure]:
+    """Programs that the weights may have been compiled from; none where they are not as Tracr makes them. It ends after
+    some seconds (`reading.SECONDS`), the time that the caller takes among them."""
+    yield from Lifter(weights).structures()
+
+
+@dataclass(frozen=True)
+class _Lifted:
+    """Lines found so far, what was read of them, and each select by its arguments and its table."""
+
+    lines: tuple[Line, ...]
+    state: State
+    selects: dict[tuple, Variable]
+
+    def with_lines(self, *lines: tuple[Op, tuple[Variable, ...]]) -> tuple[Line, ...]:
+        return (*self.lines, *(Line(op, args, _ANY[op.kind]) for op, args in lines))
+
+
+@dataclass(frozen=True)
+class _HeadOf:
+    """What a head reads, its selector's table, and what it writes for each value that it moves."""
+
+    keys: Variable
+    queries: Variable
+    value: Variable | None  # None: BOS, for a selector width
+    selector: tuple[int, ...]
+    written: np.ndarray
+
+
+class Lifter:
+    """Lifts one model."""
+
+    def __init__(self, weights: TracrWeights) -> None:
+        self.weights = weights
+        self.readers = [Reader((), weights, layer) for layer in range(weights.num_layers)]
+        self.patience = self.readers[0].patience
+        for reader in self.readers:
+            reader.patience, reader.is_ordered = self.patience, False
+
+    def structures(self) -> Iterator[Structure]:
+        """As `lift`."""
+        start = _Lifted((), self.readers[0].start(), {})
+        with contextlib.suppress(GaveUpError):
+            for lifted in self._from_layer(0, start):
+                output = self._output(lifted.state)
+                if output is not None:
+                    with contextlib.suppress(UnreadableError):
+                        yield self._structure(lifted, output)
+
+    def _from_layer(self, layer: int, lifted: _Lifted) -> Iterator[_Lifted]:
+        if layer == self.weights.num_layers:
+            yield lifted
+            return
+        for attended in self._with_heads(layer, lifted):
+            for after in self._with_mlp(layer, attended):
+                yield from self._from_layer(layer + 1, after)
+
+    # ------------------------------------------------------------ heads
+
+    def _with_heads(self, layer: int, lifted: _Lifted) -> Iterator[_Lifted]:
+        ways = [self._ways(head, lifted.state) for head in self.readers[layer].heads if np.abs(head[3]).max() > NEAR]
+        for heads in itertools.product(*ways):
+            widths = sum(head.value is None for head in heads)
+            for kinds in itertools.product((Op.SELECTOR_WIDTH, Op.SELECTOR_WIDTH_NUMERICAL), repeat=widths):
+                self.patience()
+                try:
+                    after, left = lifted, list(kinds)
+                    for head in heads:
+                        after = self._with_head(layer, after, head, left.pop(0) if head.value is None else None)
+                    yield after
+                except UnreadableError:
+                    continue
+
+    def _ways(self, head: tuple[np.ndarray, ...], state: State) -> list[_HeadOf]:
+        """What a head may read; more than one way only where it selects the same whatever the query."""
+        query, key, reads, writes = head
+        reader = self.readers[0]
+        categorical = [v for v, written in state.written.items() if not written.numbers]
+        keys = [v for v in categorical if reader.reads_exactly(key, state.written[v])]
+        queries = [v for v in categorical if np.abs(state.written[v].vectors @ query).max() > ON] or [TOKENS]
+        moved = {v: w.vectors @ reads for v, w in state.written.items()}
+        values: list[Variable | None] = [v for v, some in moved.items() if np.abs(some).max(1).min() > ON]
+        if np.abs(reader.bos @ reads).max() > ON:
+            values = [None]
+        ways = []
+        for k, q, v in itertools.product(keys, queries, values):
+            logits = (state.written[q].vectors @ query) @ (state.written[k].vectors @ key).T / COLDNESS  # [query, key]
+            selector = tuple((logits.T > ON).astype(int).ravel().tolist())
+            written = (reader.bos[None] @ reads if v is None else moved[v]) @ writes
+            ways.append(_HeadOf(k, q, v, selector, written))
+        return ways
+
+    def _with_head(self, layer: int, lifted: _Lifted, head: _HeadOf, width: Op | None) -> _Lifted:
+        selects, lines = dict(lifted.selects), lifted.lines
+        same = (head.keys, head.queries, head.selector)
+        if same not in selects:
+            selects[same] = len(lines)
+            lines = lifted.with_lines((Op.SELECT, (head.keys, head.queries)))
+        value = None if head.value is None else lifted.state.written[head.value]
+        op = width or (Op.AGGREGATE_NUMERICAL if value is not None and value.numbers else Op.AGGREGATE)
+        args = (selects[same],) if head.value is None else (selects[same], head.value)
+        lines = (*lines, Line(op, args, None))
+        reader = self._reader(layer, lines)
+        readings = reader.attended(len(lines) - 1, head.selector, head.written, value, lifted.state)
+        return _Lifted(lines, lifted.state.after(readings), selects)
+
+    # ------------------------------------------------------------ MLP units
+
+    def _with_mlp(self, layer: int, lifted: _Lifted) -> Iterator[_Lifted]:
+        groups = [
+            *self._sequence_maps(layer, lifted.state),
+            *self._linear(layer, lifted.state),
+            *self._maps(layer, lifted),
+        ]
+        for chosen in itertools.product(*groups):
+            self.patience()
+            lines = lifted.with_lines(*itertools.chain(*chosen))
+            reader = self._reader(layer, lines)
+            for state in reader.read(len(lifted.lines), lifted.state):
+                yield _Lifted(lines, state, lifted.selects)
+
+    def _reader(self, layer: int, lines: tuple[Line, ...]) -> Reader:
+        return self.readers[layer].of(lines)
+
+    def _sequence_maps(self, layer: int, state: State) -> Iterator[list[_Parts]]:
+        """Units that need a value of each of two s-ops, by these two."""
+        reader = self.readers[layer]
+        pairs: dict[tuple[Variable, ...], int] = defaultdict(int)
+        reads = {v: reader.first @ w.vectors.T > ON for v, w in state.written.items() if not w.numbers}
+        for unit in np.flatnonzero(np.abs(reader.biases + 1) < NEAR):
+            read = tuple(v for v, some in reads.items() if some[unit].sum() == 1)
+            if len(read) == 2:
+                pairs[read] += 1
+        for (first, second), count in pairs.items():
+            maps = count // (len(state.written[first].vectors) * len(state.written[second].vectors))
+            yield [[(Op.SEQUENCE_MAP, (first, second))] * maps]
+
+    def _linear(self, layer: int, state: State) -> Iterator[list[_Parts]]:
+        """Two units that take a number as it is and write along one direction."""
+        reader = self.readers[layer]
+        found = []
+        for variable, written in state.written.items():
+            if written.numbers:
+                takes = np.abs(reader.first @ written.vectors[0] - 1) < NEAR
+                found += [(variable, reader.second[u]) for u in np.flatnonzero(takes & (np.abs(reader.biases) < NEAR))]
+        while found:
+            variable, one = found.pop(0)
+            along = [i for i, (_, other) in enumerate(found) if _is_along(one, other)]
+            if along:
+                yield [[(Op.LINEAR_SEQUENCE_MAP, (variable, found.pop(along[0])[0]))]]
+
+    def _maps(self, layer: int, lifted: _Lifted) -> Iterator[list[_Parts]]:
+        for variable, written in lifted.state.written.items():
+            counts = list(
+                self._maps_of_a_number(layer, written) if written.numbers else self._maps_of_codes(layer, written)
+            )
+            if counts and counts[0] != (0, 0):
+                one: _Parts = [(Op.MAP, (variable,))]
+                number: _Parts = [(Op.MAP_NUMERICAL, (variable,))]
+                yield [one * maps + number * numerical for maps, numerical in counts]
+
+    def _maps_of_codes(self, layer: int, source: Written) -> Iterator[tuple[int, int]]:
+        """How many maps of an s-op there may be, categorical and numerical, the fewest numerical ones first."""
+        reader = self.readers[layer]
+        reads = reader.first @ source.vectors.T
+        reads = reads[(np.abs(reads).max(1) > NEAR) & (np.abs(reader.biases) < NEAR)]
+        plain = np.abs(reads - (reads > ON)).max(1, initial=0) < NEAR
+        sizes, seen = (reads[plain] > ON).sum(1).tolist(), set()
+        for more in range(MAX_NUMERICAL_MAPS + 1 - int((~plain).sum())):
+            for taken in itertools.combinations(range(len(sizes)), more):
+                maps, over = divmod(sum(sizes) - sum(sizes[i] for i in taken), len(source.vectors))
+                counts = (maps, more + int((~plain).sum()))
+                if not over and counts not in seen:
+                    seen.add(counts)
+                    yield counts
+        if 0 < sum(sizes) < len(source.vectors) and plain.all():
+            yield 1, 0  # undefined on some values
+
+    def _maps_of_a_number(self, layer: int, source: Written) -> Iterator[tuple[int, int]]:
+        """As `_maps_of_codes`, of a number: two units stand at each threshold."""
+        reader = self.readers[layer]
+        units = int((np.abs(reader.first @ source.vectors[0] - COLDNESS) < 1).sum())
+        maps = units // max(1, 2 * (len(source.numbers) - 1))
+        for numerical in range(maps + 1):
+            yield maps - numerical, numerical
+
+    # ------------------------------------------------------------ result
+
+    def _output(self, state: State) -> Variable | None:
+        """The s-op that the unembedding reads."""
+        is_number = self.weights.output_values is None
+        for variable, written in state.written.items():
+            shown = written.vectors @ self.weights.unembedding
+            if variable >= 0 and bool(written.numbers) == is_number and np.abs(shown.max(1) - 1).max() < NEAR:
+                return variable
+        return None
+
+    def _structure(self, lifted: _Lifted, output: Variable) -> Structure:
+        """Of the lines that the output depends on, alone."""
+        live = Program(lifted.lines[: output + 1]).live_lines
+        place = {TOKENS: TOKENS, INDICES: INDICES, **{number: i for i, number in enumerate(live)}}
+        lines = [lifted.lines[number] for number in live]
+        lines = [Line(line.op, tuple(place[a] for a in line.args), line.function) for line in lines]
+        state = lifted.state
+        written = {place[v]: some for v, some in state.written.items() if v in place}
+        readings = {place[n]: reading for n, reading in state.readings.items() if n in place}
+        return Reader(tuple(lines), self.weights).structure(State(written, readings))
+
+
+def _is_along(one: np.ndarray, other: np.ndarray) -> bool:
+    return abs(float(one @ other)) > (1 - NEAR) * float(np.linalg.norm(one) * np.linalg.norm(other)) > 0
