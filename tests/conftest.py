@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import CASES, LENGTH, VOCAB
 
 from dataset_builder import corpus
 from dataset_builder.card import write_card
 from dataset_builder.sampler import sample_programs
+from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.transforms import add_noise, rotate
 from trade_hf.configuration_trade import TraDeConfig
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import TraDeProcessor
@@ -38,6 +41,13 @@ def tiny_checkpoint(tmp_path_factory):
     TraDeForConditionalGeneration(config).save_pretrained(folder)
     TraDeProcessor(build_tokenizer()).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def spoiled():
+    """A model that no program explains: so much noise that nothing can be read from it."""
+    reverse = next(case.program for case in CASES if case.name == "reverse")
+    return add_noise(rotate(compile_program(reverse, VOCAB, LENGTH), 0), 0.5, 0)
 
 
 @pytest.fixture(scope="session")

@@ -54,11 +54,11 @@ def test_decompile(model_file, tiny_checkpoint, capsys):
     parse(row["code"])
 
 
-def test_what_was_not_found_is_called_not_verified(tmp_path, tiny_checkpoint, capsys):
-    path = tmp_path / "long.safetensors"
-    compile_program(max(CASES, key=lambda case: len(case.program.lines)).program, VOCAB, LENGTH).save(path)
+def test_what_was_not_found_is_called_not_verified(tmp_path, tiny_checkpoint, spoiled, capsys):
+    path = tmp_path / "spoiled.safetensors"
+    spoiled.save(path)
     assert main(["decompile", str(path), "--checkpoint", str(tiny_checkpoint)]) == 0
-    assert "NOT VERIFIED" in capsys.readouterr().out  # this checkpoint knows nothing
+    assert "NOT VERIFIED" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("vocab", ["0,1,2,3,4", "b,a,c"])
