@@ -160,10 +160,11 @@ def test_decompiles(tiny_checkpoint):
     weights = of(CASES[1])
     model = lens.to_hooked_transformer(weights)
     described = {"vocab": list(weights.vocab), "output_values": list(weights.output_values)}
-    result = decompile({**model.state_dict(), **described}, tiny_checkpoint)  # torch's tensors, buffers among them
+    source = {**model.state_dict(), **described}  # torch's tensors, buffers among them
+    result = decompile(source, tiny_checkpoint, budget_seconds=60)
     assert str(verify(result.program, weights)) == "identical weights"
-    weights = lens.from_transformer_lens(model, weights.vocab, weights.output_values)
-    assert decompile(weights, tiny_checkpoint).program == result.program
+    with pytest.raises(WeightsError, match="or a dictionary of arrays with its metadata, got HookedTransformer"):
+        decompile(model, tiny_checkpoint)  # says nothing of its vocabulary
 
 
 def test_command_line(tmp_path, capsys):
