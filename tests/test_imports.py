@@ -6,14 +6,15 @@ import sys
 PROBE = """
 import sys
 import {modules}
-heavy = [m for m in ("tracr", "jax", "haiku", "datasets", "gradio", "evaluate", "datatrove") if m in sys.modules]
+names = ("tracr", "jax", "haiku", "datasets", "gradio", "evaluate", "datatrove", "transformer_lens")
+heavy = [m for m in names if m in sys.modules]
 assert not heavy, heavy
 """
 ALL = (
     "trade_hf, trade_hf.cli, trade_hf.decompiler, trade_hf.demo, trade_hf.verification, trade_hf.modeling_trade, "
     "trade_hf.processing_trade, trade_hf.tokenization_rasp, trade_hf.rasp.canonical, trade_hf.compiled.compiler, "
     "trade_hf.compiled.bridge, trade_hf.compiled.forward, trade_hf.compiled.transforms, trade_hf.report.page, "
-    "dataset_builder.online"
+    "trade_hf.compiled.transformer_lens, dataset_builder.online"
 )
 
 

@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("compile", _compile, "compile a RASP program to weights, bit for bit as Tracr does")
     sub.add_argument("program", type=Path, help="Python that builds a program with tracr")
     sub.add_argument("-o", "--output", type=Path, required=True, help="the safetensors file to write")
+    sub.add_argument("--format", choices=("tracr", "transformer-lens"), default="tracr", help="names of the tensors")
     _add_domain(sub)
 
     sub = command("verify", _verify, "check whether a program and a compiled model agree (exit status 1: they do not)")
@@ -197,12 +198,16 @@ def _marked(result: Any) -> str:
 
 def _compile(args: argparse.Namespace) -> int:
     from trade_hf.compiled.compiler import compile_program
+    from trade_hf.compiled.transformer_lens import save as save_for_transformer_lens
 
     vocab = parse_vocab(args.vocab)
     if len(set(vocab)) != len(vocab):
         raise UsageError(f"--vocab: expected distinct tokens, got {args.vocab}")
     weights = compile_program(_read_program(args.program), vocab, args.max_seq_len)
-    weights.save(args.output)
+    if args.format == "transformer-lens":
+        save_for_transformer_lens(weights, args.output)
+    else:
+        weights.save(args.output)
     _print({"file": str(args.output), "model": repr(weights)}, f"{args.output}: {weights!r}", args.json)
     return 0
 

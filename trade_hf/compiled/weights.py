@@ -121,19 +121,9 @@ class TracrWeights:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write one safetensors file, whole or not at all."""
-        from safetensors.numpy import save
-
         meta = self.metadata()
-        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in self.tensors.items()}
-        if meta["output_directions"] is None:
-            tensors[UNEMBED] = np.ascontiguousarray(self.unembedding)
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            partial.write_bytes(save(tensors, metadata={"trade": json.dumps(meta)}))
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        own = {} if meta["output_directions"] is not None else {UNEMBED: self.unembedding}
+        write_file(path, {**self.tensors, **own}, {"trade": json.dumps(meta)})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> TracrWeights:
@@ -160,6 +150,7 @@ class TracrWeights:
         """From tensors and what `metadata` gave. Raises WeightsError with what was expected and what came."""
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             raise WeightsError(f"expected metadata of format {FORMAT!r}")
+        tensors, meta = _in_tracrs_names(tensors, meta)
         vocab = _values(meta, "vocab")
         if not vocab:
             raise WeightsError("expected a vocabulary in the metadata, found none")
@@ -190,12 +181,27 @@ class TracrWeights:
         )
 
 
+def write_file(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Write one safetensors file, whole or not at all."""
+    from safetensors.numpy import save
+
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        partial.write_bytes(save(arrays, metadata=metadata))
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def read_weights(source: Any) -> TracrWeights:
     """A TracrWeights from a safetensors path or its bytes, from a dictionary, or itself.
 
     The dictionary has arrays under Tracr's parameter names and, beside them, what `TracrWeights.metadata` gives: at
     least `vocab`, `max_seq_len`, `num_heads`, `output_encoding`, `output_values` and `output_directions` (or the array
-    `unembed/w`). Raises WeightsError with what was expected and what came.
+    `unembed/w`). Or it is a TransformerLens state dict with at least `vocab` and `output_values` beside the tensors
+    (see `transformer_lens.py`). Raises WeightsError with what was expected and what came.
     """
     if hasattr(source, "tensors"):  # by what it has: code from the Hub may be loaded twice, and with it this class
         return source
@@ -210,6 +216,19 @@ def read_weights(source: Any) -> TracrWeights:
             return TracrWeights.from_metadata(tensors, {"format": FORMAT, "bos": BOS, "pad": PAD, **described})
     expected = "expected a safetensors path, its bytes, or a dictionary of arrays with its metadata"
     raise WeightsError(f"{expected}, got {type(source).__name__}")
+
+
+def _in_tracrs_names(
+    tensors: dict[str, np.ndarray], meta: dict[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tensors and metadata, translated where they are a TransformerLens state dict."""
+    if not {"embed.W_E", "embed.weight"} & set(tensors):
+        return tensors, meta
+    try:  # what is in a `try` stays behind when the code goes to the Hub (see remote_code.py)
+        from trade_hf.compiled.transformer_lens import from_state_dict
+    except ImportError:
+        raise WeightsError("a TransformerLens state dict can be read where trade-hf is installed") from None
+    return from_state_dict(tensors, meta)
 
 
 def _to_array(name: str, tensor: Any) -> np.ndarray:
@@ -281,7 +300,7 @@ def _deserialise(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]
 
 def _check_header(header: dict[str, Any]) -> None:
     for name, entry in header.items():
-        if entry["dtype"] != "F32":
+        if entry["dtype"] != "F32" and not name.endswith(".attn.mask"):  # TransformerLens's, of truth values
             raise WeightsError(f"{name}: expected float32 (F32), got {entry['dtype']}")
     parameters = sum(math.prod(entry["shape"]) for entry in header.values())
     if parameters > LIMITS["parameters"]:

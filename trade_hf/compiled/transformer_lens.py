@@ -1,0 +1,267 @@
+"""To and from TransformerLens: a Tracr model as a state dict and a config, or as a model of the library.
+
+TransformerLens has two ways to name and lay out the same parameters, and both are read: HookedTransformer's (up to 3.9;
+`blocks.0.attn.W_Q` [head, d_model, d_head]) and TransformerBridge's (`blocks.0.attn.q.weight`, as torch's linear layers
+are: [out, in]). Numbers are moved and never changed, so a model there and back is the same bit for bit. The unembedding
+is the model's own: the first residual directions, as in a much copied conversion, are the output's only where its name
+sorts first (github.com/TransformerLensOrg/TransformerLens/issues/481).
+
+A state dict does not say what tokens and outputs stand for. In a mapping that goes to `read_weights` or `decompile` it
+stands beside the tensors, in a file that `save` wrote in the metadata, and for a model it is an argument:
+
+    read_weights({**state_dict, "vocab": [0, 1, "compiler_bos", "compiler_pad"], "output_values": [0, 1, 2]})
+
+TransformerLens sees no padding here: inputs of one batch are to be equally long, BOS in front (`encode`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trade_hf.compiled.weights import BOS, FORMAT, PAD, UNEMBED, TracrWeights, WeightsError, describe, write_file
+from trade_hf.rasp.functions import Value
+
+# Tracr's name: HookedTransformer's, TransformerBridge's.
+_OUTSIDE = {
+    "token_embed/embeddings": ("embed.W_E", "embed.weight"),
+    "pos_embed/embeddings": ("pos_embed.W_pos", "pos_embed.weight"),
+    UNEMBED: ("unembed.W_U", "unembed.weight"),
+}
+_OUTPUT_BIAS = ("unembed.b_U", "unembed.bias")  # Tracr has none
+_LAYER = {
+    "attn/query/w": ("attn.W_Q", "attn.q.weight"),
+    "attn/query/b": ("attn.b_Q", "attn.q.bias"),
+    "attn/key/w": ("attn.W_K", "attn.k.weight"),
+    "attn/key/b": ("attn.b_K", "attn.k.bias"),
+    "attn/value/w": ("attn.W_V", "attn.v.weight"),
+    "attn/value/b": ("attn.b_V", "attn.v.bias"),
+    "attn/linear/w": ("attn.W_O", "attn.o.weight"),
+    "attn/linear/b": ("attn.b_O", "attn.o.bias"),
+    "mlp/linear_1/w": ("mlp.W_in", "mlp.in.weight"),
+    "mlp/linear_1/b": ("mlp.b_in", "mlp.in.bias"),
+    "mlp/linear_2/w": ("mlp.W_out", "mlp.out.weight"),
+    "mlp/linear_2/b": ("mlp.b_out", "mlp.out.bias"),
+}
+_HOOKED, _BRIDGE = 0, 1
+
+# What Tracr's models are, in the words of TransformerLens's configs.
+_ARCHITECTURE = {
+    "act_fn": "relu",
+    "normalization_type": None,
+    "attention_dir": "bidirectional",
+    "positional_embedding_type": "standard",
+    "attn_only": False,
+    "gated_mlp": False,
+}
+
+
+# ---------------------------------------------------------------- export
+
+
+def to_state_dict(weights: TracrWeights) -> dict[str, np.ndarray]:
+    """HookedTransformer's state dict, float32: all its parameters, none of its buffers (`mask`, `IGNORE`)."""
+    return _export(weights, _HOOKED)
+
+
+def to_config(weights: TracrWeights) -> dict[str, Any]:
+    """Keyword arguments for HookedTransformerConfig or TransformerBridgeConfig."""
+    return {
+        "n_layers": weights.num_layers,
+        "d_model": weights.d_model,
+        "n_ctx": weights.max_seq_len + 1,
+        "n_heads": weights.num_heads,
+        "d_head": weights.key_size,  # both scale attention scores by 1 / sqrt of it
+        "d_mlp": weights.mlp_size,
+        "d_vocab": len(weights.vocab),
+        "d_vocab_out": weights.unembedding.shape[1],
+        "init_weights": False,
+        **_ARCHITECTURE,
+    }
+
+
+def save(weights: TracrWeights, path: str | os.PathLike) -> None:
+    """Write HookedTransformer's state dict as one safetensors file that `TracrWeights.load` reads too.
+
+    The metadata has the config as JSON under `transformer_lens`, beside what all our files have under `trade`.
+    """
+    metadata = {"trade": json.dumps(describe(weights, None)), "transformer_lens": json.dumps(to_config(weights))}
+    write_file(path, to_state_dict(weights), metadata)
+
+
+def to_hooked_transformer(weights: TracrWeights) -> Any:
+    """A HookedTransformer on the CPU. Raises ImportError where transformer_lens is missing or 4.0 and later."""
+    try:
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+    except ImportError:
+        hint = "4.0 and later have to_transformer_bridge alone"
+        raise ImportError(f"expected transformer_lens before 4.0: pip install 'transformer_lens<4' ({hint})") from None
+    model = HookedTransformer(HookedTransformerConfig(**to_config(weights), device="cpu"))
+    return _fill(model, _export(weights, _HOOKED))
+
+
+def to_transformer_bridge(weights: TracrWeights) -> Any:
+    """A TransformerBridge on the CPU. Raises ImportError where transformer_lens is missing or older than 3.9."""
+    try:
+        from transformer_lens.model_bridge import TransformerBridge
+    except ImportError:
+        raise ImportError("expected transformer_lens 3.9 or later: pip install transformer_lens") from None
+    return _fill(TransformerBridge.boot_native(to_config(weights), device="cpu"), _export(weights, _BRIDGE))
+
+
+def encode(weights: TracrWeights, tokens: Sequence[Value]) -> list[int]:
+    """One input as a model here takes it: rows of the embedding, BOS in front. Raises ValueError for other tokens."""
+    return [weights.vocab.index(token) for token in (weights.bos, *tokens)]
+
+
+def _export(weights: TracrWeights, dialect: int) -> dict[str, np.ndarray]:
+    tensors = {**weights.tensors, UNEMBED: weights.unembedding}
+    lay_out = _per_head if dialect == _HOOKED else _transposed
+    state = {
+        theirs[dialect]: np.ascontiguousarray(lay_out(ours, tensors[ours], weights.num_heads))
+        for ours, theirs in _names(weights.num_layers).items()
+    }
+    return {**state, _OUTPUT_BIAS[dialect]: np.zeros(weights.unembedding.shape[1], np.float32)}
+
+
+def _fill(model: Any, state: dict[str, np.ndarray]) -> Any:
+    import torch
+
+    parameters = {name: torch.tensor(array) for name, array in state.items()}
+    model.load_state_dict({**model.state_dict(), **parameters}, strict=True)  # buffers stay as they are
+    return model.eval()
+
+
+# ---------------------------------------------------------------- import
+
+
+def from_transformer_lens(
+    model: Any,
+    vocab: Sequence[Value],
+    output_values: Sequence[Value] | None,
+    max_seq_len: int | None = None,
+    bos: str = BOS,
+    pad: str = PAD,
+) -> TracrWeights:
+    """The weights of a Tracr model that is held as a HookedTransformer or a TransformerBridge.
+
+    Args:
+      vocab: the token of each row of the embedding, `bos` and `pad` among them.
+      output_values: the value that each column of the unembedding stands for; None for a numerical output.
+      max_seq_len: the longest input, BOS not counted; by default one less than there are positions.
+
+    Raises WeightsError for a model that is not built as Tracr's are, TypeError for what is no such model.
+    """
+    if not (hasattr(model, "cfg") and hasattr(model, "state_dict")):
+        raise TypeError(f"expected a HookedTransformer or a TransformerBridge, got {type(model).__name__}")
+    _check_config(model.cfg)
+    state = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
+    described: dict[str, Any] = {"format": FORMAT, "num_heads": model.cfg.n_heads, "bos": bos, "pad": pad}
+    described |= {"vocab": list(vocab), "output_values": None if output_values is None else list(output_values)}
+    if max_seq_len is not None:
+        described["max_seq_len"] = max_seq_len
+    return TracrWeights.from_metadata(state, described)
+
+
+def from_state_dict(state: dict[str, np.ndarray], meta: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A state dict's tensors under Tracr's names, UNEMBED among them, and `meta` with what follows from their shapes.
+
+    Raises WeightsError for tensors that are missing or unknown, for causal masks and for a bias of the output.
+    """
+    dialect = _HOOKED if "embed.W_E" in state else _BRIDGE
+    state = {name: tensor for name, tensor in state.items() if not _is_buffer(name, tensor)}
+    bias = state.pop(_OUTPUT_BIAS[dialect], np.zeros(0))
+    if bias.any():
+        raise WeightsError(f"{_OUTPUT_BIAS[dialect]}: expected zeros, since Tracr's output has no bias")
+    layers = {name.split(".")[1] for name in state if name.startswith("blocks.")}
+    names = _names(len(layers))
+    if strange := sorted(set(state) ^ {theirs[dialect] for theirs in names.values()}):
+        what = "is not one of a Tracr model's" if strange[0] in state else "is missing"
+        raise WeightsError(f"the tensor {strange[0]} {what}")
+    take = _merged if dialect == _HOOKED else _transposed
+    tensors = {ours: np.ascontiguousarray(take(ours, state[theirs[dialect]], 0)) for ours, theirs in names.items()}
+    return tensors, _completed(meta, state, dialect)
+
+
+def _completed(meta: dict[str, Any], state: dict[str, np.ndarray], dialect: int) -> dict[str, Any]:
+    """The metadata, with what the tensors' shapes tell where it does not."""
+    if "output_values" not in meta:
+        wanted = "the value of each column of the unembedding, None for a numerical output"
+        raise WeightsError(f"expected output_values beside a TransformerLens state dict: {wanted}")
+    rows, vocab = _rows(state, _OUTSIDE["token_embed/embeddings"][dialect]), meta.get("vocab")
+    if not isinstance(vocab, list | tuple) or len(vocab) != rows:
+        got = len(vocab) if isinstance(vocab, list | tuple) else "none"
+        wanted = f"a token for each of the {rows} rows of the embedding, {BOS} and {PAD} among them"
+        raise WeightsError(f"expected vocab beside a TransformerLens state dict: {wanted}; got {got}")
+    derived = {
+        "output_encoding": "numerical" if meta["output_values"] is None else "categorical",
+        "max_seq_len": _rows(state, _OUTSIDE["pos_embed/embeddings"][dialect]) - 1,
+    }
+    if dialect == _HOOKED:
+        derived["num_heads"] = len(state.get("blocks.0.attn.W_Q", ()))
+    return {**derived, **meta}
+
+
+def _rows(state: dict[str, np.ndarray], name: str) -> int:
+    if state[name].ndim != 2:
+        raise WeightsError(f"{name}: expected two dimensions, got shape {list(state[name].shape)}")
+    return len(state[name])
+
+
+def _is_buffer(name: str, tensor: np.ndarray) -> bool:
+    if name.endswith(".attn.mask") and not tensor.all():
+        raise WeightsError(f"{name}: expected attention in both directions, got a causal mask")
+    return name.endswith((".attn.mask", ".attn.IGNORE"))
+
+
+def _check_config(config: Any) -> None:
+    for key, expected in _ARCHITECTURE.items():
+        if (got := getattr(config, key, expected)) != expected:
+            raise WeightsError(f"{key}: expected {expected!r} as in Tracr's models, got {got!r}")
+    # -1 is TransformerBridge's word for the square root of d_head.
+    if not config.use_attn_scale or not (config.attn_scale == -1 or math.isclose(config.attn_scale**2, config.d_head)):
+        got = config.attn_scale if config.use_attn_scale else None
+        raise WeightsError(f"attn_scale: expected the square root of d_head {config.d_head}, got {got}")
+
+
+# ---------------------------------------------------------------- names and layouts
+
+
+def _names(num_layers: int) -> dict[str, tuple[str, str]]:
+    names = dict(_OUTSIDE)
+    for layer in range(num_layers):
+        for ours, (hooked, bridge) in _LAYER.items():
+            names[f"transformer/layer_{layer}/{ours}"] = (f"blocks.{layer}.{hooked}", f"blocks.{layer}.{bridge}")
+    return names
+
+
+def _per_head(name: str, tensor: np.ndarray, heads: int) -> np.ndarray:
+    """HookedTransformer's layout of a tensor of Tracr's: a head's dimensions are an axis of their own, heads first."""
+    if name.endswith("/attn/linear/w"):
+        return tensor.reshape(heads, -1, tensor.shape[1])
+    if name.endswith(("/query/w", "/key/w", "/value/w")):
+        return tensor.reshape(len(tensor), heads, -1).swapaxes(0, 1)
+    return tensor.reshape(heads, -1) if name.endswith(("/query/b", "/key/b", "/value/b")) else tensor
+
+
+def _merged(name: str, tensor: np.ndarray, _: int) -> np.ndarray:
+    """Tracr's layout of a tensor of HookedTransformer's."""
+    if "/attn/" not in name or name.endswith("/linear/b"):
+        return tensor
+    if tensor.ndim != (3 if name.endswith("/w") else 2):
+        raise WeightsError(f"{name}: expected heads first, as in HookedTransformer, got shape {list(tensor.shape)}")
+    if name.endswith("/linear/w"):
+        return tensor.reshape(tensor.shape[0] * tensor.shape[1], tensor.shape[2])
+    if name.endswith("/w"):
+        return tensor.swapaxes(0, 1).reshape(tensor.shape[1], tensor.shape[0] * tensor.shape[2])
+    return tensor.reshape(-1)
+
+
+def _transposed(name: str, tensor: np.ndarray, _: int) -> np.ndarray:
+    """Between Tracr's layout and TransformerBridge's, both ways."""
+    return tensor if name.endswith("embeddings") else tensor.T
