@@ -189,6 +189,26 @@ def shipped(weights: TracrWeights) -> str:
     return decompile(weights).code
 
 
+def network(weights: TracrWeights) -> str | None:
+    """The network of the checkpoint that ships, alone: its greedy program."""
+    from trade_hf.decompiler import load_model, spelled
+    from trade_hf.rasp.text import to_text
+    from trade_hf.search import greedy_programs
+
+    [candidate] = greedy_programs([weights], load_model())
+    return None if candidate is None else to_text(spelled(candidate.program, weights))
+
+
+def lifted(weights: TracrWeights) -> str | None:
+    """No network: the first program that is read from the weights."""
+    from trade_hf.decompiler import spelled
+    from trade_hf.rasp.text import to_text
+    from trade_hf.search import lifted_programs
+
+    program = next(lifted_programs(weights), None)
+    return None if program is None else to_text(spelled(program, weights))
+
+
 if __name__ == "__main__":
     with os.fdopen(int(sys.argv[2]), "w") as channel:
         serve(sys.argv[1], channel, int(sys.argv[3]))
