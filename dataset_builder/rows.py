@@ -98,13 +98,12 @@ def to_table(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def _column(cells: list[Any], kind: pa.DataType) -> pa.Array:
-    if not pa.types.is_list(kind):
+    if not cells or not pa.types.is_list(kind):
         return pa.array(cells, kind)
     offsets = np.cumsum([0, *map(len, cells)]).astype(np.int32)
-    if cells and isinstance(cells[0], np.ndarray):
+    if isinstance(cells[0], np.ndarray):
         return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(cells), kind.value_type), kind)
-    parts = [_strings(cell) for cell in cells] or [_strings(())]
-    return pa.ListArray.from_arrays(offsets, pa.concat_arrays(parts), kind)
+    return pa.ListArray.from_arrays(offsets, pa.concat_arrays([_strings(cell) for cell in cells]), kind)
 
 
 @functools.lru_cache(maxsize=1_000)

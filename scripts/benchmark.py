@@ -284,7 +284,7 @@ def verify_study(samples: list[Sample], with_tracr: int = 5, inputs_each: int = 
 
 
 MOST_INPUTS = 5_000  # of a program, for tracr to run them all
-THROUGH_MODELS = 100  # programs whose outputs tracr's compiled models give too
+THROUGH_MODELS = 50  # programs whose outputs tracr's compiled models give too
 
 
 def truth_study(samples: Iterator[Sample], programs: int, progress: Path) -> dict[str, Any]:

@@ -64,6 +64,14 @@ def test_the_report_counts_what_is_there(built):
     assert not (folder / ".work" / "small").exists()
 
 
+def test_a_split_may_be_empty(tmp_path):
+    report = build(CorpusConfig("small", 40, long_rows=0, shard_rows=50), tmp_path, processes=1, progress=False)
+    assert report["splits"]["test_long"] == 0
+    write_card(tmp_path)
+    loaded = datasets.load_dataset(str(tmp_path), "small", cache_dir=str(tmp_path / "cache"))
+    assert loaded["test_long"].num_rows == 0 and loaded["test_long"].features == loaded["train"].features
+
+
 def test_no_program_is_in_two_splits_or_twice(built):
     folder, _ = built
     ids = [row["id"] for split in SPLITS for row in rows_of(folder, split)]
