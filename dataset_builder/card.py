@@ -49,10 +49,12 @@ def card_data(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
     configs = [
         {
             "config_name": name,
-            "data_files": [{"split": split, "path": f"{name}/{split}-*.parquet"} for split in SPLITS],
+            "data_files": [  # `load_dataset` takes no empty split
+                {"split": split, "path": f"{name}/{split}-*.parquet"} for split in SPLITS if report["splits"][split]
+            ],
             **({"default": True} if number == 0 else {}),
         }
-        for number, name in enumerate(reports)
+        for number, (name, report) in enumerate(reports.items())
     ]
     return {
         "license": "apache-2.0",
