@@ -6,6 +6,7 @@ Run: python scripts/benchmark.py compile --programs 500 --json --out results/com
      python scripts/benchmark.py kills --programs 3000 --json --out results/corpus-kills.json
      python scripts/benchmark.py verify --programs 200 --json --out results/verify.json
      python scripts/benchmark.py truth --programs 1000 --json --out results/truth.json
+     python scripts/benchmark.py decompile --programs 200 --json --out results/decompile.json
      python scripts/benchmark.py provenance --programs 200 --json --out results/provenance.json
      python scripts/benchmark.py bounds --programs 500 --json --out results/bounds.json
      python scripts/benchmark.py serve --programs 20 --rounds 10 --json --out results/serve.json
@@ -59,7 +60,19 @@ from trade_hf.rasp.tables import UnsupportedError, tabulate
 from trade_hf.rasp.text import to_text
 from trade_hf.verification import CONFIDENCE, PROGRAM_TOLERANCE, TOLERANCE, verify, verify_programs
 
-STUDIES = ("bounds", "compile", "canonical", "corpus", "kills", "provenance", "read", "serve", "truth", "verify")
+STUDIES = (
+    "bounds",
+    "compile",
+    "canonical",
+    "corpus",
+    "decompile",
+    "kills",
+    "provenance",
+    "read",
+    "serve",
+    "truth",
+    "verify",
+)
 
 
 def main() -> None:
@@ -87,6 +100,8 @@ def main() -> None:
             result = canonical_study(samples, args.programs, args.mutants, Draw(args.seed))
         case "corpus":
             result = corpus_study(replace(CONFIGS[args.config], rows=args.programs, long_rows=20), args.processes)
+        case "decompile":
+            result = decompile_study(list(islice(samples, args.programs)))
         case "truth":
             progress = (args.out or Path(f"truth-{args.seed}")).with_suffix(".progress.jsonl")
             result = truth_study(samples, args.programs, progress)
@@ -280,6 +295,40 @@ def verify_study(samples: list[Sample], with_tracr: int = 5, inputs_each: int = 
         "program_with_program_ms": round(statistics.median(with_program), 2),
         "tracr_apply_ms": round(statistics.median(tracr) * inputs),
         "ratio": round(statistics.median(tracr) * inputs / ours),
+    }
+
+
+def decompile_study(samples: list[Sample], batch: int = 50) -> dict[str, Any]:
+    """Wall-clock milliseconds to decompile a model, its parts in a random order: the network's greedy program alone, and
+    verified decoding; models a second that the network writes in batches; peak memory of the process."""
+    from trade_hf.decompiler import decompile, load_model
+    from trade_hf.search import greedy_programs
+
+    model = load_model()
+    weights = [permute(sample.compile(), number) for number, sample in enumerate(samples)]
+    decompile(weights[0])  # what is loaded once is not counted
+    greedy, verified, proven = [], [], 0
+    for one in tqdm(weights, "decompile", disable=None):
+        start = time.perf_counter()
+        greedy_programs([one], model)
+        middle = time.perf_counter()
+        proven += decompile(one).verdict.is_verified
+        greedy.append((middle - start) * 1e3)
+        verified.append((time.perf_counter() - middle) * 1e3)
+    start = time.perf_counter()
+    for first in range(0, len(weights), batch):
+        greedy_programs(weights[first : first + batch], model)
+    seconds = time.perf_counter() - start
+    return {
+        "programs": len(samples),
+        "proven": proven,
+        **{
+            f"{name}_{key}": round(float(np.percentile(times, percent)), 1)
+            for name, times in (("greedy", greedy), ("verified", verified))
+            for key, percent in (("ms", 50), ("p95_ms", 95))
+        },
+        "greedy_models_per_second_in_batches": round(len(weights) / seconds, 1),
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
 
 
