@@ -299,7 +299,7 @@ def verify_study(samples: list[Sample], with_tracr: int = 5, inputs_each: int = 
 
 
 def decompile_study(samples: list[Sample], batch: int = 50) -> dict[str, Any]:
-    """Wall-clock milliseconds to decompile a model, its parts in a random order: the network's greedy program alone, and
+    """Wall-clock milliseconds to decompile a model, its parts in a random order: the greedy program of the network, and
     verified decoding; models a second that the network writes in batches; peak memory of the process."""
     from trade_hf.decompiler import decompile, load_model
     from trade_hf.search import greedy_programs
