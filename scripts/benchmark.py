@@ -7,6 +7,7 @@ Run: python scripts/benchmark.py compile --programs 500 --json --out results/com
      python scripts/benchmark.py verify --programs 200 --json --out results/verify.json
      python scripts/benchmark.py truth --programs 1000 --json --out results/truth.json
      python scripts/benchmark.py decompile --programs 200 --json --out results/decompile.json
+     python scripts/benchmark.py metric --programs 2000 --json --out results/metric.json
      python scripts/benchmark.py provenance --programs 200 --json --out results/provenance.json
      python scripts/benchmark.py bounds --programs 500 --json --out results/bounds.json
      python scripts/benchmark.py serve --programs 20 --rounds 10 --json --out results/serve.json
@@ -100,6 +101,8 @@ def main() -> None:
             result = canonical_study(samples, args.programs, args.mutants, Draw(args.seed))
         case "corpus":
             result = corpus_study(replace(CONFIGS[args.config], rows=args.programs, long_rows=20), args.processes)
+        case "metric":
+            result = metric_study(list(islice(samples, args.programs)), Draw(args.seed))
         case "decompile":
             result = decompile_study(list(islice(samples, args.programs)))
         case "truth":
@@ -328,6 +331,27 @@ def decompile_study(samples: list[Sample], batch: int = 50) -> dict[str, Any]:
             for key, percent in (("ms", 50), ("p95_ms", 95))
         },
         "greedy_models_per_second_in_batches": round(len(weights) / seconds, 1),
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+
+
+def metric_study(samples: list[Sample], draw: Draw) -> dict[str, Any]:
+    """Seconds to score as many pairs as there are programs: by turns the program itself, a mutant, the program before
+    and text that is no program."""
+    from trade_hf.metrics.scoring import score_all
+
+    truths = [to_text(sample.spelled) for sample in samples]
+    predictions = []
+    for number, sample in enumerate(samples):
+        other = (sample.spelled, next(mutants(sample.spelled, draw)), samples[number - 1].spelled)
+        predictions.append(to_text(other[number % 4]) if number % 4 < 3 else truths[number].replace("rasp.", "", 2))
+    start, cpu = time.perf_counter(), time.process_time()
+    shares, _ = score_all(predictions, truths, samples[0].vocab, samples[0].max_seq_len)
+    return {
+        "pairs": len(samples),
+        "seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+        **{name: round(share, 4) for name, share in shares.items()},
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
 

@@ -2,12 +2,15 @@
 
 import itertools
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import evaluate
 import pytest
 from cases import CASES, LENGTH, VOCAB
+from hub_server import hub_server
 
 import trade_hf
 from dataset_builder.mutants import mutants
@@ -112,3 +115,29 @@ def test_it_loads_in_the_evaluate_library(tmp_path, monkeypatch):
     json.dumps(result)
     with pytest.raises(ValueError, match="expected as many predictions"):
         score_all(["a"], [], VOCAB, LENGTH)
+
+
+PUBLISH_AND_LOAD = """
+import json, sys
+from huggingface_hub import HfApi
+
+repo, folder, text = sys.argv[1:]
+HfApi().create_repo(repo, repo_type="space", space_sdk="gradio")
+HfApi().upload_folder(repo_id=repo, repo_type="space", folder_path=folder)
+
+import evaluate
+
+metric = evaluate.load(repo)
+print(json.dumps(metric.compute(predictions=[text, "import os"], references=[text] * 2)))
+assert not {"tracr", "jax"} & sys.modules.keys()
+"""
+
+
+def test_it_loads_from_the_hub(tmp_path):
+    with hub_server() as hub:
+        environment = hub.environment(tmp_path, hub.token) | {"PYTHONPATH": str(FOLDER.parents[2])}
+        command = [sys.executable, "-c", PUBLISH_AND_LOAD, "trade/functional_equivalence", str(FOLDER), TEXTS[0]]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["functional_equivalence"] == result["exact_match"] == result["compiles"] == 0.5
