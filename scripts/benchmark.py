@@ -61,19 +61,7 @@ from trade_hf.rasp.tables import UnsupportedError, tabulate
 from trade_hf.rasp.text import to_text
 from trade_hf.verification import CONFIDENCE, PROGRAM_TOLERANCE, TOLERANCE, verify, verify_programs
 
-STUDIES = (
-    "bounds",
-    "compile",
-    "canonical",
-    "corpus",
-    "decompile",
-    "kills",
-    "provenance",
-    "read",
-    "serve",
-    "truth",
-    "verify",
-)
+STUDIES = tuple("bounds canonical compile corpus decompile kills metric provenance read serve truth verify".split())
 
 
 def main() -> None:
