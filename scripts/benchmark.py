@@ -61,7 +61,20 @@ from trade_hf.rasp.tables import UnsupportedError, tabulate
 from trade_hf.rasp.text import to_text
 from trade_hf.verification import CONFIDENCE, PROGRAM_TOLERANCE, TOLERANCE, verify, verify_programs
 
-STUDIES = tuple("bounds canonical compile corpus decompile kills metric provenance read serve truth verify".split())
+STUDIES = (
+    "bounds",
+    "canonical",
+    "compile",
+    "corpus",
+    "decompile",
+    "kills",
+    "metric",
+    "provenance",
+    "read",
+    "serve",
+    "truth",
+    "verify",
+)
 
 
 def main() -> None:
