@@ -39,8 +39,8 @@ class Worker:
     """A process that answers one request at a time, while the others wait.
 
     Args:
-      command: starts it. It prints a line when it is ready, and then for each line of JSON one or more, of which the last
-        holds no `progress`.
+      command: starts it. It prints a line when it is ready, and then for each line of JSON one or more, of which only
+        the last holds no `progress`.
       name: of what it loads, for errors.
       wait_limit: seconds that a request may wait for others.
     """
@@ -53,8 +53,8 @@ class Worker:
     def ask(self, request: dict[str, Any], hear: Callable[[str], object] = str) -> Any:
         """The result of a request; `hear` is called with the name of each step.
 
-        Raises ValueError for a bad or too heavy request, TimeoutError when too many wait, RuntimeError where the process
-        had ended.
+        Raises ValueError for a bad or too heavy request, TimeoutError when too many wait, RuntimeError where the
+        process had ended.
         """
         if not self.turn.acquire(timeout=self.wait_limit):
             raise TimeoutError(f"busy: the request waited for {self.wait_limit:g} s; try again later")

@@ -43,8 +43,8 @@ Say = Callable[[str], object]
 
 
 def decompile_answer(request: dict[str, Any], say: Say) -> dict[str, str]:
-    """Parts of the page by name: lead, places, input, known, weights, tried; the program's code as `found`; and the input
-    that is shown as `tokens`, which is the request's where the model takes that.
+    """Parts of the page by name: lead, places, input, known, weights, tried; the program's code as `found`; and as
+    `tokens` the input that is shown, which is the request's where the model takes that.
 
     Raises ValueError with one line for a bad request.
     """

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from queue import SimpleQueue
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -20,7 +23,6 @@ from trade_hf.report.markup import Html, element, style
 
 TIME_LIMIT = 20.0  # seconds that a request may run
 MAX_WAITING = 64  # requests in the queue
-STEPS = 6  # that an answer takes, about
 PARTS = ("lead", "places", "input", "known", "weights", "tried")
 TITLE = "TraDe: transformers back into programs"
 ABOUT = (
@@ -31,9 +33,9 @@ ABOUT = (
 SANS = ("system-ui", "Segoe UI", "Liberation Sans", "sans-serif")
 MONO = ("ui-monospace", "DejaVu Sans Mono", "Menlo", "Consolas", "monospace")
 CSS = """<style>
-.gradio-container { min-width: 0 !important; max-width: 1320px !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: 1320px !important; margin: 0 auto !important; }
 .gradio-container div.trade { border: 0; padding: 0; background: none; --paper: light-dark(#ffffff, #18181b); }
-.gradio-container :is(.app, .wrap, .contain, .row, .column, .tabs, .tabitem) { min-width: 0 !important; max-width: 100%; }
+.step p { margin: 0 2px; }
 @media (max-width: 560px) {
   .gradio-container .app { padding: 8px !important; }
   .gradio-container .tab-container button { padding: 0 9px !important; }
@@ -45,6 +47,7 @@ CSS = """<style>
 .trade .beside h2 { margin-top: 16px; }
 </style>"""
 Updates = dict[Any, Any]
+REFUSALS = (ValueError, TimeoutError, RuntimeError)  # what `Worker.ask` raises
 
 
 def serve(port: int | None = None) -> None:
@@ -78,24 +81,22 @@ class Demo:
     def __init__(self, time_limit: float = TIME_LIMIT) -> None:
         command = [sys.executable, "-m", "trade_hf.app.worker", str(time_limit)]
         self.worker = Worker(command, "the demo")
-        self.ready = {example.name: self.ask(asdict(example)) for example in EXAMPLES}
+        self.ready = {example.name: self.worker.ask({**asdict(example), "asks": "decompile"}) for example in EXAMPLES}
         self.page = self.build()
 
     def close(self) -> None:
         self.page.close()
         self.worker.close()
 
-    def ask(self, request: dict[str, Any], asks: str = "decompile", progress: gr.Progress | None = None) -> Any:
-        """The worker's answer; each step that it names is shown. Raises as `Worker.ask`."""
-        done = 0
-
-        def hear(step: str) -> None:
-            nonlocal done
-            done += 1
-            if progress is not None:
-                progress((done, STEPS), desc=step, unit="steps")
-
-        return self.worker.ask({**request, "asks": asks}, hear)
+    def ask(self, request: dict[str, Any], asks: str = "decompile") -> Generator[str, None, Any]:
+        """Yields the names of the steps while the worker takes them; returns its answer. Raises as `Worker.ask`."""
+        heard: SimpleQueue[str | None] = SimpleQueue()
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(self.worker.ask, {**request, "asks": asks}, heard.put)
+            answer.add_done_callback(lambda _: heard.put(None))
+            while (step := heard.get()) is not None:
+                yield step
+        return answer.result()
 
     # ------------------------------------------------------------ the page
 
@@ -134,6 +135,7 @@ class Demo:
                 words = f"A safetensors file as `trade compile` writes it, up to {MAX_BYTES // 1_000_000} MB"
                 self.file = gr.File(label=words, height=160)
                 self.start_file = gr.Button("Decompile the file", variant="primary")
+        self.status = gr.HTML(step_part(), apply_default_css=False, js_on_load=None)
 
     def build_details(self, answer: dict[str, str], first: Example) -> None:
         self.asked = gr.State({**asdict(first), "found": answer["found"]})
@@ -154,8 +156,8 @@ class Demo:
 
     def connect(self) -> None:
         fields = [self.code, self.vocab, self.length, self.scramble]
-        outputs = [*self.parts.values(), self.details, self.tokens, self.asked]
-        show = {"show_progress_on": self.parts["lead"], "concurrency_id": "worker"}
+        outputs = [*self.parts.values(), self.details, self.tokens, self.asked, self.status]
+        show: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "worker"}
         self.start.click(self.on_program, [*fields, self.tokens], outputs, api_name="decompile", **show)
         self.start_file.click(self.on_file, [self.file, self.tokens], outputs, api_name="decompile_file", **show)
         of_example = [*fields, *outputs]
@@ -166,23 +168,22 @@ class Demo:
             event(
                 self.on_input,
                 [self.asked, self.tokens],
-                self.parts["input"],
-                concurrency_id="worker",
+                [self.parts["input"], self.status],
                 api_visibility="private",
+                **show,
             )
 
     # ------------------------------------------------------------ events
 
-    def on_program(
-        self, code: str, vocab: str, length: float, scramble: str, tokens: str, progress: gr.Progress = gr.Progress()
-    ) -> Updates:
+    def on_program(self, code: str, vocab: str, length: float, scramble: str, tokens: str) -> Iterator[Updates]:
         request = {"code": code, "vocab": vocab, "length": length, "scramble": scramble, "tokens": tokens}
-        return self.answered(request, progress)
+        yield from self.answered(request)
 
-    def on_file(self, file: str | None, tokens: str, progress: gr.Progress = gr.Progress()) -> Updates:
+    def on_file(self, file: str | None, tokens: str) -> Iterator[Updates]:
         if file is None:
-            return self.refused("expected a safetensors file, got none: drop one above")
-        return self.answered({"file": file, "tokens": tokens}, progress)
+            yield self.refused("expected a safetensors file, got none: drop one above")
+        else:
+            yield from self.answered({"file": file, "tokens": tokens})
 
     def on_example(self, name: str) -> Updates:
         example = next(example for example in EXAMPLES if example.name == name)
@@ -194,25 +195,39 @@ class Demo:
         }
         return fields | self.updates(asdict(example), self.ready[name])
 
-    def on_input(self, asked: dict[str, Any], tokens: str, progress: gr.Progress = gr.Progress()) -> Html:
+    def on_input(self, asked: dict[str, Any], tokens: str) -> Iterator[Updates]:
         try:
-            return part(Html(self.ask({**asked, "tokens": tokens}, "input", progress)))
-        except (ValueError, TimeoutError, RuntimeError) as error:
-            return error_part(str(error))
+            answer = yield from self.told({**asked, "tokens": tokens}, "input")
+            yield {self.parts["input"]: part(Html(answer)), self.status: step_part()}
+        except REFUSALS as error:
+            yield {self.parts["input"]: error_part(str(error)), self.status: step_part()}
 
-    def answered(self, request: dict[str, Any], progress: gr.Progress) -> Updates:
+    def answered(self, request: dict[str, Any]) -> Iterator[Updates]:
         try:
-            return self.updates(request, self.ask(request, progress=progress))
-        except (ValueError, TimeoutError, RuntimeError) as error:
-            return self.refused(str(error))
+            answer = yield from self.told(request, "decompile")
+            yield self.updates(request, answer)
+        except REFUSALS as error:
+            yield self.refused(str(error))
+
+    def told(self, request: dict[str, Any], asks: str) -> Generator[Updates, None, Any]:
+        """Shows each step; returns the answer."""
+        yield {self.status: step_part("Waiting for others")}
+        steps = self.ask(request, asks)
+        while True:
+            try:
+                yield {self.status: step_part(next(steps))}
+            except StopIteration as end:
+                return end.value
 
     def updates(self, request: dict[str, Any], answer: dict[str, str]) -> Updates:
         shown = {self.parts[name]: part(Html(answer[name])) for name in PARTS}
         asked = {**request, "found": answer["found"]}
-        return {**shown, self.details: gr.Column(visible=True), self.tokens: answer["tokens"], self.asked: asked}
+        found = {self.tokens: answer["tokens"], self.asked: asked, self.status: step_part()}
+        return {**shown, **found, self.details: gr.Column(visible=True)}
 
     def refused(self, words: str) -> Updates:
-        return {self.parts["lead"]: error_part(words), self.details: gr.Column(visible=False)}
+        lead = {self.parts["lead"]: error_part(words), self.status: step_part()}
+        return {**lead, self.details: gr.Column(visible=False)}
 
 
 def part(*content: object, kind: str = "trade") -> Html:
@@ -221,6 +236,11 @@ def part(*content: object, kind: str = "trade") -> Html:
 
 def shown_part(content: str) -> gr.HTML:
     return gr.HTML(part(Html(content)), apply_default_css=False, js_on_load=None)
+
+
+def step_part(words: str = "") -> Html:
+    """What is being done, or that nothing is."""
+    return part(element("p", f"{words}…" if words else "Ready.", class_="note", role="status"), kind="trade step")
 
 
 def error_part(words: str) -> Html:
