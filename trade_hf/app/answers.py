@@ -38,7 +38,11 @@ BUDGET_SECONDS = 1.0  # for the search: an answer takes less than two
 MAX_CODE = 20_000  # characters
 MAX_VOCAB, MAX_LENGTH = 12, 12  # of what is compiled here
 SEED = 0  # of the scramble
-SCRAMBLES: dict[str, Callable[[TracrWeights, int], TracrWeights]] = {"permute": permute, "rotate": rotate}
+SCRAMBLES: dict[str, Callable[[TracrWeights, int], TracrWeights]] = {
+    "none": lambda weights, seed: weights,
+    "permute": permute,
+    "rotate": rotate,
+}
 Say = Callable[[str], object]
 
 
@@ -88,8 +92,7 @@ def _models(request: dict[str, Any], say: Say) -> tuple[TracrWeights, TracrWeigh
         return weights, weights
     say("Compiling")
     weights = _compiled(request["code"], request["vocab"], request["length"])
-    scramble = SCRAMBLES.get(request["scramble"])
-    return weights, weights if scramble is None else scramble(weights, SEED)
+    return weights, SCRAMBLES[request["scramble"]](weights, SEED)
 
 
 def _compiled(code: str, vocab: str, length: int) -> TracrWeights:
@@ -100,7 +103,7 @@ def _compiled(code: str, vocab: str, length: int) -> TracrWeights:
     tokens = _named("vocabulary", vocab)
     if len(tokens) > MAX_VOCAB or len(set(tokens)) < len(tokens):
         raise ValueError(f"vocabulary: expected at most {MAX_VOCAB} distinct tokens, got {len(tokens)}: {vocab[:80]}")
-    if not 1 <= length <= MAX_LENGTH:
+    if length not in range(1, MAX_LENGTH + 1):
         raise ValueError(f"longest input: expected 1 to {MAX_LENGTH}, got {length}")
     return compile_program(parse(code), tokens, int(length))
 

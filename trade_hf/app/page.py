@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -46,6 +47,7 @@ CSS = """<style>
 .trade .beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 0 28px; }
 .trade .beside h2 { margin-top: 16px; }
 </style>"""
+READY, REFUSED = "Ready.", "Not done."
 Updates = dict[Any, Any]
 REFUSALS = (ValueError, TimeoutError, RuntimeError)  # what `Worker.ask` raises
 
@@ -103,7 +105,8 @@ class Demo:
     def build(self) -> gr.Blocks:
         first = EXAMPLES[0]
         with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
-            gr.HTML(part(element("h1", TITLE), element("p", ABOUT), kind="trade title"), js_on_load=None)
+            title = part(element("h1", TITLE), element("p", ABOUT), kind="trade title")
+            gr.HTML(title, apply_default_css=False, js_on_load=None)
             with gr.Row(equal_height=False):
                 with gr.Column(scale=4, min_width=320):
                     self.build_inputs(first)
@@ -135,7 +138,7 @@ class Demo:
                 words = f"A safetensors file as `trade compile` writes it, up to {MAX_BYTES // 1_000_000} MB"
                 self.file = gr.File(label=words, height=160)
                 self.start_file = gr.Button("Decompile the file", variant="primary")
-        self.status = gr.HTML(step_part(), apply_default_css=False, js_on_load=None)
+        self.status = gr.HTML(status_part(READY), apply_default_css=False, js_on_load=None)
 
     def build_details(self, answer: dict[str, str], first: Example) -> None:
         self.asked = gr.State({**asdict(first), "found": answer["found"]})
@@ -145,7 +148,7 @@ class Demo:
             with gr.Tab("Attention"):
                 with gr.Row(equal_height=True):
                     self.tokens = gr.Textbox(answer["tokens"], label="Input: tokens, separated by commas", scale=4)
-                    self.look = gr.Button("Show what the heads do", scale=1)
+                    self.look = gr.Button("Show", scale=1)
                 self.parts["input"] = shown_part(answer["input"])
             with gr.Tab("Proof"):
                 self.parts["known"] = shown_part(answer["known"])
@@ -176,7 +179,7 @@ class Demo:
     # ------------------------------------------------------------ events
 
     def on_program(self, code: str, vocab: str, length: float, scramble: str, tokens: str) -> Iterator[Updates]:
-        request = {"code": code, "vocab": vocab, "length": length, "scramble": scramble, "tokens": tokens}
+        request = {"code": code or "", "vocab": vocab or "", "length": length, "scramble": scramble, "tokens": tokens}
         yield from self.answered(request)
 
     def on_file(self, file: str | None, tokens: str) -> Iterator[Updates]:
@@ -193,14 +196,14 @@ class Demo:
             self.length: example.length,
             self.scramble: example.scramble,
         }
-        return fields | self.updates(asdict(example), self.ready[name])
+        return fields | self.updates(asdict(example), self.ready[name]) | {self.status: status_part(READY)}
 
     def on_input(self, asked: dict[str, Any], tokens: str) -> Iterator[Updates]:
         try:
             answer = yield from self.told({**asked, "tokens": tokens}, "input")
-            yield {self.parts["input"]: part(Html(answer)), self.status: step_part()}
+            yield {self.parts["input"]: part(Html(answer))}
         except REFUSALS as error:
-            yield {self.parts["input"]: error_part(str(error)), self.status: step_part()}
+            yield {self.parts["input"]: error_part(str(error)), self.status: status_part(REFUSED)}
 
     def answered(self, request: dict[str, Any]) -> Iterator[Updates]:
         try:
@@ -211,22 +214,23 @@ class Demo:
 
     def told(self, request: dict[str, Any], asks: str) -> Generator[Updates, None, Any]:
         """Shows each step; returns the answer."""
-        yield {self.status: step_part("Waiting for others")}
+        start = time.monotonic()
+        yield {self.status: status_part("Waiting for others…")}
         steps = self.ask(request, asks)
         while True:
             try:
-                yield {self.status: step_part(next(steps))}
+                yield {self.status: status_part(f"{next(steps)}…")}
             except StopIteration as end:
+                yield {self.status: status_part(f"Done in {time.monotonic() - start:.2f} s.")}
                 return end.value
 
     def updates(self, request: dict[str, Any], answer: dict[str, str]) -> Updates:
         shown = {self.parts[name]: part(Html(answer[name])) for name in PARTS}
         asked = {**request, "found": answer["found"]}
-        found = {self.tokens: answer["tokens"], self.asked: asked, self.status: step_part()}
-        return {**shown, **found, self.details: gr.Column(visible=True)}
+        return {**shown, self.tokens: answer["tokens"], self.asked: asked, self.details: gr.Column(visible=True)}
 
     def refused(self, words: str) -> Updates:
-        lead = {self.parts["lead"]: error_part(words), self.status: step_part()}
+        lead = {self.parts["lead"]: error_part(words), self.status: status_part(REFUSED)}
         return {**lead, self.details: gr.Column(visible=False)}
 
 
@@ -238,9 +242,9 @@ def shown_part(content: str) -> gr.HTML:
     return gr.HTML(part(Html(content)), apply_default_css=False, js_on_load=None)
 
 
-def step_part(words: str = "") -> Html:
-    """What is being done, or that nothing is."""
-    return part(element("p", f"{words}…" if words else "Ready.", class_="note", role="status"), kind="trade step")
+def status_part(words: str) -> Html:
+    """What is being done."""
+    return part(element("p", words, class_="note", role="status"), kind="trade step")
 
 
 def error_part(words: str) -> Html:
