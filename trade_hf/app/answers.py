@@ -121,7 +121,7 @@ def _tokens(text: str, weights: TracrWeights) -> tuple[Value, ...]:
     for token in _named("input", text):
         token = token if token in known else str(token)
         if token not in known:
-            raise ValueError(f"input: expected tokens of {', '.join(map(str, known))}, got {token[:80]}")
+            raise ValueError(f"input: expected tokens of {', '.join(map(str, known))}, got {str(token)[:80]}")
         tokens.append(token)
     if len(tokens) > weights.max_seq_len:
         raise ValueError(f"input: expected at most {weights.max_seq_len} tokens, got {len(tokens)}")
