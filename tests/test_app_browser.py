@@ -60,7 +60,7 @@ def test_an_example_is_there_at_once_and_a_scramble_decompiles(opened):
     opened.get_by_label("none").check()
     with waited(opened):
         opened.get_by_role("button", name=START).click()
-    assert "identical weights" in lead(opened).inner_text()
+    opened.locator(".verdict", has_text="identical weights").first.wait_for()
     opened.get_by_role("tab", name="Weights").click()
     opened.get_by_text("After the scramble").wait_for(state="detached")
     opened.get_by_label("permute").check()
