@@ -11,6 +11,7 @@ Run: python scripts/benchmark.py compile --programs 500 --json --out results/com
      python scripts/benchmark.py provenance --programs 200 --json --out results/provenance.json
      python scripts/benchmark.py bounds --programs 500 --json --out results/bounds.json
      python scripts/benchmark.py serve --programs 20 --rounds 10 --json --out results/serve.json
+     python scripts/benchmark.py space --programs 20 --rounds 10 --json --out results/space.json
      python scripts/benchmark.py read --corpus FOLDER --config base --json --out results/corpus-read.json
 """
 
@@ -27,6 +28,8 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -72,6 +75,7 @@ STUDIES = (
     "provenance",
     "read",
     "serve",
+    "space",
     "truth",
     "verify",
 )
@@ -118,6 +122,8 @@ def main() -> None:
             result = bounds_study(samples, args.programs, Draw(args.seed))
         case "serve":
             result = serve_study(list(islice(samples, args.programs)), args.rounds, args.requests, args.concurrency)
+        case "space":
+            result = space_study(list(islice(samples, args.programs)), args.rounds, args.requests, args.concurrency)
         case "kills":
             result = kills_study(args.config, args.programs, args.processes, random.Random(args.seed))
         case _:
@@ -626,11 +632,71 @@ def serve_study(samples: list[Sample], rounds: int, requests: int, concurrency: 
                 answers += pool.map(lambda place: post(port, bodies[place]), places)
                 memory.append(resident_mb(os.getpid(), handler.worker.pid))
         handler.close()
+    return served(len(asked), rounds, concurrency, answers, expected, memory)
+
+
+def space_study(samples: list[Sample], rounds: int, requests: int, concurrency: int) -> dict[str, Any]:
+    """Requests to the demo's page over HTTP, several at a time: errors, answers that do not show the verdict and the
+    program that `decompile` gives, and the memory of the server and its worker after each round."""
+    from trade_hf.app.page import Demo, launch
+    from trade_hf.decompiler import decompile
+    from trade_hf.report.highlight import code_html
+    from trade_hf.report.page import verdict_html
+
+    asked = []
+    for sample in samples:
+        result = decompile(permute(compile_program(sample.spelled, sample.vocab, sample.max_seq_len), 0))
+        if result.seconds < 0.5:  # the demo searches for a second
+            fields = [to_text(sample.spelled), ", ".join(map(str, sample.vocab)), sample.max_seq_len, "permute", ""]
+            asked.append(
+                (fields, verdict_html(result.status.value, result.certificate) + code_html(result.code, anchors=True))
+            )
+    demo = Demo()
+    address = launch(demo)
+    places = [place % len(asked) for place in range(requests)]
+    expected = [asked[place][1] for place in places]
+    answers, memory = [], [resident_mb(os.getpid(), demo.worker.worker.pid)]
+    with ThreadPoolExecutor(concurrency) as pool:
+        for _ in tqdm(range(rounds), "space", disable=None):
+            answers += pool.map(lambda place: ask_page(address, asked[place][0], asked[place][1]), places)
+            memory.append(resident_mb(os.getpid(), demo.worker.worker.pid))
+    demo.close()
+    return served(len(asked), rounds, concurrency, answers, expected, memory)
+
+
+def ask_page(address: str, fields: list[Any], expected: str) -> tuple[int, str, float]:
+    """Status, `expected` where the page's answer shows it, else the answer, and seconds of a request to the demo."""
+    start, url = time.perf_counter(), f"{address.rstrip('/')}/gradio_api/call/decompile"
+    body = json.dumps({"data": fields}).encode()
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        ) as response:
+            event = json.load(response)["event_id"]
+        with urllib.request.urlopen(f"{url}/{event}", timeout=120) as response:
+            text = response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, str(error), time.perf_counter() - start
+    last = text.rpartition("event: complete\ndata: ")[2]
+    shown = json.loads(last)[0] if "event: complete" in text else text
+    return 200 if shown != text else 500, expected if expected in shown else shown, time.perf_counter() - start
+
+
+def served(
+    programs: int,
+    rounds: int,
+    concurrency: int,
+    answers: list[tuple[int, Any, float]],
+    expected: list[Any],
+    memory: list[float],
+) -> dict[str, Any]:
+    """What a study of a server tells, of status, answer and seconds of each request and what each round expected."""
     compared = zip(answers, expected * rounds, strict=True)
     seconds = [took for _, _, took in answers]
     return {
-        "programs": len(asked),
-        "requests": rounds * requests,
+        "programs": programs,
+        "requests": len(answers),
         "concurrency": concurrency,
         "errors": sum(status != 200 for status, _, _ in answers),
         "wrong": sum(status == 200 and answer != right for (status, answer, _), right in compared),

@@ -48,6 +48,7 @@ HOME = "trade"  # the namespace that the documents speak of
 CHECKPOINT = ROOT / "trade_hf" / "assets" / "trade-base"
 METRIC = ROOT / "trade_hf" / "metrics" / "functional_equivalence"
 SPACE = ROOT / "scripts" / "space"
+PACKAGE = ROOT / "trade_hf"
 LEFT_OUT = ("__pycache__", ".work", ".gitattributes")
 NOT_SHARES = ("compiles", "wrongly_certified")  # said in the card, no score of the model's
 Content = Path | bytes
@@ -191,7 +192,9 @@ def stage_metric(args: argparse.Namespace, scratch: Path) -> Files:
 
 
 def stage_space(args: argparse.Namespace, scratch: Path) -> Files:
-    return stage_folder(SPACE, args)
+    """The Space's own files, and the package with the checkpoint that they run."""
+    package = {f"{PACKAGE.name}/{name}": path for name, path in folder_files(PACKAGE).items()}
+    return stage_folder(SPACE, args) | package | {"LICENSE": ROOT / "LICENSE"}
 
 
 def stage_folder(folder: Path, args: argparse.Namespace) -> Files:

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -112,6 +113,21 @@ def publisher(tmp_path_factory):
             process.stdin.close()
         process.wait(30)
         process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """The address of `trade app`, in a process of its own."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(tmp_path_factory.mktemp("demo"))}
+    command = [sys.executable, "-m", "trade_hf.cli", "app", "--port", str(port)]
+    root = Path(__file__).resolve().parent.parent
+    with subprocess.Popen(command, env=environment, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        assert f"http://127.0.0.1:{port}" in process.stdout.readline()
+        yield f"http://127.0.0.1:{port}"
+        process.terminate()
 
 
 @pytest.fixture(scope="session")

@@ -161,6 +161,20 @@ def test_a_name_that_is_taken_is_left_alone_unless_told(hub, push):
     assert set(main_of(hub, METRIC)) == {"README.md", "functional_equivalence.py"}
 
 
+def test_the_space_holds_the_package_that_it_runs(hub, push):
+    status, _, err = push("--only", "space", "--namespace", "lab")
+    files = main_of(hub, ("space", "decompiler"), "lab")
+    assert (status, err) == (0, "") and {"app.py", "requirements.txt", "LICENSE"} <= set(files)
+    assert files["app.py"] == (ROOT / "scripts" / "space" / "app.py").read_bytes()
+    for name in ("app/page.py", "report/style.css", "assets/trade-base/model.safetensors"):
+        assert files[f"trade_hf/{name}"] == (ROOT / "trade_hf" / name).read_bytes()
+    assert not [name for name in files if "__pycache__" in name]
+    card = files["README.md"].decode()
+    assert "sdk: gradio" in card and "lab/trade-base" in card and "trade/trade-base" not in card
+    pinned = re.search(r"^sdk_version: (.+)$", card, re.MULTILINE)[1]
+    assert f"gradio=={pinned}" in (ROOT / "constraints.txt").read_text().split()
+
+
 def test_a_space_that_the_hub_has_begun_is_filled(hub, push):
     begun = Commit({"README.md": Blob(b"---\nsdk: gradio\n---\n"), ".gitattributes": Blob(b"*.bin filter=lfs")})
     hub.repos["space", "trade/functional_equivalence"] = Repo("space", "trade/functional_equivalence", [begun], True)

@@ -1,4 +1,4 @@
-"""The command line: trade demo | decompile | compile | verify | sample.
+"""The command line: trade demo | decompile | compile | verify | sample | app.
 
 People get text, `--json` gets JSON. Bad input gets one line on standard error and exit status 2.
 """
@@ -82,6 +82,10 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("demo", _demo, "compile known programs with the real tracr package, decompile and check them")
     sub.add_argument("--checkpoint", type=Path)
+
+    sub = commands.add_parser("app", help="the demo in a browser", description="Serve the demo on this machine.")
+    sub.set_defaults(run=_app)
+    sub.add_argument("--port", type=int, help="(default: the first free one from 7860)")
     return parser
 
 
@@ -283,6 +287,15 @@ def _demo(args: argparse.Namespace) -> int:
             print(f"decompiled from the weights\n{_indent(row['code'])}\n\n→ {row['shown']}\n", flush=True)
     if args.json:
         print(json.dumps([{key: value for key, value in row.items() if key != "shown"} for row in rows], indent=2))
+    return 0
+
+
+def _app(args: argparse.Namespace) -> int:
+    try:
+        from trade_hf.app.page import serve
+    except ImportError:
+        raise ImportError("the app needs gradio: pip install 'trade-hf[app]'") from None
+    serve(args.port)
     return 0
 
 

@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,49 +35,74 @@ MEMORY_LIMIT = 4 * 2**30  # bytes of address space that a request may take
 SEARCH_SHARE = 0.8  # of the time limit
 
 
-class EndpointHandler:
-    """One request runs at a time; the others wait."""
+class Worker:
+    """A process that answers one request at a time, while the others wait.
 
-    def __init__(self, path: str = "", time_limit: float = TIME_LIMIT, wait_limit: float = WAIT_LIMIT) -> None:
-        self.path, self.time_limit, self.wait_limit = path, time_limit, wait_limit
+    Args:
+      command: starts it. It prints a line when it is ready, and then for each line of JSON one or more, of which only
+        the last holds no `progress`.
+      name: of what it loads, for errors.
+      wait_limit: seconds that a request may wait for others.
+    """
+
+    def __init__(self, command: Sequence[str], name: str, wait_limit: float = WAIT_LIMIT) -> None:
+        self.command, self.name, self.wait_limit = command, name, wait_limit
         self.turn = threading.Lock()
         self.worker = self._start()
 
-    def __call__(self, data: Any) -> Any:
-        """The answer to a request. Raises ValueError for a bad or too heavy one, TimeoutError when too many wait."""
-        request = check(data, self.time_limit)
+    def ask(self, request: dict[str, Any], hear: Callable[[str], object] = str) -> Any:
+        """The result of a request; `hear` is called with the name of each step.
+
+        Raises ValueError for a bad or too heavy request, TimeoutError when too many wait, RuntimeError where the
+        process had ended.
+        """
         if not self.turn.acquire(timeout=self.wait_limit):
             raise TimeoutError(f"busy: the request waited for {self.wait_limit:g} s; try again later")
         try:
-            answer = self._ask(request)
+            answer = self._exchange(request, hear)
         finally:
             self.turn.release()
         if "error" in answer:
             raise ValueError(answer["error"])
-        return answer["result"] if isinstance(data["inputs"], list) else answer["result"][0]
+        return answer["result"]
 
     def close(self) -> None:
-        """End the worker."""
+        """End the process."""
         self.worker.kill()
         self.worker.communicate()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-P", str(Path(__file__).resolve()), self.path, str(self.time_limit)]
-        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        worker = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         if worker.stdout is None or not worker.stdout.readline():
-            raise RuntimeError(f"{self.path}: the model could not be loaded")
+            raise RuntimeError(f"{self.name}: the model could not be loaded")
         return worker
 
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _exchange(self, request: dict[str, Any], hear: Callable[[str], object]) -> dict[str, Any]:
         requests, answers = self.worker.stdin, self.worker.stdout
         assert requests is not None and answers is not None
         try:
-            _write(requests, request)
-            return json.loads(answers.readline())
+            write(requests, request)
+            while "progress" in (answer := json.loads(answers.readline())):
+                hear(answer["progress"])
+            return answer
         except (BrokenPipeError, json.JSONDecodeError):
             self.close()
             self.worker = self._start()
             raise RuntimeError("the worker had ended and was started again: send the request once more") from None
+
+
+class EndpointHandler(Worker):
+    """What Inference Endpoints call."""
+
+    def __init__(self, path: str = "", time_limit: float = TIME_LIMIT, wait_limit: float = WAIT_LIMIT) -> None:
+        self.time_limit = time_limit
+        command = [sys.executable, "-P", str(Path(__file__).resolve()), path, str(time_limit)]
+        super().__init__(command, path, wait_limit)
+
+    def __call__(self, data: Any) -> Any:
+        """The answer to a request. Raises ValueError for a bad or too heavy one, TimeoutError when too many wait."""
+        results = self.ask(check(data, self.time_limit))
+        return results if isinstance(data["inputs"], list) else results[0]
 
 
 def check(data: Any, time_limit: float = TIME_LIMIT) -> dict[str, Any]:
@@ -119,21 +145,32 @@ def work(path: str, time_limit: float, requests: IO[bytes], answers: IO[bytes]) 
     torch.set_num_threads(1)  # threads do not survive a fork
     decompile = pipeline(TASK, model=path, trust_remote_code=True, device="cpu")
     decompile(_smallest_model())  # imports and builds what every request needs
+    answer_each(lambda request, answers: _answer(decompile, request), time_limit, requests, answers)
+
+
+def answer_each(
+    answer: Callable[[dict[str, Any], IO[bytes]], dict[str, Any]],
+    time_limit: float,
+    requests: IO[bytes],
+    answers: IO[bytes],
+) -> None:
+    """Answer each line of JSON in a process of its own, until nothing comes any more; `answer` may itself write
+    {"progress": …} before."""
     gc.freeze()  # the children share what is there; a collector that looks at it would copy it
-    _write(answers, {"ready": True})
+    write(answers, {"ready": True})
     for line in requests:
         child = os.fork()
         if child == 0:
             _limit(time_limit)
-            answer = _answer(decompile, json.loads(line))
+            result = answer(json.loads(line), answers)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            _write(answers, answer)
+            write(answers, result)
             os._exit(0)
         status = os.waitpid(child, 0)[1]
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
-            _write(answers, {"error": f"the request ran for more than {time_limit:g} s: send fewer or smaller models"})
+            write(answers, {"error": f"the request ran for more than {time_limit:g} s: send fewer or smaller models"})
         elif status:
-            _write(answers, {"error": "decompiling failed, perhaps for want of memory: send smaller models"})
+            write(answers, {"error": "decompiling failed, perhaps for want of memory: send smaller models"})
 
 
 def _limit(time_limit: float) -> None:
@@ -176,12 +213,18 @@ def _smallest_model() -> dict[str, Any]:
     }
 
 
-def _write(stream: IO[bytes], message: dict[str, Any]) -> None:
+def write(stream: IO[bytes], message: dict[str, Any]) -> None:
+    """A line of JSON."""
     stream.write(json.dumps(message).encode() + b"\n")
     stream.flush()
 
 
+def stream_of_answers() -> IO[bytes]:
+    """Standard output as it was; what libraries print goes to standard error from now on: it is no answer."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return answers
+
+
 if __name__ == "__main__":
-    _answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print is no answer
-    work(sys.argv[1], float(sys.argv[2]), sys.stdin.buffer, _answers)
+    work(sys.argv[1], float(sys.argv[2]), sys.stdin.buffer, stream_of_answers())

@@ -1,0 +1,185 @@
+"""The demo over HTTP, as its page asks: answers, refusals in words, and that the next request is served."""
+
+import io
+import json
+import pickle
+import re
+import sys
+import urllib.error
+import urllib.request
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from trade_hf.app.answers import decompile_answer
+from trade_hf.app.examples import EXAMPLES
+from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.isomorphism import are_identical
+from trade_hf.compiled.transforms import rotate
+from trade_hf.handler import MAX_BYTES, Worker
+from trade_hf.rasp.text import parse
+
+HISTOGRAM = EXAMPLES[1].code
+GOOD = (HISTOGRAM, "0, 1, 2, 3, 4", 5, "rotate", "3, 1, 1")
+
+
+def sent(address, path, body, kind="application/json"):
+    request = urllib.request.Request(f"{address}/gradio_api/{path}", body, {"Content-Type": kind})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return json.load(response)
+
+
+def asked(address, name, *values):
+    """What an event of the page answers: its last data, and all text that came."""
+    event = sent(address, f"call/{name}", json.dumps({"data": values}).encode())["event_id"]
+    with urllib.request.urlopen(f"{address}/gradio_api/call/{name}/{event}", timeout=60) as response:
+        text = response.read().decode()
+    *_, last = re.findall(r"^event: complete\ndata: (.*)$", text, re.MULTILINE)
+    return json.loads(last), text
+
+
+def refusal(answer):
+    """The one line that an error is."""
+    return re.fullmatch(r'<div class="trade"><p class="verdict refuted" role="alert">(.*)</p></div>', answer[0])[1]
+
+
+def uploaded(address, content, name="model.safetensors"):
+    body = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
+    return sent(address, "upload", body + content + b"\r\n--x--\r\n", "multipart/form-data; boundary=x")[0]
+
+
+def asked_about_file(address, content):
+    file = {"path": uploaded(address, content), "meta": {"_type": "gradio.FileData"}}
+    return asked(address, "decompile_file", file, "3, 1")[0]
+
+
+def test_a_program_is_compiled_scrambled_and_decompiled(demo):
+    answer, text = asked(demo, "decompile", *GOOD)
+    assert "Proven" in answer[0] and "SelectorWidth" in answer[0]
+    steps = re.findall(r'role=\\"status\\">(\w+)', text)
+    assert list(dict.fromkeys(steps)) == ["Waiting", "Compiling", "Reading", "Writing", "Finding", "Drawing", "Done"]
+    places, attention, proof, weights, tried = answer[1:6]
+    assert "Confirmed for each line" in places and places.count("<svg") == 2
+    assert "[3, 1, 1]" in attention and "layer 0 head 0" in attention
+    assert "SHA-256 of the weights" in proof and "1, returned" in tried
+    assert "After the scramble" in weights and "Before, as Tracr compiles it" in weights
+
+
+def test_the_examples_are_on_the_page_from_the_start_and_proven(demo):
+    with urllib.request.urlopen(demo) as response:
+        text = response.read().decode()
+    assert "identical weights" in text and "Confirmed for each line" in text
+    for example in EXAMPLES:
+        answer, _ = asked(demo, "decompile", example.code, example.vocab, example.length, example.scramble, "")
+        assert "Proven" in answer[0], example.name
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({0: ""}, "expected a RASP program, got none"),
+        ({0: "import os"}, "line 1, column 1: expected `name = rasp.…`, got `import os`"),
+        ({0: "<script>alert(1)</script>"}, "line 1, column 1: "),
+        ({0: "#" * 30_000}, "expected a program of at most 20,000 characters, got 30,001"),
+        ({1: "1, 1"}, "vocabulary: expected at most 12 distinct tokens, got 2"),
+        ({1: "1,,2"}, "vocabulary: expected tokens separated by commas"),
+        ({1: "a, b, compiler_bos"}, "the vocabulary must not contain"),
+    ],
+)
+def test_bad_fields_get_one_line(demo, change, words):
+    code, *others = [change.get(place, value) for place, value in enumerate(GOOD)]
+    answer, text = asked(demo, "decompile", f"{code}\n" if code else code, *others)
+    assert words in refusal(answer) and "Traceback" not in text and "<script>" not in text
+    assert answer[6]["visible"] is False
+
+
+def safetensors(header, data=b""):
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def zip_bomb():
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.safetensors", bytes(50_000_000))
+    return packed.getvalue()
+
+
+def test_files_are_decompiled_or_refused_in_words_and_the_next_is_served(demo, tmp_path):
+    weights = rotate(compile_program(parse(HISTOGRAM), ("a", "b"), 4), 3)
+    weights.save(tmp_path / "model")
+    good = (tmp_path / "model").read_bytes()
+    huge = {"x": {"dtype": "F32", "shape": [2**40, 2**20], "data_offsets": [0, 4]}}
+    overlapping = {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "xy"}
+    hostile = {
+        "expected a safetensors file, got a pickle or an archive": (pickle.dumps({"a": 1}), zip_bomb()),
+        "parameters; the limit is": (safetensors(huge, bytes(4)),),
+        "expected a safetensors file": (b"", b"hello", safetensors(overlapping, bytes(4)), good[:-1], b"\xff" * 9),
+    }
+    for words, contents in hostile.items():
+        for content in contents:
+            assert words in refusal(asked_about_file(demo, content))
+    assert "expected a safetensors file, got none" in refusal(asked(demo, "decompile_file", None, "")[0])
+    answer = asked_about_file(demo, good)
+    assert "Proven" in answer[0] and "After the scramble" not in answer[4]
+
+
+def test_a_file_too_large_is_not_taken_and_no_other_file_is_read(demo):
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        uploaded(demo, bytes(MAX_BYTES + 1))
+    caught.value.close()
+    assert caught.value.code == 413
+    file = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+    event = sent(demo, "call/decompile_file", json.dumps({"data": [file, ""]}).encode())["event_id"]
+    with urllib.request.urlopen(f"{demo}/gradio_api/call/decompile_file/{event}", timeout=60) as response:
+        text = response.read().decode()
+    assert "event: error" in text and "root:" not in text
+
+
+def test_many_at_a_time_get_each_their_own(demo):
+    def one(size):
+        vocab = ", ".join("abcdefgh"[:size])
+        return size, asked(demo, "decompile", HISTOGRAM, vocab, 3, "permute", "")[0]
+
+    with ThreadPoolExecutor(8) as pool:
+        for size, answer in pool.map(one, [2, 3, 4, 5, 6, 7, 8, 2]):
+            assert "Proven" in answer[0] and f"{size}: {', '.join('abcdefgh'[:size])}" in answer[4].replace(
+                "&#x27;", ""
+            )
+
+
+def test_what_runs_too_long_is_ended_and_the_next_request_is_served():
+    worker = Worker([sys.executable, "-m", "trade_hf.app.worker", "0.03"], "the demo")
+    request = {"asks": "decompile", "code": HISTOGRAM, "vocab": "0, 1", "length": 4, "scramble": "none", "tokens": ""}
+    heard = []
+    try:
+        with pytest.raises(ValueError, match=r"ran for more than 0\.03 s"):
+            worker.ask(request, heard.append)
+        with pytest.raises(ValueError, match="expected a RASP program, got none"):
+            worker.ask({**request, "code": ""})
+    finally:
+        worker.close()
+    assert heard[0] == "Compiling" and "Drawing" not in heard
+
+
+def test_a_model_that_no_program_fits_is_not_called_proven_and_shows_where(tmp_path):
+    weights = compile_program(parse(HISTOGRAM), (0, 1, 2, 3, 4), 5)
+    weights.tensors["transformer/layer_0/mlp/linear_2/w"][::3] = 0  # hidden units that write nothing any more
+    rotate(weights, 0).save(tmp_path / "model")
+    answer = decompile_answer({"file": str(tmp_path / "model"), "tokens": "9"}, str)
+    assert "Not proven" in answer["lead"] and "A counterexample" in answer["known"] and "≠" in answer["known"]
+    assert "no line is assigned to a layer" in answer["places"]
+    assert set(answer["tokens"].split(", ")) <= set("01234")
+
+
+def test_the_examples_are_tracrs_own_programs():
+    from trade_hf.compiled.bridge import from_tracr
+    from trade_hf.demo import MAX_SEQ_LEN, VOCAB, known_programs
+
+    known = known_programs()
+    names = ("reverse", "histogram", "sort of distinct tokens", "fraction of previous tokens that are 2")
+    for example, name in zip(EXAMPLES, names, strict=False):
+        own, theirs = parse(example.code), from_tracr(known[name], VOCAB, MAX_SEQ_LEN).program
+        compiled = [compile_program(program, VOCAB, MAX_SEQ_LEN) for program in (own, theirs)]
+        assert are_identical(*compiled), name

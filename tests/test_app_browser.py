@@ -1,0 +1,116 @@
+"""The demo in a real browser: by mouse and by keyboard, narrow and wide, light and dark; nothing is asked of others."""
+
+from contextlib import contextmanager
+
+import pytest
+
+from trade_hf.app.examples import EXAMPLES
+from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.transforms import permute
+from trade_hf.rasp.text import parse
+
+START = "Compile, scramble, decompile"
+TABS = ("Layers", "Attention", "Proof", "Weights", "Tried")
+
+
+@pytest.fixture
+def opened(browser, demo, request):
+    """The page at a width and in a colour scheme; what it complained of or asked others for must be nothing in the
+    end."""
+    width, scheme = getattr(request, "param", (1440, "light"))
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page, seen = context.new_page(), []
+    page.on("console", lambda message: seen.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: seen.append(str(error)))
+    page.on("request", lambda sent: None if sent.url.startswith((demo, "data:", "blob:")) else seen.append(sent.url))
+    page.goto(demo)
+    page.get_by_role("button", name=START).wait_for()
+    yield page
+    context.close()
+    assert seen == []
+
+
+def lead(page):
+    return page.locator(".verdict").first
+
+
+@contextmanager
+def waited(page):
+    """Until what was begun within is done, or refused."""
+    page.evaluate("document.querySelector('[role=status]').textContent = ''")
+    yield
+    page.wait_for_function("/^(Done|Not done)/.test(document.querySelector('[role=status]').textContent)")
+
+
+@pytest.mark.parametrize("opened", [(390, "light"), (390, "dark"), (1440, "light"), (1440, "dark")], indirect=True)
+def test_it_fits_narrow_and_wide_windows_in_light_and_dark(opened, request):
+    width, scheme = request.node.callspec.params["opened"]
+    assert "identical weights" in lead(opened).inner_text()
+    for tab in TABS:
+        opened.get_by_role("tab", name=tab).click()
+        assert opened.evaluate("document.documentElement.scrollWidth") == width, tab
+    color = opened.evaluate("getComputedStyle(document.querySelector('.trade pre')).color")
+    assert (color == "rgb(28, 32, 36)") == (scheme == "light")
+    assert opened.evaluate("[...document.images].every(image => image.naturalWidth)")
+
+
+def test_an_example_is_there_at_once_and_a_scramble_decompiles(opened):
+    opened.get_by_label("Histogram").check()
+    opened.wait_for_function("document.querySelector('.trade pre').innerText.includes('program = v2')")
+    opened.get_by_label("none").check()
+    with waited(opened):
+        opened.get_by_role("button", name=START).click()
+    opened.locator(".verdict", has_text="identical weights").first.wait_for()
+    opened.get_by_role("tab", name="Weights").click()
+    opened.get_by_text("After the scramble").wait_for(state="detached")
+    opened.get_by_label("permute").check()
+    with waited(opened):
+        opened.get_by_role("button", name=START).click()
+    opened.get_by_text("After the scramble").wait_for()
+    opened.get_by_role("tab", name="Attention").click()
+    opened.get_by_label("Input: tokens").fill("4, 4, 2")
+    opened.get_by_role("button", name="Show").click()
+    opened.get_by_text("What the heads attend to on [4, 4, 2]").wait_for()
+    opened.get_by_label("Input: tokens").fill("7")
+    opened.get_by_role("button", name="Show").click()
+    opened.get_by_text("expected tokens of 0, 1, 2, 3, 4, got 7").wait_for()
+
+
+def test_files_good_and_bad(opened, tmp_path):
+    (tmp_path / "bad.safetensors").write_bytes(b"\x80\x04hello")
+    permute(compile_program(parse(EXAMPLES[1].code), ("a", "b"), 4), 0).save(tmp_path / "good.safetensors")
+    opened.get_by_role("tab", name="A model file").click()
+    for name, words in (("bad", "a pickle or an archive, which is never opened"), ("good", "identical weights")):
+        opened.locator("input[type=file]").set_input_files(tmp_path / f"{name}.safetensors")
+        opened.get_by_text(f"{name}").first.wait_for()
+        with waited(opened):
+            opened.get_by_role("button", name="Decompile the file").click()
+        opened.locator(".verdict", has_text=words).first.wait_for()
+        assert opened.get_by_role("tab", name="Proof").is_visible() == (name == "good")
+        if name == "bad":
+            opened.get_by_label("Clear").click()
+
+
+def test_everything_is_done_by_keyboard(opened):
+    def tab_to(wanted):
+        for _ in range(40):
+            opened.keyboard.press("Tab")
+            if opened.evaluate(f"(document.activeElement.{wanted[0]} || '').includes('{wanted[1]}')"):
+                return
+        raise AssertionError(f"not reached: {wanted}")
+
+    tab_to(("value", "rasp.Select"))
+    opened.keyboard.press("Control+A")
+    opened.keyboard.type("program = rasp.Map(lambda x: x + 1, rasp.tokens)")
+    tab_to(("innerText", START))
+    with waited(opened):
+        opened.keyboard.press("Enter")
+    opened.locator(".trade pre", has_text="rasp.Map(lambda x: x + 1, rasp.tokens)").first.wait_for()
+    tab_to(("innerText", "Layers"))
+    tab_to(("innerText", "Attention"))
+    opened.keyboard.press("Enter")
+    tab_to(("value", "3, 1, 0, 4"))
+    opened.keyboard.press("Control+A")
+    opened.keyboard.type("2, 2")
+    opened.keyboard.press("Enter")
+    opened.get_by_text("What the heads attend to on [2, 2]").wait_for()

@@ -1,0 +1,187 @@
+"""What the demo answers, as parts of a page. Everything here runs in the worker, within its limits of time and memory.
+
+A model is asked about as {"code", "vocab", "length", "scramble"}, which is compiled, or as {"file"}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from trade_hf.certificate import certify
+from trade_hf.cli import parse_vocab
+from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.transforms import permute, rotate
+from trade_hf.compiled.weights import TracrWeights
+from trade_hf.decompiler import Decompilation, decompile_with, load_model
+from trade_hf.drawing import draw_layers
+from trade_hf.provenance import LineOrigin, confirm, provenance
+from trade_hf.rasp.functions import Value
+from trade_hf.rasp.program import Program, variable_name
+from trade_hf.rasp.text import parse
+from trade_hf.report.graph import graph_svg
+from trade_hf.report.heatmaps import attention_html, weights_html
+from trade_hf.report.highlight import code_html
+from trade_hf.report.markup import Html, element, join, listed, scrolling
+from trade_hf.report.page import (
+    attempts_html,
+    certificate_html,
+    counterexample_html,
+    example_inputs,
+    examples_html,
+    verdict_html,
+)
+from trade_hf.report.shape import shape_html
+
+BUDGET_SECONDS = 1.0  # for the search: an answer takes less than two
+MAX_CODE = 20_000  # characters
+MAX_VOCAB, MAX_LENGTH = 12, 12  # of what is compiled here
+SEED = 0  # of the scramble
+SCRAMBLES: dict[str, Callable[[TracrWeights, int], TracrWeights]] = {
+    "none": lambda weights, seed: weights,
+    "permute": permute,
+    "rotate": rotate,
+}
+Say = Callable[[str], object]
+
+
+def decompile_answer(request: dict[str, Any], say: Say) -> dict[str, str]:
+    """Parts of the page by name: lead, places, input, known, weights, tried; the program's code as `found`; and as
+    `tokens` the input that is shown, which is the request's where the model takes that.
+
+    Raises ValueError with one line for a bad request.
+    """
+    plain, given = _models(request, say)
+    say("Reading the weights: candidates are written, compiled and compared")
+    result = decompile_with(load_model(), given, budget_seconds=BUDGET_SECONDS)
+    say("Writing the certificate")
+    certificate = certify(result.program, given)
+    say("Finding each line in the layers; silencing parts to confirm it")
+    origins = _origins(result.program, given)
+    say("Drawing")
+    tokens = _fitting(request["tokens"], given)
+    return {
+        "found": result.code,
+        "lead": join([verdict_html(certificate.verdict, certificate.summary), _code(result)]),
+        "known": join([certificate_html(certificate), counterexample_html(result.verdict)]),
+        "places": _places(result.program, given, origins),
+        "tokens": ", ".join(map(str, tokens)),
+        "input": _on_input(result.program, given, tokens, origins),
+        "weights": _weights(plain, given, request.get("scramble", "")),
+        "tried": attempts_html(result),
+    }
+
+
+def input_answer(request: dict[str, Any], say: Say) -> str:
+    """What the model of a request does on `tokens`, with `found`, the code that was recovered from it.
+
+    Raises ValueError with one line for an input that the model does not take.
+    """
+    _, given = _models(request, say)
+    program, tokens = parse(request["found"]), _tokens(request["tokens"], given)
+    say("Running the model")
+    return _on_input(program, given, tokens, _origins(program, given))
+
+
+def _models(request: dict[str, Any], say: Say) -> tuple[TracrWeights, TracrWeights]:
+    """The model as it was compiled and as it is given to the decompiler."""
+    if "file" in request:
+        say("Reading the file")
+        weights = TracrWeights.load(Path(request["file"]))
+        return weights, weights
+    say("Compiling")
+    weights = _compiled(request["code"], request["vocab"], request["length"])
+    return weights, SCRAMBLES[request["scramble"]](weights, SEED)
+
+
+def _compiled(code: str, vocab: str, length: int) -> TracrWeights:
+    if not code.strip():
+        raise ValueError("expected a RASP program, got none: write one, or choose an example")
+    if len(code) > MAX_CODE:
+        raise ValueError(f"expected a program of at most {MAX_CODE:,} characters, got {len(code):,}")
+    tokens = _named("vocabulary", vocab)
+    if len(tokens) > MAX_VOCAB or len(set(tokens)) < len(tokens):
+        raise ValueError(f"vocabulary: expected at most {MAX_VOCAB} distinct tokens, got {len(tokens)}: {vocab[:80]}")
+    if length not in range(1, MAX_LENGTH + 1):
+        raise ValueError(f"longest input: expected 1 to {MAX_LENGTH}, got {length}")
+    return compile_program(parse(code), tokens, int(length))
+
+
+def _named(what: str, text: str) -> tuple[Value, ...]:
+    try:
+        return parse_vocab(text)
+    except ValueError:
+        raise ValueError(f"{what}: expected tokens separated by commas, got {text[:80]!r}") from None
+
+
+def _tokens(text: str, weights: TracrWeights) -> tuple[Value, ...]:
+    """The tokens of an input; a number that the vocabulary holds as a string is that string."""
+    known, tokens = weights.input_vocab, []
+    for token in _named("input", text):
+        token = token if token in known else str(token)
+        if token not in known:
+            raise ValueError(f"input: expected tokens of {', '.join(map(str, known))}, got {str(token)[:80]}")
+        tokens.append(token)
+    if len(tokens) > weights.max_seq_len:
+        raise ValueError(f"input: expected at most {weights.max_seq_len} tokens, got {len(tokens)}")
+    return tuple(tokens)
+
+
+def _fitting(text: str, weights: TracrWeights) -> tuple[Value, ...]:
+    try:
+        return _tokens(text, weights)
+    except ValueError:
+        return example_inputs(weights)[-1]
+
+
+# ---------------------------------------------------------------- parts
+
+
+def _code(result: Decompilation) -> Html:
+    about = f"{len(result.program)} lines, {result.candidates} tried, {result.seconds:.2g} s in the search"
+    return join([code_html(result.code, anchors=True), element("p", about, class_="note")])
+
+
+def _origins(program: Program, weights: TracrWeights) -> tuple[LineOrigin, ...] | None:
+    """Where each line is; None where the model's parts are not those of the program."""
+    try:
+        return provenance(program, weights)
+    except ValueError:
+        return None
+
+
+def _places(program: Program, weights: TracrWeights, origins: Sequence[LineOrigin] | None) -> Html:
+    graph = element("figure", graph_svg(program, origins or ()))
+    if origins is None:
+        words = "Its parts are not those that Tracr makes of this program, so no line is assigned to a layer."
+        return join([element("p", words, class_="note"), graph])
+    unsure = [
+        variable_name(origin.line)
+        for origin, sure in zip(origins, confirm(program, weights, origins), strict=True)
+        if not sure
+    ]
+    words = (
+        f"Not confirmed by silencing: {', '.join(unsure)}." if unsure else "Confirmed for each line by silencing it."
+    )
+    drawing = scrolling(Html(draw_layers(program, weights, origins)), "the program beside the layers")
+    return join(
+        [element("p", words, class_="note"), element("figure", drawing), element("h3", "Who reads whom"), graph]
+    )
+
+
+def _on_input(
+    program: Program, weights: TracrWeights, tokens: tuple[Value, ...], origins: Sequence[LineOrigin] | None
+) -> Html:
+    outputs = examples_html(program, weights, [tokens, *example_inputs(weights)])
+    heading = element("h3", "What the heads attend to on ", listed(tokens))
+    return join([heading, attention_html(weights, tokens, origins or ()), outputs])
+
+
+def _weights(plain: TracrWeights, given: TracrWeights, scramble: str) -> Html:
+    if given is plain:
+        return join([shape_html(given), weights_html(given)])
+    words = f"The decompiler sees only what stands under “after”: {scramble}d with seed {SEED}."
+    after = element("section", element("h2", "After the scramble"), weights_html(given))
+    before = element("section", element("h2", "Before, as Tracr compiles it"), weights_html(plain))
+    return join([shape_html(given), element("p", words, class_="note"), element("div", after, before, class_="beside")])

@@ -1,0 +1,251 @@
+"""The demo's page, in Gradio. What it answers comes from a worker with limits of time and memory (answers.py).
+
+Nothing is sent anywhere: no analytics, no fonts or scripts of others.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from queue import SimpleQueue
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+import gradio as gr
+
+from trade_hf.app.examples import EXAMPLES, Example
+from trade_hf.handler import MAX_BYTES, Worker
+from trade_hf.report.markup import Html, element, style
+
+TIME_LIMIT = 20.0  # seconds that a request may run
+MAX_WAITING = 64  # requests in the queue
+PARTS = ("lead", "places", "input", "known", "weights", "tried")
+TITLE = "TraDe: transformers back into programs"
+ABOUT = (
+    "Tracr compiles RASP programs into transformer weights. TraDe goes the other way: it reads a program out of the "
+    "weights, and compares the two on every input there is, or says on how many."
+)
+# Fonts that are there; Gradio's own theme would fetch its from elsewhere.
+SANS = ("system-ui", "Segoe UI", "Liberation Sans", "sans-serif")
+MONO = ("ui-monospace", "DejaVu Sans Mono", "Menlo", "Consolas", "monospace")
+CSS = """<style>
+.gradio-container { width: 100%; max-width: 1320px !important; margin: 0 auto !important; }
+.gradio-container div.trade { border: 0; padding: 0; background: none; --paper: light-dark(#ffffff, #18181b); }
+.step p { margin: 0 2px; }
+@media (max-width: 560px) {
+  .gradio-container .app { padding: 8px !important; }
+  .gradio-container .tab-container button { padding: 0 9px !important; }
+}
+.trade.title h1 { margin: 8px 0 4px; font-size: 1.5rem; }
+.trade.title p { margin: 0; color: var(--soft); max-width: 46rem; }
+.code textarea { font: 13px/1.6 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace !important; }
+.trade .beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 0 28px; }
+.trade .beside h2 { margin-top: 16px; }
+</style>"""
+READY, REFUSED = "Ready.", "Not done."
+Updates = dict[Any, Any]
+REFUSALS = (ValueError, TimeoutError, RuntimeError)  # what `Worker.ask` raises
+
+
+def serve(port: int | None = None) -> None:
+    """Serve the page until interrupted; on 127.0.0.1, unless GRADIO_SERVER_NAME says otherwise."""
+    launch(Demo(), port, prevent_thread_lock=False)
+
+
+def launch(demo: Demo, port: int | None = None, prevent_thread_lock: bool = True) -> str:
+    """Start the server; gives its address."""
+    demo.page.queue(max_size=MAX_WAITING, default_concurrency_limit=2, api_open=False)
+    _, address, _ = demo.page.launch(
+        server_port=port,
+        prevent_thread_lock=prevent_thread_lock,
+        quiet=prevent_thread_lock,
+        share=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        run_history=False,
+        footer_links=[],
+        max_file_size=MAX_BYTES,
+        state_session_capacity=500,
+        theme=gr.themes.Default(font=SANS, font_mono=MONO, primary_hue="blue"),
+        head=style() + CSS,
+    )
+    return address
+
+
+class Demo:
+    """The page, with the worker behind it and the examples' answers, which are computed once."""
+
+    def __init__(self, time_limit: float = TIME_LIMIT) -> None:
+        command = [sys.executable, "-m", "trade_hf.app.worker", str(time_limit)]
+        self.worker = Worker(command, "the demo")
+        self.ready = {example.name: self.worker.ask({**asdict(example), "asks": "decompile"}) for example in EXAMPLES}
+        self.page = self.build()
+
+    def close(self) -> None:
+        self.page.close()
+        self.worker.close()
+
+    def ask(self, request: dict[str, Any], asks: str = "decompile") -> Generator[str, None, Any]:
+        """Yields the names of the steps while the worker takes them; returns its answer. Raises as `Worker.ask`."""
+        heard: SimpleQueue[str | None] = SimpleQueue()
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(self.worker.ask, {**request, "asks": asks}, heard.put)
+            answer.add_done_callback(lambda _: heard.put(None))
+            while (step := heard.get()) is not None:
+                yield step
+        return answer.result()
+
+    # ------------------------------------------------------------ the page
+
+    def build(self) -> gr.Blocks:
+        first = EXAMPLES[0]
+        with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
+            title = part(element("h1", TITLE), element("p", ABOUT), kind="trade title")
+            gr.HTML(title, apply_default_css=False, js_on_load=None)
+            with gr.Row(equal_height=False):
+                with gr.Column(scale=4, min_width=320):
+                    self.build_inputs(first)
+                with gr.Column(scale=5, min_width=320):
+                    self.parts = {"lead": shown_part(self.ready[first.name]["lead"])}
+                    self.build_details(self.ready[first.name], first)
+            self.connect()
+        return page
+
+    def build_inputs(self, first: Example) -> None:
+        with gr.Tabs():
+            with gr.Tab("A program"):
+                names = [example.name for example in EXAMPLES]
+                self.example = gr.Radio(names, value=first.name, label="Examples")
+                self.code = gr.Textbox(
+                    first.code,
+                    label="RASP program, written as for tracr; parsed, never run",
+                    lines=8,
+                    max_lines=16,
+                    elem_classes="code",
+                )
+                with gr.Row():
+                    self.vocab = gr.Textbox(first.vocab, label="Vocabulary")
+                    self.length = gr.Slider(1, 12, first.length, step=1, label="Longest input")
+                scrambles = [("none", "none"), ("permute", "permute"), ("rotate", "rotate")]
+                self.scramble = gr.Radio(scrambles, value=first.scramble, label="Scramble the basis before decompiling")
+                self.start = gr.Button("Compile, scramble, decompile", variant="primary")
+            with gr.Tab("A model file"):
+                words = f"A safetensors file as `trade compile` writes it, up to {MAX_BYTES // 1_000_000} MB"
+                self.file = gr.File(label=words, height=160)
+                self.start_file = gr.Button("Decompile the file", variant="primary")
+        self.status = gr.HTML(status_part(READY), apply_default_css=False, js_on_load=None)
+
+    def build_details(self, answer: dict[str, str], first: Example) -> None:
+        self.asked = gr.State({**asdict(first), "found": answer["found"]})
+        with gr.Column() as self.details, gr.Tabs():
+            with gr.Tab("Layers"):
+                self.parts["places"] = shown_part(answer["places"])
+            with gr.Tab("Attention"):
+                with gr.Row(equal_height=True):
+                    self.tokens = gr.Textbox(answer["tokens"], label="Input: tokens, separated by commas", scale=4)
+                    self.look = gr.Button("Show", scale=1)
+                self.parts["input"] = shown_part(answer["input"])
+            with gr.Tab("Proof"):
+                self.parts["known"] = shown_part(answer["known"])
+            with gr.Tab("Weights"):
+                self.parts["weights"] = shown_part(answer["weights"])
+            with gr.Tab("Tried"):
+                self.parts["tried"] = shown_part(answer["tried"])
+
+    def connect(self) -> None:
+        fields = [self.code, self.vocab, self.length, self.scramble]
+        outputs = [*self.parts.values(), self.details, self.tokens, self.asked, self.status]
+        show: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "worker"}
+        self.start.click(self.on_program, [*fields, self.tokens], outputs, api_name="decompile", **show)
+        self.start_file.click(self.on_file, [self.file, self.tokens], outputs, api_name="decompile_file", **show)
+        of_example = [*fields, *outputs]
+        self.example.input(
+            self.on_example, self.example, of_example, show_progress="hidden", api_visibility="private", queue=False
+        )
+        for event in (self.look.click, self.tokens.submit):
+            event(
+                self.on_input,
+                [self.asked, self.tokens],
+                [self.parts["input"], self.status],
+                api_visibility="private",
+                **show,
+            )
+
+    # ------------------------------------------------------------ events
+
+    def on_program(self, code: str, vocab: str, length: float, scramble: str, tokens: str) -> Iterator[Updates]:
+        request = {"code": code or "", "vocab": vocab or "", "length": length, "scramble": scramble, "tokens": tokens}
+        yield from self.answered(request)
+
+    def on_file(self, file: str | None, tokens: str) -> Iterator[Updates]:
+        if file is None:
+            yield self.refused("expected a safetensors file, got none: drop one above")
+        else:
+            yield from self.answered({"file": file, "tokens": tokens})
+
+    def on_example(self, name: str) -> Updates:
+        example = next(example for example in EXAMPLES if example.name == name)
+        fields = {
+            self.code: example.code,
+            self.vocab: example.vocab,
+            self.length: example.length,
+            self.scramble: example.scramble,
+        }
+        return fields | self.updates(asdict(example), self.ready[name]) | {self.status: status_part(READY)}
+
+    def on_input(self, asked: dict[str, Any], tokens: str) -> Iterator[Updates]:
+        try:
+            answer = yield from self.told({**asked, "tokens": tokens}, "input")
+            yield {self.parts["input"]: part(Html(answer))}
+        except REFUSALS as error:
+            yield {self.parts["input"]: error_part(str(error)), self.status: status_part(REFUSED)}
+
+    def answered(self, request: dict[str, Any]) -> Iterator[Updates]:
+        try:
+            answer = yield from self.told(request, "decompile")
+            yield self.updates(request, answer)
+        except REFUSALS as error:
+            yield self.refused(str(error))
+
+    def told(self, request: dict[str, Any], asks: str) -> Generator[Updates, None, Any]:
+        """Shows each step; returns the answer."""
+        start = time.monotonic()
+        yield {self.status: status_part("Waiting for others…")}
+        steps = self.ask(request, asks)
+        while True:
+            try:
+                yield {self.status: status_part(f"{next(steps)}…")}
+            except StopIteration as end:
+                yield {self.status: status_part(f"Done in {time.monotonic() - start:.2f} s.")}
+                return end.value
+
+    def updates(self, request: dict[str, Any], answer: dict[str, str]) -> Updates:
+        shown = {self.parts[name]: part(Html(answer[name])) for name in PARTS}
+        asked = {**request, "found": answer["found"]}
+        return {**shown, self.tokens: answer["tokens"], self.asked: asked, self.details: gr.Column(visible=True)}
+
+    def refused(self, words: str) -> Updates:
+        lead = {self.parts["lead"]: error_part(words), self.status: status_part(REFUSED)}
+        return {**lead, self.details: gr.Column(visible=False)}
+
+
+def part(*content: object, kind: str = "trade") -> Html:
+    return element("div", *content, class_=kind)
+
+
+def shown_part(content: str) -> gr.HTML:
+    return gr.HTML(part(Html(content)), apply_default_css=False, js_on_load=None)
+
+
+def status_part(words: str) -> Html:
+    """What is being done."""
+    return part(element("p", words, class_="note", role="status"), kind="trade step")
+
+
+def error_part(words: str) -> Html:
+    return part(element("p", element("strong", "Not done"), " ", words, class_="verdict refuted", role="alert"))
