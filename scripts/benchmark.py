@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -371,8 +372,8 @@ def truth_study(samples: Iterator[Sample], programs: int, progress: Path) -> dic
     """Verdicts on programs and on one mutant of each, against what the tracr package gives on every input.
 
     A program is compared with its own weights in a random basis, the mutant with the program and with those weights.
-    Tracr's evaluator is the judge; where a mutant's model departs from RASP (`compiled/faithful.py`), the model that
-    tracr compiles of it, and for the first THROUGH_MODELS programs that too.
+    Tracr's evaluator is the judge; where a mutant's model departs from RASP (`compiled/faithful.py`) or the evaluator
+    fails, the model that tracr compiles of it, and for the first THROUGH_MODELS programs that too.
     """
     few = (s for s in samples if s.spelled == s.program and count_inputs(len(s.vocab), s.max_seq_len) <= MOST_INPUTS)
     rows = resumed(truth_of, list(islice(few, programs)), progress)
@@ -385,7 +386,7 @@ def truth_study(samples: Iterator[Sample], programs: int, progress: Path) -> dic
         "false_equivalent": sum(row["verdicts"][kind] and not row["truth"][kind] for row in rows for kind in kinds),
         "mutants_that_are_equivalent": sum(row["truth"]["mutant_with_weights"] for row in rows),
         "mutants_that_differ_on_a_single_input": sum(row["differing"] == 1 for row in rows),
-        "mutants_judged_by_the_compiled_model": sum(row["departs"] for row in rows),
+        "mutants_judged_by_the_compiled_model": sum(row["by_model"] for row in rows),
         "model_and_evaluator_disagree": sum(row["model_disagrees"] for row in rows),
         "exceptions": [row["code"] for row in rows if row["verdicts"] != row["truth"]],
     }
@@ -396,9 +397,12 @@ def truth_of(sample: Sample, number: int) -> dict[str, Any]:
     program, domain = sample.program, (sample.vocab, sample.max_seq_len)
     weights = rotate(sample.compile(), number)
     mutant = next(m for m in mutants(program, Draw(f"truth-{number}")) if compiles(m, *domain))
-    meant, other = outputs_in_rasp(program, *domain), outputs_in_rasp(mutant, *domain)
-    departs = is_departing(mutant, *domain)
-    if departs:
+    meant, other = outputs_in_rasp(program, *domain), None
+    if not is_departing(mutant, *domain):
+        with contextlib.suppress(TypeError):  # tracr's evaluator gives None to a predicate that cannot take it
+            other = outputs_in_rasp(mutant, *domain)
+    by_model = other is None
+    if other is None:
         other = outputs_of_model(mutant, *domain)
     disagree = number < THROUGH_MODELS and bool(differing(meant, outputs_of_model(program, *domain), TOLERANCE))
     same_kind = program.lines[-1].op.result is mutant.lines[-1].op.result
@@ -411,7 +415,7 @@ def truth_of(sample: Sample, number: int) -> dict[str, Any]:
         "verdicts": {kind: verdict.is_verified for kind, verdict in zip(kinds, verdicts, strict=True)},
         "truth": dict(zip(kinds, (True, not differ, not differ_much), strict=True)),
         "differing": differ,
-        "departs": departs,
+        "by_model": by_model,
         "model_disagrees": disagree,
         "code": to_text(program) + to_text(mutant),
     }
