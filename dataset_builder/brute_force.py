@@ -27,14 +27,14 @@ def outputs_of_model(program: Program, vocab: tuple[Value, ...], max_seq_len: in
     from tracr.compiler import compiling
 
     model = compiling.compile_rasp_to_model(to_tracr(program), set(vocab), max_seq_len)
-    unembedding, encode = from_tracr_model(model).unembedding, model.input_encoder.encode
+    weights, encode = from_tracr_model(model), model.input_encoder.encode
     found: Outputs = []
     for _, same_length in itertools.groupby(inputs(vocab, max_seq_len), len):
         tokens = np.array([encode([model.input_encoder.bos_token, *one]) for one in same_length])
         given = model.forward(model.params, tokens)
-        logits = np.asarray(given.transformer_output.output)[:, 1:] @ unembedding
+        logits = np.asarray(given.transformer_output.output)[:, 1:] @ weights.unembedding
         decoded = np.asarray(given.unembedded_output)[:, 1:]
-        if model.output_encoder is None:  # a number
+        if weights.output_values is None:
             found += logits[..., 0].tolist()
             continue
         for codes, on in zip(decoded, logits.max(-1) > 0.5, strict=True):

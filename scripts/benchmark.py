@@ -365,7 +365,7 @@ def metric_study(samples: list[Sample], draw: Draw) -> dict[str, Any]:
 
 
 MOST_INPUTS = 5_000  # of a program, for tracr to run them all
-THROUGH_MODELS = 50  # programs whose outputs tracr's compiled models give too
+THROUGH_MODELS = 25  # programs whose outputs tracr's compiled models give too
 
 
 def truth_study(samples: Iterator[Sample], programs: int, progress: Path) -> dict[str, Any]:
