@@ -43,6 +43,7 @@ NOT_RUN = {
     "make test": "runs this",
     "make check": "runs this",
     "trade demo": "tests/test_checkpoint.py runs it",
+    "trade app": "serves until it is stopped; tests/test_app_browser.py opens it",
     "trade compile": "the name alone, in a sentence",
 }
 
