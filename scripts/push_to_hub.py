@@ -188,13 +188,18 @@ def check_report(report: Path, result: Path) -> None:
 
 
 def stage_metric(args: argparse.Namespace, scratch: Path) -> Files:
-    return stage_folder(METRIC, args)
+    """The module that `evaluate.load` takes, its Space, and the package that both run, without the checkpoint."""
+    package = {name: path for name, path in package_files().items() if "/assets/" not in name}
+    return stage_folder(METRIC, args) | package | {"requirements.txt": SPACE / "requirements.txt"}
 
 
 def stage_space(args: argparse.Namespace, scratch: Path) -> Files:
     """The Space's own files, and the package with the checkpoint that they run."""
-    package = {f"{PACKAGE.name}/{name}": path for name, path in folder_files(PACKAGE).items()}
-    return stage_folder(SPACE, args) | package | {"LICENSE": ROOT / "LICENSE"}
+    return stage_folder(SPACE, args) | package_files() | {"LICENSE": ROOT / "LICENSE"}
+
+
+def package_files() -> Files:
+    return {f"{PACKAGE.name}/{name}": path for name, path in folder_files(PACKAGE).items()}
 
 
 def stage_folder(folder: Path, args: argparse.Namespace) -> Files:

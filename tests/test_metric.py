@@ -141,3 +141,29 @@ def test_it_loads_from_the_hub(tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["functional_equivalence"] == result["exact_match"] == result["compiles"] == 0.5
+
+
+SPACE = """
+import json, runpy, sys
+
+space = runpy.run_path(sys.argv[1])
+wrong = []
+for reference, vocab in (("?", "a, b"), (space["TRUE"], "a,,b")):
+    try:
+        space["judge"](space["TRUE"], reference, vocab, 3)
+    except space["gr"].Error as error:
+        wrong.append(str(error))
+found = [space["judge"](text, space["TRUE"], "a, b", 3) for text in (space["TRUE"], space["PREDICTED"])]
+labels = [part["props"].get("label") for part in space["build"]().get_config_file()["components"]]
+print(json.dumps([wrong, found, labels]))
+"""
+
+
+def test_the_space_judges_a_pair(tmp_path):
+    """In a process of its own: Gradio leaves event loops behind."""
+    command = [sys.executable, "-c", SPACE, str(FOLDER / "app.py")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    wrong, found, labels = json.loads(done.stdout.splitlines()[-1])
+    assert "line 1" in wrong[0] and "vocabulary: expected tokens separated by commas" in wrong[1]
+    assert [item["status"] for item in found] == ["equivalent", "refuted"] and "refuted by" in found[1]["reason"]
+    assert {"Predicted program", "True program", "Vocabulary", "Longest input", "Score"} <= set(labels)

@@ -100,12 +100,17 @@ def _compiled(code: str, vocab: str, length: int) -> TracrWeights:
         raise ValueError("expected a RASP program, got none: write one, or choose an example")
     if len(code) > MAX_CODE:
         raise ValueError(f"expected a program of at most {MAX_CODE:,} characters, got {len(code):,}")
+    return compile_program(parse(code), *domain(vocab, length))
+
+
+def domain(vocab: str, length: float) -> tuple[tuple[Value, ...], int]:
+    """What programs run on, as typed: tokens separated by commas, the longest input. Raises ValueError."""
     tokens = _named("vocabulary", vocab)
     if len(tokens) > MAX_VOCAB or len(set(tokens)) < len(tokens):
         raise ValueError(f"vocabulary: expected at most {MAX_VOCAB} distinct tokens, got {len(tokens)}: {vocab[:80]}")
     if length not in range(1, MAX_LENGTH + 1):
         raise ValueError(f"longest input: expected 1 to {MAX_LENGTH}, got {length}")
-    return compile_program(parse(code), tokens, int(length))
+    return tokens, int(length)
 
 
 def _named(what: str, text: str) -> tuple[Value, ...]:
