@@ -5,13 +5,15 @@ import itertools
 import numpy as np
 import pytest
 from cases import CASES, LENGTH, VOCAB
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dataset_builder.corpus import CONFIGS
 from dataset_builder.library import library_programs
 from dataset_builder.sampler import SamplerConfig, sample_programs
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.lifting import lift
-from trade_hf.compiled.transforms import compress, permute, readable_dimensions, rotate
+from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate
 from trade_hf.decompiler import spelled
 from trade_hf.rasp.canonical import canonicalise_spoken
 from trade_hf.search import lifted_programs
@@ -66,6 +68,14 @@ def test_weights_that_are_no_tracr_model_give_none_and_end(samples):
     noise = {name: rng.standard_normal(tensor.shape).astype(np.float32) for name, tensor in weights.tensors.items()}
     weights.tensors.update(noise)
     assert list(lift(weights)) == []
+
+
+@given(st.integers(0, 59), st.floats(-4, 0), st.booleans(), st.integers(0, 9))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_the_weights_nothing_is_raised(samples, number, magnitude, turned, seed):
+    weights = samples[number].compile()
+    weights = rotate(weights, seed) if turned else compress(weights, max(1, weights.d_model - 10 * seed))
+    list(itertools.islice(lifted_programs(add_noise(weights, 10**magnitude, seed)), 3))
 
 
 def canonical(program, weights):

@@ -199,7 +199,7 @@ class Reader:
         for chosen in itertools.combinations(units, len(numerical)):
             self.patience()
             blocks = {u: frozenset(np.flatnonzero(reads[u] > 0.5).tolist()) for u in units if u not in chosen}
-            if any(np.abs(reads[u] - (reads[u] > 0.5)).max() > NEAR for u in blocks):
+            if any(np.abs(reads[u] - (reads[u] > 0.5)).max() > NEAR or not block for u, block in blocks.items()):
                 continue
             for order in itertools.permutations(chosen) if self.is_ordered else [chosen]:
                 if not numerical:
