@@ -20,7 +20,9 @@ from trade_hf.processing_trade import QUERY_KEY, READINGS, VALUE_OUTPUT, Units, 
 from trade_hf.rasp.program import Program, variable_name
 from trade_hf.tokenization_rasp import LINE_SIZE, VOCABULARY, to_ids
 
-BUCKET_BATCHES = 16  # batches that are sorted by size together, so that little is padded
+# Batches that are sorted by size together, so that little is padded; of large ones fewer, or a worker would take a minute
+# and gigabytes for the first.
+MOST_BATCHES, FEWEST_BATCHES, BUCKET = 16, 4, 512
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class OnlineExamples(IterableDataset):
         fresh = (to_example(item.sample, self.encoder) for item in stream("train", seed, self.config))
         held: list[Example] = []
         while True:
-            wanted = BUCKET_BATCHES * self.batch_size
+            wanted = min(MOST_BATCHES, max(FEWEST_BATCHES, BUCKET // self.batch_size)) * self.batch_size
             new = [next(fresh) for _ in range(-(-wanted // self.reuse))]
             held += new * self.reuse
             rng.shuffle(held)
