@@ -20,8 +20,8 @@ from trade_hf.processing_trade import QUERY_KEY, READINGS, VALUE_OUTPUT, Units, 
 from trade_hf.rasp.program import Program, variable_name
 from trade_hf.tokenization_rasp import LINE_SIZE, VOCABULARY, to_ids
 
-# Batches that are sorted by size together, so that little is padded; of large ones fewer, or a worker would take minutes
-# and gigabytes for the first.
+# Batches that are sorted by size together, so that little is padded; of large ones fewer, or a worker would take
+# minutes and gigabytes for the first.
 MOST_BATCHES, FEWEST_BATCHES, BUCKET = 16, 4, 512
 
 
