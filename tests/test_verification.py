@@ -203,6 +203,17 @@ program = rasp.SelectorWidth(rasp.Select(v8, v6, rasp.Comparison.EQ))""")
     assert str(verify(program, rotated)) == "equivalent on all 3,905 inputs"
 
 
+def test_fractions_are_the_same_up_to_rounding():
+    """(0.2 + 2) % 2 is 0.20000000000000018."""
+    share = """v1 = rasp.numerical(rasp.Map(lambda x: x == 4, rasp.indices))
+v2 = rasp.numerical(rasp.Aggregate(rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.LEQ), v1, default=0))
+"""
+    first = parse(share + "program = rasp.Map(lambda x: x % 2, rasp.Map(lambda x: x + 2, v2), simplify=False)")
+    second = parse(share + "program = rasp.Map(lambda x: x % 2, v2)")
+    assert verify_programs(first, second, VOCAB, LENGTH).is_verified
+    assert verify(second, compile_program(first, VOCAB, LENGTH)).is_verified
+
+
 @pytest.mark.parametrize("width", [6, 7, 10])
 def test_tracr_reads_large_widths_wrongly(width):
     """A width is read off 1 / (width + 1) by steps that rise over 0.01: from 7 on the next step has begun to rise."""

@@ -43,6 +43,7 @@ CONFIDENCE = 0.95  # of the bound on the share of inputs that differ
 # Numbers that a model gives: the softmax leaves exp(-50 / sqrt(key_size)) on BOS, and steps of maps are 0.01 wide.
 TOLERANCE = 0.05
 PROGRAM_TOLERANCE = 1e-3  # of two programs
+FRACTION_DIGITS = 9  # of the values of a categorical output: 2.2 % 2 is not quite 0.2
 FIRST_CHUNK, CHUNK = 256, 16_384  # most programs that are wrong are so at once
 SUSPECTS = 64  # inputs that are run again at a time
 
@@ -336,6 +337,10 @@ def _shrink(codes: np.ndarray, differs: Callable[[np.ndarray], bool]) -> np.ndar
 
 
 def _positions(values: tuple[Value, ...], among: Iterable[Value]) -> np.ndarray:
-    """Where each value stands among others; -2 for one that is not there."""
-    place = {value: i for i, value in enumerate(among)}
-    return np.array([place.get(value, -2) for value in values] or [-2])
+    """Where each value stands among others; -2 for one that is not there. Fractions are the same up to rounding."""
+    place = {_rounded(value): i for i, value in enumerate(among)}
+    return np.array([place.get(_rounded(value), -2) for value in values] or [-2])
+
+
+def _rounded(value: Value) -> Value:
+    return round(value, FRACTION_DIGITS) if isinstance(value, float) else value
