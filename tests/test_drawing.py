@@ -144,9 +144,9 @@ def test_the_command_line_writes_it(tmp_path, capsys):
     assert set(links_of(ElementTree.fromstring(figure.read_text()))) == {"v1", "v2"}
 
 
-def test_a_program_that_is_not_the_models_own_is_not_drawn(tmp_path, tiny_checkpoint, capsys):
+def test_a_program_that_is_not_the_models_own_is_not_drawn(tmp_path, tiny_checkpoint, spoiled, capsys):
     model, figure = tmp_path / "model.safetensors", tmp_path / "layers.svg"
-    compile_program(max(CASES, key=lambda case: len(case.program)).program, VOCAB, LENGTH).save(model)
+    spoiled.save(model)
     command = ["decompile", str(model), "--checkpoint", str(tiny_checkpoint), "--figure", str(figure)]
     assert main(command) == 2  # this checkpoint knows nothing
     printed = capsys.readouterr()

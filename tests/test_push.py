@@ -158,7 +158,14 @@ def test_a_name_that_is_taken_is_left_alone_unless_told(hub, push):
     assert (status, err.count("\n")) == (2, 1) and "is taken: it holds 2 other files; --update replaces them" in err
     assert main_of(hub, METRIC)["README.md"] == b"another project"
     assert push("--only", "metric", "--update")[::2] == [0, ""]
-    assert set(main_of(hub, METRIC)) == {"README.md", "functional_equivalence.py"}
+    assert set(main_of(hub, METRIC)) == metric_files()
+
+
+def metric_files():
+    """The metric's folder, with the package that it and its Space run."""
+    own = {path.name for path in (ROOT / "trade_hf" / "metrics" / "functional_equivalence").iterdir() if path.is_file()}
+    package = {str(path.relative_to(ROOT)) for path in (ROOT / "trade_hf").rglob("*") if path.is_file()}
+    return own | {"requirements.txt"} | {path for path in package if not re.search("/assets/|__pycache__", path)}
 
 
 def test_the_space_holds_the_package_that_it_runs(hub, push):
@@ -179,7 +186,7 @@ def test_a_space_that_the_hub_has_begun_is_filled(hub, push):
     begun = Commit({"README.md": Blob(b"---\nsdk: gradio\n---\n"), ".gitattributes": Blob(b"*.bin filter=lfs")})
     hub.repos["space", "trade/functional_equivalence"] = Repo("space", "trade/functional_equivalence", [begun], True)
     assert push("--only", "metric")[::2] == [0, ""]
-    assert set(main_of(hub, METRIC)) == {".gitattributes", "README.md", "functional_equivalence.py"}
+    assert set(main_of(hub, METRIC)) == metric_files() | {".gitattributes"}
 
 
 def test_what_is_to_be_private_is_not_put_where_all_can_see_it(hub, push):
