@@ -73,7 +73,7 @@ class CorpusConfig:
     name: str
     rows: int
     long_rows: int
-    shard_rows: int = 5_000
+    shard_rows: int = 2_500
     sampler: SamplerConfig = SamplerConfig(max_lines=10)
     long_sampler: SamplerConfig = SamplerConfig(min_lines=11, max_lines=15, max_d_model=160)
 

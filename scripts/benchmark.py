@@ -2,7 +2,7 @@
 
 Run: python scripts/benchmark.py compile --programs 500 --json --out results/compile.json
      python scripts/benchmark.py canonical --programs 1000 --mutants 5000 --json --out results/canonical.json
-     python scripts/benchmark.py corpus --programs 20000 --json --out results/corpus-speed.json
+     python scripts/benchmark.py corpus --programs 50000 --json --out results/corpus-speed.json
      python scripts/benchmark.py kills --programs 3000 --json --out results/corpus-kills.json
      python scripts/benchmark.py verify --programs 200 --json --out results/verify.json
      python scripts/benchmark.py truth --programs 1000 --json --out results/truth.json
@@ -34,7 +34,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -47,7 +47,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset_builder.brute_force import differing, outputs_in_rasp, outputs_of_model
-from dataset_builder.corpus import CONFIGS, CorpusConfig, build, distinct_rows
+from dataset_builder.corpus import CONFIGS, CorpusConfig, distinct_rows
 from dataset_builder.mutants import mutants
 from dataset_builder.origins import true_places
 from dataset_builder.sampler import Draw, Sample, sample_programs
@@ -126,7 +126,11 @@ def main() -> None:
         case "space":
             result = space_study(list(islice(samples, args.programs)), args.rounds, args.requests, args.concurrency)
         case "kills":
-            result = kills_study(args.config, args.programs, args.processes, random.Random(args.seed))
+            result = kills_study(
+                replace(CONFIGS[args.config], rows=args.programs, long_rows=20, shard_rows=250),
+                args.processes,
+                random.Random(args.seed),
+            )
         case _:
             if args.corpus is None:
                 parser.error("read: expected --corpus FOLDER, as scripts/build_dataset.py writes it")
@@ -215,19 +219,19 @@ def corpus_study(config: CorpusConfig, processes: int) -> dict[str, Any]:
     """Complete rows a second, memory, what a row costs by its size, and tracr's compile on some of the programs."""
     with TemporaryDirectory() as folder:
         start = time.perf_counter()
-        report = build(config, Path(folder), processes)
+        with start_build(Path(folder), "timed", config, processes, subprocess.PIPE) as run:
+            built = json.loads(run.communicate()[0])
         seconds = time.perf_counter() - start
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     costs = list(row_costs(config, 4_000))
     tracr_ms = statistics.median(cost["tracr_ms"] for cost in costs if "tracr_ms" in cost)
     sizes, times = (np.log([cost[name] for cost in costs]) for name in ("nonzero", "row_ms"))
     return {
-        "rows": report["rows"],
+        "rows": built["rows"],
         "processes": processes,
         "seconds": round(seconds, 1),
-        "rows_per_second": round(report["rows"] / seconds),
+        "rows_per_second": round(built["rows"] / seconds),
         "tracr_compile_ms": round(tracr_ms),
-        "peak_mb": round(peak / 1024),
+        "peak_mb": built["peak_mb"],
         "row_ms": round(statistics.mean(cost["row_ms"] for cost in costs), 3),
         "sample_ms": round(statistics.mean(cost["sample_ms"] for cost in costs), 3),
         "growth_with_nonzero_weights": round(float(np.polyfit(sizes, times, 1)[0]), 3),
@@ -536,29 +540,31 @@ def share_that_differs(first: Program, second: Program, vocab: tuple, max_seq_le
     return float((~same & one.real).any(1).mean())
 
 
+# Runs in processes of its own, which import what a build needs and no more.
 BUILD = """
-import sys
-from dataclasses import replace
+import json, resource, sys
 from pathlib import Path
-from dataset_builder.brute_force import differing, outputs_in_rasp, outputs_of_model
-from dataset_builder.corpus import CONFIGS, build
+from dataset_builder.corpus import CorpusConfig, build
 if __name__ == "__main__":
-    config = replace(CONFIGS[sys.argv[1]], rows=int(sys.argv[2]), long_rows=20, shard_rows=250)
-    build(config, Path(sys.argv[3]), int(sys.argv[4]), progress=False)
+    report = build(CorpusConfig.from_json(json.loads(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3]), progress=False)
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    print(json.dumps({"rows": report["rows"], "peak_mb": round(peak / 1024)}))
 """
 
 
-def kills_study(config: str, rows: int, processes: int, draw: random.Random, kills: int = 20) -> dict[str, Any]:
-    """Kill a build at random moments, let it end, and compare its files with those of an undisturbed one."""
+def start_build(folder: Path, name: str, config: CorpusConfig, processes: int, out: int) -> subprocess.Popen:
+    """A build of `folder`/`name`, which prints to `out`."""
+    script = folder / "build.py"
+    script.write_text(BUILD)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    command = [sys.executable, str(script), json.dumps(asdict(config)), str(folder / name), str(processes)]
+    return subprocess.Popen(command, env=environment, stdout=out)
+
+
+def kills_study(config: CorpusConfig, processes: int, draw: random.Random, kills: int = 20) -> dict[str, Any]:
+    """Kill a build at random moments, let it end, and compare its files with those of an undisturbed one."""
     with TemporaryDirectory() as folder:
-        script = Path(folder) / "build.py"
-        script.write_text(BUILD)
-
-        def start(name: str) -> subprocess.Popen:
-            command = [sys.executable, str(script), config, str(rows), f"{folder}/{name}", str(processes)]
-            return subprocess.Popen(command, env=environment)
-
+        start = partial(start_build, Path(folder), config=config, processes=processes, out=subprocess.DEVNULL)
         begin = time.monotonic()
         clean_status, length, found = start("clean").wait(), time.monotonic() - begin, []
         for _ in tqdm(range(kills), "kills", disable=None):
@@ -571,7 +577,7 @@ def kills_study(config: str, rows: int, processes: int, draw: random.Random, kil
         last_status = start("killed").wait()
         clean, killed = (files_below(Path(folder, name)) for name in ("clean", "killed"))
     return {
-        "rows": rows,
+        "rows": config.rows,
         "processes": processes,
         "kills": kills,
         "shards_there": [sum(".work" in place for place in places) for places in found],
