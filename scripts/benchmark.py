@@ -306,8 +306,8 @@ def verify_study(samples: list[Sample], with_tracr: int = 5, inputs_each: int = 
     return {
         "programs": len(samples),
         "inputs": inputs,
-        "program_with_model_ms": round(ours, 2),
-        "program_with_program_ms": round(statistics.median(with_program), 2),
+        "exhaustive_ms": round(ours, 2),
+        "program_ms": round(statistics.median(with_program), 2),
         "tracr_apply_ms": round(statistics.median(tracr) * inputs),
         "ratio": round(statistics.median(tracr) * inputs / ours),
     }
