@@ -186,7 +186,7 @@ def resumed(measure: Callable[[Sample, int], dict[str, Any]], samples: list[Samp
 
 
 def compare_with_tracr(sample: Sample, number: int, inputs_each: int = 5) -> dict[str, Any]:
-    """One program: times, whether any tensor differs, and of the first RUN programs on how many inputs the outputs do."""
+    """One program: times, whether any tensor differs, and, of the first RUN, on how many inputs the outputs do."""
     from tracr.compiler import compiling
 
     from trade_hf.compiled.bridge import from_tracr_model, same_as_tracr, to_tracr
@@ -200,10 +200,10 @@ def compare_with_tracr(sample: Sample, number: int, inputs_each: int = 5) -> dic
         np.array_equal(ours.tensors[name], theirs.tensors[name]) for name in ours.tensors
     )
     # One length, so that JAX compiles each model once.
-    inputs_each = inputs_each if number < RUN else 0
     inputs = np.random.default_rng(number).integers(0, len(sample.vocab), (inputs_each, sample.max_seq_len))
     meant, given = evaluate(program, inputs, sample.vocab, sample.max_seq_len), run(ours, inputs)
     evaluator = forward = 0
+    inputs = inputs if number < RUN else inputs[:0]
     for i, codes in enumerate(inputs):
         tokens = [sample.vocab[code] for code in codes]
         if meant.valid[i]:
@@ -213,7 +213,7 @@ def compare_with_tracr(sample: Sample, number: int, inputs_each: int = 5) -> dic
         "ours_ms": ours_ms,
         "tracr_ms": tracr_ms,
         "mismatches": int(not (same and np.array_equal(ours.unembedding, theirs.unembedding))),
-        "inputs": inputs_each,
+        "inputs": len(inputs),
         "evaluator_disagreements": evaluator,
         "forward_disagreements": forward,
     }
