@@ -149,7 +149,7 @@ def timed(function: Callable, *args: Any) -> tuple[Any, float]:
     return result, (time.process_time() - start) * 1e3
 
 
-RUN = 200  # programs whose models are run too, which takes tracr as long as to compile them
+RUN = 50  # programs whose models are run too, which takes tracr as long as to compile them
 
 
 def compile_study(samples: list[Sample], progress: Path) -> dict[str, Any]:
