@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.denoise import denoise, is_aligned
+from trade_hf.compiled.transforms import compress
 from trade_hf.compiled.weights import TracrWeights, WeightsError, read_weights
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import to_units
@@ -234,8 +235,11 @@ def decompile_with(
 
 
 def alike(program: Program, weights: TracrWeights) -> bool:
-    """Whether a program compiles to units that read and write as a model's do, in whatever basis and order."""
+    """Whether a program compiles to units that read and write as a model's do, in whatever basis and order, and in no
+    more dimensions than the model has."""
     compiled = compile_program(program, weights.input_vocab, weights.max_seq_len)
+    if weights.d_model < compiled.d_model:
+        compiled = compress(compiled, weights.d_model)
     one, other = _signature(compiled), _signature(weights)
     return one.shape == other.shape and bool(np.allclose(one, other, atol=0.01))
 

@@ -384,7 +384,7 @@ def _walks(start: np.ndarray, steps: list[list[np.ndarray]]) -> Iterator[list[in
     """Of each threshold, the step of a categorical map: from the direction where it is, or none."""
     own, at = [], start
     for some in steps:
-        moving = [i for i, step in enumerate(some) if abs(step @ at + 1) < NEAR]
+        moving = [i for i, step in enumerate(some) if _departs(at, step)]
         resting = [i for i, step in enumerate(some) if np.linalg.norm(step) < NEAR]
         if not moving and not resting:
             return
@@ -434,7 +434,13 @@ def _staircases(start: np.ndarray, steps: np.ndarray, numerical: bool) -> Iterat
 def _leaves(start: np.ndarray, steps: np.ndarray) -> bool:
     """Whether the first step that there is goes from the start's direction to another."""
     moving = np.flatnonzero(np.linalg.norm(steps, axis=1) > NEAR)
-    return len(moving) > 0 and abs(float(start @ steps[moving[0]]) + 1) < NEAR
+    return len(moving) > 0 and _departs(start, steps[moving[0]])
+
+
+def _departs(at: np.ndarray, step: np.ndarray) -> bool:
+    """Whether a step goes from a direction to another one. A compressed model has lost those that nothing reads."""
+    is_lost = float(np.linalg.norm(at)) < NEAR and abs(float(np.linalg.norm(step)) - 1) < NEAR
+    return is_lost or abs(float(step @ at) + 1) < NEAR
 
 
 def _tidy(number: float) -> float:
