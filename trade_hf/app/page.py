@@ -17,12 +17,16 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
+from gradio import processing_utils
+from starlette.middleware import Middleware
 
+from trade_hf.app.body_limit import BodyLimit
 from trade_hf.app.examples import EXAMPLES, Example
 from trade_hf.handler import MAX_BYTES, Worker
 from trade_hf.report.markup import Html, element, style
 
-TIME_LIMIT = 20.0  # seconds that a request may run
+TIME_LIMIT = 20.0  # seconds that a request may take to arrive, and then to run
+MAX_BODY = MAX_BYTES + 100_000  # bytes of a request: a file, and what stands around it
 MAX_WAITING = 64  # requests in the queue
 PARTS = ("lead", "places", "input", "known", "weights", "tried")
 TITLE = "TraDe: transformers back into programs"
@@ -52,13 +56,14 @@ Updates = dict[Any, Any]
 REFUSALS = (ValueError, TimeoutError, RuntimeError)  # what `Worker.ask` raises
 
 
-def serve(port: int | None = None) -> None:
+def serve(port: int | None = None, time_limit: float | None = None) -> None:
     """Serve the page until interrupted; on 127.0.0.1, unless GRADIO_SERVER_NAME says otherwise."""
-    launch(Demo(), port, prevent_thread_lock=False)
+    launch(Demo(time_limit or TIME_LIMIT), port, prevent_thread_lock=False)
 
 
 def launch(demo: Demo, port: int | None = None, prevent_thread_lock: bool = True) -> str:
     """Start the server; gives its address."""
+    processing_utils.async_ssrf_protected_download = refuse_address
     demo.page.queue(max_size=MAX_WAITING, default_concurrency_limit=2, api_open=False)
     _, address, _ = demo.page.launch(
         server_port=port,
@@ -71,16 +76,23 @@ def launch(demo: Demo, port: int | None = None, prevent_thread_lock: bool = True
         footer_links=[],
         max_file_size=MAX_BYTES,
         state_session_capacity=500,
+        app_kwargs={"middleware": [Middleware(BodyLimit, max_bytes=MAX_BODY, seconds=demo.time_limit)]},
         theme=gr.themes.Default(font=SANS, font_mono=MONO, primary_hue="blue"),
         head=style() + CSS,
     )
     return address
 
 
+async def refuse_address(url: str, cache_dir: str) -> str:
+    """In the place of what fetches, whatever its size, a file that a request names by its address on the web."""
+    raise gr.Error("expected a file that was uploaded, got an address", print_exception=False)
+
+
 class Demo:
     """The page, with the worker behind it and the examples' answers, which are computed once."""
 
     def __init__(self, time_limit: float = TIME_LIMIT) -> None:
+        self.time_limit = time_limit
         command = [sys.executable, "-m", "trade_hf.app.worker", str(time_limit)]
         self.worker = Worker(command, "the demo")
         self.ready = {example.name: self.worker.ask({**asdict(example), "asks": "decompile"}) for example in EXAMPLES}
