@@ -31,12 +31,16 @@ MAX_WAITING = 64  # requests in the queue
 PARTS = ("lead", "places", "input", "known", "weights", "tried")
 TITLE = "TraDe: transformers back into programs"
 ABOUT = (
-    "Tracr compiles RASP programs into transformer weights. TraDe goes the other way: it reads a program out of the "
-    "weights, and compares the two on every input there is, or says on how many."
+    "RASP is a small language for what transformers compute, and Tracr compiles its programs into weights. TraDe goes "
+    "the other way: it reads the program out of the weights, compares the two, and says how far they agree."
 )
+FILE_COMMAND = "trade compile program.py -o model.safetensors"
 # Fonts that are there; Gradio's own theme would fetch its from elsewhere.
 SANS = ("system-ui", "Segoe UI", "Liberation Sans", "sans-serif")
 MONO = ("ui-monospace", "DejaVu Sans Mono", "Menlo", "Consolas", "monospace")
+THEME = gr.themes.Default(font=SANS, font_mono=MONO, primary_hue="blue").set(
+    block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300"
+)
 CSS = """<style>
 .gradio-container { width: 100%; max-width: 1320px !important; margin: 0 auto !important; }
 .gradio-container div.trade { border: 0; padding: 0; background: none; --paper: light-dark(#ffffff, #18181b); }
@@ -48,8 +52,9 @@ CSS = """<style>
 .trade.title h1 { margin: 8px 0 4px; font-size: 1.5rem; }
 .trade.title p { margin: 0; color: var(--soft); max-width: 46rem; }
 .code textarea { font: 13px/1.6 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace !important; }
-.trade .beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 0 28px; }
+.trade .beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: 0 28px; }
 .trade .beside h2 { margin-top: 16px; }
+.gradio-container .trade > h2:first-child { margin-top: 6px; }
 </style>"""
 READY, REFUSED = "Ready.", "Not done."
 Updates = dict[Any, Any]
@@ -77,7 +82,7 @@ def launch(demo: Demo, port: int | None = None, prevent_thread_lock: bool = True
         max_file_size=MAX_BYTES,
         state_session_capacity=500,
         app_kwargs={"middleware": [Middleware(BodyLimit, max_bytes=MAX_BODY, seconds=demo.time_limit)]},
-        theme=gr.themes.Default(font=SANS, font_mono=MONO, primary_hue="blue"),
+        theme=THEME,
         head=style() + CSS,
     )
     return address
@@ -143,12 +148,17 @@ class Demo:
                 with gr.Row():
                     self.vocab = gr.Textbox(first.vocab, label="Vocabulary")
                     self.length = gr.Slider(1, 12, first.length, step=1, label="Longest input")
-                scrambles = [("none", "none"), ("permute", "permute"), ("rotate", "rotate")]
-                self.scramble = gr.Radio(scrambles, value=first.scramble, label="Scramble the basis before decompiling")
+                self.scramble = gr.Radio(
+                    ["none", "permute", "rotate"],
+                    value=first.scramble,
+                    label="Scramble the weights before decompiling",
+                    info="permute: directions, hidden units and heads in a random order. rotate: a random basis.",
+                )
                 self.start = gr.Button("Compile, scramble, decompile", variant="primary")
             with gr.Tab("A model file"):
-                words = f"A safetensors file as `trade compile` writes it, up to {MAX_BYTES // 1_000_000} MB"
-                self.file = gr.File(label=words, height=160)
+                self.file = gr.File(label=f"Safetensors, up to {MAX_BYTES // 1_000_000} MB", height=160)
+                words = ("As ", element("code", FILE_COMMAND), " writes it.")
+                gr.HTML(part(element("p", *words, class_="note")), apply_default_css=False, js_on_load=None)
                 self.start_file = gr.Button("Decompile the file", variant="primary")
         self.status = gr.HTML(status_part(READY), apply_default_css=False, js_on_load=None)
 
@@ -158,9 +168,8 @@ class Demo:
             with gr.Tab("Layers"):
                 self.parts["places"] = shown_part(answer["places"])
             with gr.Tab("Attention"):
-                with gr.Row(equal_height=True):
-                    self.tokens = gr.Textbox(answer["tokens"], label="Input: tokens, separated by commas", scale=4)
-                    self.look = gr.Button("Show", scale=1)
+                label = "Input: tokens, separated by commas"
+                self.tokens = gr.Textbox(answer["tokens"], label=label, submit_btn="Show")
                 self.parts["input"] = shown_part(answer["input"])
             with gr.Tab("Proof"):
                 self.parts["known"] = shown_part(answer["known"])
@@ -179,14 +188,8 @@ class Demo:
         self.example.input(
             self.on_example, self.example, of_example, show_progress="hidden", api_visibility="private", queue=False
         )
-        for event in (self.look.click, self.tokens.submit):
-            event(
-                self.on_input,
-                [self.asked, self.tokens],
-                [self.parts["input"], self.status],
-                api_visibility="private",
-                **show,
-            )
+        shown = [self.parts["input"], self.status]
+        self.tokens.submit(self.on_input, [self.asked, self.tokens], shown, api_visibility="private", **show)
 
     # ------------------------------------------------------------ events
 
