@@ -152,11 +152,11 @@ def test_what_takes_too_long_to_come_or_to_run_is_ended_and_the_next_is_served(d
         assert f"ran for more than {DEMO_TIME_LIMIT} s" in refusal(answer)
         assert time.monotonic() - start < DEMO_TIME_LIMIT + 5
         assert "Proven" in asked(demo, "decompile", *GOOD)[0][0]
-        assert b" 400 " in slow.result() and b"did not come within" in slow.result()
+        assert b" 400 " in slow.result()
 
 
 def trickled(port, patience):
-    """What a server answers in the end to a file of which one byte comes now and then."""
+    """How an answer begins that a server gives in the end to a file of which a byte comes now and then."""
     head = b"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="model"\r\n\r\n'
     with socket.create_connection(("127.0.0.1", port), timeout=0.2) as client:

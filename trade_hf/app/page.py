@@ -17,10 +17,8 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
-from gradio import processing_utils
-from starlette.middleware import Middleware
 
-from trade_hf.app.body_limit import BodyLimit
+from trade_hf.app.bounds import bounded
 from trade_hf.app.examples import EXAMPLES, Example
 from trade_hf.handler import MAX_BYTES, Worker
 from trade_hf.report.markup import Html, element, style
@@ -68,7 +66,6 @@ def serve(port: int | None = None, time_limit: float | None = None) -> None:
 
 def launch(demo: Demo, port: int | None = None, prevent_thread_lock: bool = True) -> str:
     """Start the server; gives its address."""
-    processing_utils.async_ssrf_protected_download = refuse_address
     demo.page.queue(max_size=MAX_WAITING, default_concurrency_limit=2, api_open=False)
     _, address, _ = demo.page.launch(
         server_port=port,
@@ -81,16 +78,11 @@ def launch(demo: Demo, port: int | None = None, prevent_thread_lock: bool = True
         footer_links=[],
         max_file_size=MAX_BYTES,
         state_session_capacity=500,
-        app_kwargs={"middleware": [Middleware(BodyLimit, max_bytes=MAX_BODY, seconds=demo.time_limit)]},
+        app_kwargs=bounded(MAX_BODY, demo.time_limit),
         theme=THEME,
         head=style() + CSS,
     )
     return address
-
-
-async def refuse_address(url: str, cache_dir: str) -> str:
-    """In the place of what fetches, whatever its size, a file that a request names by its address on the web."""
-    raise gr.Error("expected a file that was uploaded, got an address", print_exception=False)
 
 
 class Demo:

@@ -1,4 +1,4 @@
-"""What the demo's server takes of a request: a body of bounded size, within bounded time.
+"""What a page's server takes of a request: a body of bounded size, within bounded time, and no address to fetch.
 
 Gradio bounds the files of an upload alone: other fields and JSON go into memory whole, a body may take for ever, and
 what has come of a file whose sender goes away stays on the disk.
@@ -10,10 +10,24 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import gradio as gr
+from gradio import processing_utils
 from starlette.formparsers import MultiPartException
+from starlette.middleware import Middleware
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
+
+
+def bounded(max_bytes: int, seconds: float) -> dict[str, Any]:
+    """What a page's `launch` is given as `app_kwargs`."""
+    processing_utils.async_ssrf_protected_download = refuse_address
+    return {"middleware": [Middleware(BodyLimit, max_bytes=max_bytes, seconds=seconds)]}
+
+
+async def refuse_address(url: str, cache_dir: str) -> str:
+    """In the place of what fetches, whatever its size, a file that a request names by its address on the web."""
+    raise gr.Error("expected a file that was uploaded, got an address", print_exception=False)
 
 
 class BodyLimit:
