@@ -202,6 +202,7 @@ def test_a_model_that_no_program_fits_is_not_called_proven_and_shows_where(tmp_p
     weights.tensors["transformer/layer_0/mlp/linear_2/w"][::3] = 0  # hidden units that write nothing any more
     rotate(weights, 0).save(tmp_path / "model")
     answer = decompile_answer({"file": str(tmp_path / "model"), "tokens": "9"}, str)
+    assert "the model computes something else" in answer["lead"]
     assert "Not proven" in answer["lead"] and "A counterexample" in answer["known"] and "≠" in answer["known"]
     assert "no line is assigned to a layer" in answer["places"]
     assert set(answer["tokens"].split(", ")) <= set("01234")
