@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
 from dataset_builder.splits import stream
 from trade_hf.compiled.weights import TracrWeights
+from trade_hf.methods import greedy_code
 from trade_hf.rasp.program import Program, Type
 from trade_hf.rasp.text import to_text
 
 SEEN = 5_000  # programs of the training stream
+
+
+def paper(weights: TracrWeights) -> str | None:
+    """The model of arXiv:2410.00061, which reads flattened weights, as scripts/configs/paper.yaml trains it: its greedy
+    program. It does not ship: TRADE_BASELINE names its folder."""
+    return greedy_code(weights, Path(os.environ.get("TRADE_BASELINE", "runs/paper/final")))
 
 
 def most_common(weights: TracrWeights) -> str:

@@ -2,7 +2,8 @@
 
 Run: python scripts/train.py --config scripts/configs/cpu.yaml --online --output runs/cpu
      accelerate launch scripts/train.py --config scripts/configs/base.yaml --online --output runs/base
-A run that was killed goes on from its last checkpoint when it is started again.
+A run that was killed goes on from its last checkpoint when it is started again. A config with `minutes` in place of
+`max_steps` trains for that long in all; --call-minutes ends this call before, and the next one goes on.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from clock import ENDLESS, Clock
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from training_log import TrainingLog, flops_per_example, matmul_peak
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
@@ -41,6 +44,8 @@ def main() -> None:
     source.add_argument("--corpus", type=Path, help="a folder as scripts/build_dataset.py writes it")
     parser.add_argument("--corpus-config", help="its configuration; by default the smallest that is there")
     parser.add_argument("--max-steps", type=int, help="in place of the config's")
+    parser.add_argument("--minutes", type=float, help="of the whole run, in place of the config's")
+    parser.add_argument("--call-minutes", type=float, help="end this call with a checkpoint after so many")
     parser.add_argument("--warm-start", type=Path, help="begin with the weights of this checkpoint folder")
     args = parser.parse_args()
     if args.online and args.corpus_config:
@@ -50,7 +55,11 @@ def main() -> None:
     if args.warm_start and not (args.warm_start / "config.json").is_file():
         parser.error(f"{args.warm_start}: expected a checkpoint folder with config.json")
     config = yaml.safe_load(args.config.read_text())
-    train(config, args.output, args.corpus, args.corpus_config, args.max_steps, args.warm_start)
+    limits = {"max_steps": args.max_steps, "minutes": args.minutes}
+    config["training"] |= {name: limit for name, limit in limits.items() if limit is not None}
+    if args.call_minutes and "minutes" not in config["training"]:
+        parser.error("--call-minutes: expected a config with minutes, or --minutes")
+    train(config, args.output, args.corpus, args.corpus_config, args.call_minutes, args.warm_start)
 
 
 def train(
@@ -58,16 +67,16 @@ def train(
     output: Path,
     corpus: Path | None,
     corpus_config: str | None,
-    max_steps: int | None,
+    call_minutes: float | None,
     warm_start: Path | None,
 ) -> None:
     """One run, from the config to a saved model in `output`/final."""
     sampler = SamplerConfig.from_json(config.get("sampler", {}))
     settings = dict(config["training"])
-    if max_steps is not None:
-        settings["max_steps"] = max_steps
     reuse, seed = settings.pop("reuse", 1), settings.get("seed", 0)
-    validation_size = settings.pop("validation_size", 200)
+    validation_size, minutes = settings.pop("validation_size", 200), settings.pop("minutes", None)
+    if minutes is not None:
+        settings["max_steps"] = ENDLESS
     checkpoint = last_complete_checkpoint(output)
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(output),
@@ -97,11 +106,18 @@ def train(
     trainer = (Seq2SeqTrainer if corpus else OnlineTrainer)(
         model=model, args=arguments, **data, compute_metrics=exact_match
     )
+    clock = None if minutes is None else Clock(minutes, arguments.device, call_minutes, checkpoint)
+    if clock:
+        trainer.create_optimizer()
+        trainer.lr_scheduler = LambdaLR(trainer.optimizer, clock.factor)
+        trainer.add_callback(clock)
     trainer.add_callback(training_log(trainer, output / "log.jsonl"))
     size = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"{size:.2f} M parameters; from {checkpoint or warm_start or 'scratch'}")
     trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.is_world_process_zero():
+    if clock and not clock.is_over:
+        print(f"{clock.spent / 60:.1f} of {minutes:g} minutes: start it again to go on")
+    elif trainer.is_world_process_zero():
         trainer.save_model(str(output / "final"))
         TraDeProcessor(build_tokenizer()).save_pretrained(output / "final")
         source = {"corpus": f"{corpus} {corpus_config or ''}".strip()} if corpus else {"sampler": asdict(sampler)}

@@ -72,6 +72,23 @@ def test_online_killed_and_resumed(tmp_path):
     assert json.loads((tmp_path / "run" / "final" / "training.json").read_text())["steps"] == goal
 
 
+def test_by_the_clock_in_two_calls(tmp_path):
+    arguments = command(tmp_path, "--online", "--minutes", "0.2")
+    (tmp_path / "config.yaml").write_text(CONFIG.replace("max_steps: 6", "minutes: 9").replace("save_steps: 2", ""))
+    first = subprocess.run(
+        [*arguments, "--call-minutes", "0.05"], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert "of 0.2 minutes: start it again to go on" in first.stdout, first.stderr[-2000:]
+    assert not (tmp_path / "run" / "final").exists()
+    [checkpoint] = (tmp_path / "run").glob("checkpoint-*")
+    assert 3 <= json.loads((checkpoint / "seconds.json").read_text()) < 12
+    second = subprocess.run(arguments, capture_output=True, text=True, timeout=240, check=False)
+    assert f"from {checkpoint}\n" in second.stdout, second.stderr[-2000:]
+    assert (tmp_path / "run" / "final" / "model.safetensors").exists()
+    rates = [row["learning_rate"] for row in logged(tmp_path) if "loss" in row]
+    assert rates[0] < max(rates) <= 0.001 and rates[-1] < max(rates)
+
+
 LAUNCH = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
 
 

@@ -191,11 +191,18 @@ def shipped(weights: TracrWeights) -> str:
 
 def network(weights: TracrWeights) -> str | None:
     """The network of the checkpoint that ships, alone: its greedy program."""
+    from trade_hf.decompiler import DEFAULT_CHECKPOINT
+
+    return greedy_code(weights, DEFAULT_CHECKPOINT)
+
+
+def greedy_code(weights: TracrWeights, checkpoint: Path) -> str | None:
+    """The greedy program of a checkpoint."""
     from trade_hf.decompiler import load_model, spelled
     from trade_hf.rasp.text import to_text
     from trade_hf.search import greedy_programs
 
-    [candidate] = greedy_programs([weights], load_model())
+    [candidate] = greedy_programs([weights], load_model(checkpoint))
     return None if candidate is None else to_text(spelled(candidate.program, weights))
 
 

@@ -1,8 +1,8 @@
-"""Noise taken off a model that stands in Tracr's own basis, in some order.
+"""A model brought back to Tracr's own basis, in some order, and noise taken off it there.
 
 Nearly all of Tracr's entries are 0 and the others simple fractions, so the median entry of a noisy tensor tells how
-strong the noise is, and which fraction was meant as long as the noise is weaker than they are apart. In another basis,
-where all entries are large, nothing can be told this way.
+strong the noise is, and which fraction was meant as long as the noise is weaker than they are apart. In another basis
+all entries are large, so Tracr's is found first (`alignment.py`); what rounding leaves there is noise too.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from trade_hf.compiled.weights import TracrWeights
+from trade_hf.compiled.alignment import align
+from trade_hf.compiled.transforms import change_basis, residual_vectors
+from trade_hf.compiled.weights import UNEMBED, TracrWeights
 
 SPREADS = 5.0  # standard deviations that noise may reach: one entry in two million goes beyond
 TO_DEVIATION = 1.4826  # of a normal distribution, the standard deviation over the median of absolute values
 LARGEST_ZERO = 0.5  # 1 is always an entry, whatever the noise
 LARGEST_DENOMINATOR = 12
+SETTLING, FAR = 4, 4.0  # turns; times the reach of noise that an entry is off at most before them
+ROUNDING = 2e-6  # of the largest entry of a tensor, where it was turned into another basis and back
 
 
 def is_aligned(weights: TracrWeights) -> bool:
@@ -27,15 +31,39 @@ def is_aligned(weights: TracrWeights) -> bool:
 
 
 def denoise(weights: TracrWeights) -> TracrWeights:
-    """The model with its noise taken off where that can be done, else the model itself."""
-    if is_aligned(weights) or _reach(weights.tensors["token_embed/embeddings"]) > LARGEST_ZERO:
+    """The model in Tracr's own basis with its noise taken off where that can be done, else the model itself."""
+    if is_aligned(weights):
         return weights
-    clean = replace(weights, tensors={name: _denoise(tensor) for name, tensor in weights.tensors.items()})
-    return clean if is_aligned(clean) else weights
+    is_turned = _reach(weights.tensors["token_embed/embeddings"]) > LARGEST_ZERO
+    aligned = _settled(align(weights)) if is_turned else weights
+    clean = {name: _denoise(tensor) for name, tensor in aligned.tensors.items()}
+    unembedding = aligned.unembedding
+    if is_turned:  # these are 0 and 1
+        clean |= {name: np.round(tensor) for name, tensor in aligned.tensors.items() if name.endswith("embeddings")}
+        unembedding = np.round(unembedding)
+    found = replace(aligned, tensors=clean, unembedding=unembedding)
+    return found if is_aligned(found) else weights
+
+
+def _settled(weights: TracrWeights) -> TracrWeights:
+    """The model in the basis close to its own in which what noise may have made of 0 is least. Single directions are
+    known as well as what writes them; readers, whose entries are a hundred times larger, tell them better."""
+    for _ in range(SETTLING):
+        moments = np.zeros((weights.d_model, weights.d_model))
+        for name, vectors in residual_vectors(weights).items():
+            size = np.sqrt((vectors**2).mean())
+            if size:
+                is_plain = name == UNEMBED or name.endswith("embeddings")
+                meant = np.round(vectors) if is_plain else np.where(np.abs(vectors) < FAR * _reach(vectors), 0, vectors)
+                moments += vectors.T @ meant / size**2
+        left, _, right = np.linalg.svd(moments)
+        turn = (left @ right).astype(np.float32)
+        weights = change_basis(weights, turn)
+    return weights
 
 
 def _denoise(tensor: np.ndarray) -> np.ndarray:
-    reach = _reach(tensor)
+    reach = max(_reach(tensor), ROUNDING * float(np.abs(tensor).max()))
     clean = np.where(np.abs(tensor) < min(reach, LARGEST_ZERO), 0, tensor)
     left = clean != 0
     for denominator in range(1, LARGEST_DENOMINATOR + 1):

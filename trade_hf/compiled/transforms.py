@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from trade_hf.compiled.weights import TracrWeights
+from trade_hf.compiled.weights import UNEMBED, TracrWeights
 
-_READERS = ("attn/query/w", "attn/key/w", "attn/value/w", "mlp/linear_1/w")  # [d_model, unit]
-_WRITERS = ("attn/linear/w", "attn/linear/b", "mlp/linear_2/w", "mlp/linear_2/b")  # [unit, d_model]
+READERS = ("attn/query/w", "attn/key/w", "attn/value/w", "mlp/linear_1/w")  # [d_model, unit]
+WRITERS = ("attn/linear/w", "attn/linear/b", "mlp/linear_2/w", "mlp/linear_2/b")  # [unit, d_model]
 
 
 def permute(weights: TracrWeights, seed: int) -> TracrWeights:
@@ -19,7 +19,7 @@ def permute(weights: TracrWeights, seed: int) -> TracrWeights:
     rng = np.random.default_rng(seed)
     basis = rng.permutation(weights.d_model)
     labels = tuple(weights.residual_labels[i] for i in basis) if weights.residual_labels else ()
-    moved = _change_basis(weights, lambda w: w[..., basis], lambda w: w[basis], labels)
+    moved = _changed(weights, lambda w: w[..., basis], lambda w: w[basis], labels)
     tensors = dict(moved.tensors)
     for layer in range(weights.num_layers):
         _reorder_units(tensors, f"transformer/layer_{layer}", weights, rng)
@@ -31,7 +31,7 @@ def rotate(weights: TracrWeights, seed: int) -> TracrWeights:
     rng = np.random.default_rng(seed)
     q, r = np.linalg.qr(rng.standard_normal((weights.d_model, weights.d_model)))
     rotation = (q * np.sign(np.diag(r))).astype(np.float32)
-    return _change_basis(weights, lambda w: w @ rotation, lambda w: rotation.T @ w, ())
+    return change_basis(weights, rotation)
 
 
 def compress(weights: TracrWeights, dimensions: int) -> TracrWeights:
@@ -41,8 +41,7 @@ def compress(weights: TracrWeights, dimensions: int) -> TracrWeights:
     """
     if not 1 <= dimensions <= weights.d_model:
         raise ValueError(f"expected 1 to {weights.d_model} dimensions, got {dimensions}")
-    kept = _principal(weights)[1][:dimensions].T
-    return _change_basis(weights, lambda w: w @ kept, lambda w: kept.T @ w, ())
+    return change_basis(weights, _principal(weights)[1][:dimensions].T)
 
 
 def readable_dimensions(weights: TracrWeights) -> int:
@@ -52,7 +51,7 @@ def readable_dimensions(weights: TracrWeights) -> int:
 
 def _principal(weights: TracrWeights) -> tuple[np.ndarray, np.ndarray]:
     """Singular values, descending, and directions [number, d_model] of all that reads, each vector of length 1."""
-    tensors = [tensor for name, tensor in weights.tensors.items() if name.endswith(_READERS)]
+    tensors = [tensor for name, tensor in weights.tensors.items() if name.endswith(READERS)]
     readers = np.concatenate([*tensors, weights.unembedding], 1).T.astype(np.float64)
     readers /= np.maximum(np.linalg.norm(readers, axis=1, keepdims=True), 1e-9)
     _, sizes, directions = np.linalg.svd(readers, full_matrices=True)
@@ -70,7 +69,21 @@ def add_noise(weights: TracrWeights, level: float, seed: int) -> TracrWeights:
     return replace(weights, tensors=tensors, residual_labels=())
 
 
-def _change_basis(
+def change_basis(weights: TracrWeights, basis: np.ndarray) -> TracrWeights:
+    """The model with its residual stream in another basis, [d_model, new d_model], of orthonormal columns."""
+    return _changed(weights, lambda w: w @ basis, lambda w: basis.T @ w, ())
+
+
+def residual_vectors(weights: TracrWeights) -> dict[str, np.ndarray]:
+    """All that stands in the residual stream, [vector, d_model] float64, by tensor: embeddings, what is read, what is
+    written, the unembedding."""
+    found = {name: tensor for name, tensor in weights.tensors.items() if name.endswith(("embeddings", *WRITERS))}
+    found |= {name: tensor.T for name, tensor in weights.tensors.items() if name.endswith(READERS)}
+    found[UNEMBED] = weights.unembedding.T
+    return {name: np.atleast_2d(vectors).astype(np.float64) for name, vectors in found.items()}
+
+
+def _changed(
     weights: TracrWeights,
     write: Callable[[np.ndarray], np.ndarray],
     read: Callable[[np.ndarray], np.ndarray],
@@ -78,9 +91,9 @@ def _change_basis(
 ) -> TracrWeights:
     tensors = {}
     for name, tensor in weights.tensors.items():
-        if name.endswith(_READERS):
+        if name.endswith(READERS):
             tensor = read(tensor)
-        elif name.endswith((*_WRITERS, "embeddings")):
+        elif name.endswith((*WRITERS, "embeddings")):
             tensor = write(tensor)
         tensors[name] = tensor
     return replace(weights, tensors=tensors, unembedding=read(weights.unembedding), residual_labels=labels)

@@ -1,0 +1,57 @@
+"""Training by the clock, for a lent machine: there are minutes, and how many steps they hold shows only there."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast
+from transformers import TrainerCallback
+
+RISE, FALL = 0.03, 0.4  # of the time: the learning rate rises in the first share of it, and falls to 0 in the last
+SPENT = "seconds.json"  # beside a checkpoint
+ENDLESS = 10**9  # steps
+
+
+class Clock(TrainerCallback):
+    """Ends a run after `minutes` in all, evaluations among them, or this call of it after `call_minutes`.
+
+    A run that is started again goes on with the time that its checkpoint had left.
+
+    Args:
+      minutes: of the whole run.
+      device: of the model; all processes go by the clock of the first.
+      call_minutes: of this call; it ends with a checkpoint. None: as long as the run takes.
+      checkpoint: that the run goes on from.
+    """
+
+    def __init__(
+        self, minutes: float, device: torch.device, call_minutes: float | None, checkpoint: str | None
+    ) -> None:
+        self.total, self.device = 60 * minutes, device
+        self.before = json.loads((Path(checkpoint) / SPENT).read_text()) if checkpoint else 0.0
+        self.call = 60 * call_minutes if call_minutes else float("inf")
+        self.begun, self.spent = time.monotonic(), self.before
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the whole run is."""
+        return self.spent >= self.total
+
+    def factor(self, step: int) -> float:
+        """Of the learning rate."""
+        share = self.spent / self.total
+        return max(0.0, min(1.0, share / RISE, (1 - share) / FALL))
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        spent = torch.tensor(self.before + time.monotonic() - self.begun, device=self.device)
+        self.spent = float(broadcast(spent))
+        if self.is_over or self.spent - self.before >= self.call:
+            control.should_training_stop = control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (folder / SPENT).write_text(json.dumps(round(self.spent, 1)))

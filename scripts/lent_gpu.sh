@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# One call on a GPU machine that is lent for minutes: train from where the last call ended, bring back what the next needs.
+# On such a machine: OUT=folder bash scripts/lent_gpu.sh 8.5      (minutes of this call; more options go to train.py)
+# Three calls fill the 24 minutes of scripts/configs/base.yaml. What lies under $OUT then, parts of one archive of at most
+# 15 MB each, holds the last checkpoint with its optimiser, or the final model. If the next call gets another machine, put
+# the parts into runs/parts. At the end, here: cat runs/parts/part-* | tar xz, then scripts/export_checkpoint.py.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+run=runs/gpu
+export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
+if [ ! -e $run ] && compgen -G 'runs/parts/part-*' > /dev/null; then
+  cat runs/parts/part-* | tar xz
+fi
+python3 scripts/train.py --config scripts/configs/base.yaml --online --output $run --call-minutes "$@"
+kept=$run/final
+if [ ! -e $kept ]; then
+  kept=$(find $run -maxdepth 1 -name 'checkpoint-*' | sort -V | tail -n 1)
+fi
+tar cz $run/log.jsonl "$kept" | split -b 15M - "$OUT/part-"
