@@ -1,4 +1,4 @@
-"""Write the figures of `results/` into README.md and model_card.md, so that both quote nothing else.
+"""Write the figures of `results/` into the README, docs/figures.md and the model's card, which quote nothing else.
 
 Run: python scripts/render_figures.py            (rewrites the documents)
      python scripts/render_figures.py --check    (fails if a document shows another figure)
@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
-DOCUMENTS = ("README.md", "model_card.md")
+DOCUMENTS = ("README.md", "docs/figures.md", "model_card.md")
 MARK = re.compile(r"<!--([\w.-]+)-->(.*?)<!--/-->", re.DOTALL)
 # What each file of `evaluate.py --all` is about.
 VARIANTS = {
@@ -32,7 +32,6 @@ VARIANTS = {
     "test-noisy-0.003": "test, noise of 0.3 %",
     "test-noisy-0.01": "test, noise of 1 %",
 }
-LISTED = 5  # failures
 CURVES = ("training-cpu", "training-cpu-2", "training-cpu-3")  # one run after the other
 
 
@@ -94,17 +93,26 @@ def by_lines(results: Path = RESULTS) -> str:
 
 
 def failures(results: Path = RESULTS) -> str:
-    """What verified decoding did not bring back exactly, of the test programs (the first LISTED) and of Tracr's own."""
-    found = [
-        f"{len(item['true'].splitlines()) - 3} lines, {item['verdict']}; the true program:\n\n{_indented(item['true'])}"
-        for item in _load("test-permuted", results)["failures"][:LISTED]
-    ]
+    """What verified decoding did not bring back exactly: of each kind of model the shortest, of Tracr's own all."""
+    kinds = {what: _load(name, results) for name, what in VARIANTS.items()}
+    found = [_shortest_failure(what, kind) for what, kind in kinds.items() if kind.get("failures")]
     tracr = [
         f"`{item['name']}` of `tracr.compiler.test_cases` ({item['lines']} lines): {item['certificate']}"
         for item in _load("library", results)["programs"]
         if not item["certified"]
     ]
     return "\n".join(f"- {text}" for text in found + tracr)
+
+
+def _shortest_failure(what: str, kind: dict[str, Any]) -> str:
+    """A program, and as comments the lines in which what came back differs."""
+    shortest = min(kind["failures"], key=lambda item: item["true"].count("\n"))
+    true = shortest["true"].strip()
+    others = [f"# {line}" for line in shortest["decompiled"].strip().splitlines() if line not in true.splitlines()]
+    count = f"{len(kind['failures'])} of {kind['n']:,}"
+    text = f"{what}: {count}. The shortest, and as comments how what came back differs; that is {shortest['status']}:"
+    code = _indented("\n".join([true, *others]))
+    return f"{text}\n\n{code}"
 
 
 def methods(results: Path = RESULTS) -> str:

@@ -115,6 +115,9 @@ def publisher(tmp_path_factory):
         process.stdout.close()
 
 
+DEMO_TIME_LIMIT = 4  # seconds
+
+
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
     """The address of `trade app`, in a process of its own."""
@@ -122,7 +125,7 @@ def demo(tmp_path_factory):
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(tmp_path_factory.mktemp("demo"))}
-    command = [sys.executable, "-m", "trade_hf.cli", "app", "--port", str(port)]
+    command = [sys.executable, "-m", "trade_hf.cli", "app", "--port", str(port), "--time-limit", str(DEMO_TIME_LIMIT)]
     root = Path(__file__).resolve().parent.parent
     with subprocess.Popen(command, env=environment, cwd=root, stdout=subprocess.PIPE, text=True) as process:
         assert f"http://127.0.0.1:{port}" in process.stdout.readline()

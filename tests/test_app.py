@@ -1,16 +1,21 @@
 """The demo over HTTP, as its page asks: answers, refusals in words, and that the next request is served."""
 
-import io
+import contextlib
+import gzip
+import html
 import json
-import pickle
 import re
+import socket
 import sys
+import time
 import urllib.error
 import urllib.request
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 import pytest
+from conftest import DEMO_TIME_LIMIT
+from hostile_files import HOSTILE, noise
 
 from trade_hf.app.answers import decompile_answer
 from trade_hf.app.examples import EXAMPLES
@@ -59,6 +64,7 @@ def test_a_program_is_compiled_scrambled_and_decompiled(demo):
     assert "Proven" in answer[0] and "SelectorWidth" in answer[0]
     steps = re.findall(r'role=\\"status\\">(\w+)', text)
     assert list(dict.fromkeys(steps)) == ["Waiting", "Compiling", "Reading", "Writing", "Finding", "Drawing", "Done"]
+    assert float(re.search(r"Done in ([\d.]+) s", text)[1]) < 2
     places, attention, proof, weights, tried = answer[1:6]
     assert "Confirmed for each line" in places and places.count("<svg") == 2
     assert "[3, 1, 1]" in attention and "layer 0 head 0" in attention
@@ -94,56 +100,85 @@ def test_bad_fields_get_one_line(demo, change, words):
     assert answer[6]["visible"] is False
 
 
-def safetensors(header, data=b""):
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + data
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_are_refused_in_words(demo, name):
+    content, words = HOSTILE[name]
+    assert words in html.unescape(refusal(asked_about_file(demo, content)))
 
 
-def zip_bomb():
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("model.safetensors", bytes(50_000_000))
-    return packed.getvalue()
-
-
-def test_files_are_decompiled_or_refused_in_words_and_the_next_is_served(demo, tmp_path):
-    weights = rotate(compile_program(parse(HISTOGRAM), ("a", "b"), 4), 3)
-    weights.save(tmp_path / "model")
-    good = (tmp_path / "model").read_bytes()
-    huge = {"x": {"dtype": "F32", "shape": [2**40, 2**20], "data_offsets": [0, 4]}}
-    overlapping = {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "xy"}
-    hostile = {
-        "expected a safetensors file, got a pickle or an archive": (pickle.dumps({"a": 1}), zip_bomb()),
-        "parameters; the limit is": (safetensors(huge, bytes(4)),),
-        "expected a safetensors file": (b"", b"hello", safetensors(overlapping, bytes(4)), good[:-1], b"\xff" * 9),
-    }
-    for words, contents in hostile.items():
-        for content in contents:
-            assert words in refusal(asked_about_file(demo, content))
+def test_a_file_is_decompiled(demo, tmp_path):
+    rotate(compile_program(parse(HISTOGRAM), ("a", "b"), 4), 3).save(tmp_path / "model")
     assert "expected a safetensors file, got none" in refusal(asked(demo, "decompile_file", None, "")[0])
-    answer = asked_about_file(demo, good)
+    answer = asked_about_file(demo, (tmp_path / "model").read_bytes())
     assert "Proven" in answer[0] and "After the scramble" not in answer[4]
 
 
-def test_a_file_too_large_is_not_taken_and_no_other_file_is_read(demo):
+LARGE = 100_000_000
+FIELD = b'--x\r\nContent-Disposition: form-data; name="files"\r\n\r\n%s\r\n--x--\r\n'
+TOO_LARGE = {
+    "a file": (413, lambda demo: uploaded(demo, bytes(LARGE))),
+    "a file just above": (413, lambda demo: uploaded(demo, bytes(MAX_BYTES + 1))),
+    "a field": (413, lambda demo: sent(demo, "upload", FIELD % bytes(LARGE), "multipart/form-data; boundary=x")),
+    "a program": (400, lambda demo: sent(demo, "call/decompile", json.dumps({"data": ["#" * LARGE]}).encode())),
+    "packed": (400, lambda demo: sent(demo, "call/decompile", gzip.compress(bytes(LARGE)))),
+}
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_what_is_too_large_is_not_taken_and_the_next_is_served(demo, name):
+    status, send = TOO_LARGE[name]
     with pytest.raises(urllib.error.HTTPError) as caught:
-        uploaded(demo, bytes(MAX_BYTES + 1))
+        send(demo)
     caught.value.close()
-    assert caught.value.code == 413
-    file = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+    assert caught.value.code == status
+    assert "Proven" in asked(demo, "decompile", *GOOD)[0][0]
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "http://example.com/model.safetensors"])
+def test_no_file_is_read_but_those_that_were_uploaded(demo, path):
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
     event = sent(demo, "call/decompile_file", json.dumps({"data": [file, ""]}).encode())["event_id"]
     with urllib.request.urlopen(f"{demo}/gradio_api/call/decompile_file/{event}", timeout=60) as response:
         text = response.read().decode()
     assert "event: error" in text and "root:" not in text
+    assert ("expected a file that was uploaded" in text) == path.startswith("http")
+
+
+def test_what_takes_too_long_to_come_or_to_run_is_ended_and_the_next_is_served(demo, tmp_path):
+    """Both at a time: a model that takes long, and a file of which a byte comes now and then."""
+    noise(length=490, heads=4).save(tmp_path / "long")
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(trickled, urlsplit(demo).port, patience=DEMO_TIME_LIMIT + 5)
+        start, answer = time.monotonic(), asked_about_file(demo, (tmp_path / "long").read_bytes())
+        assert f"ran for more than {DEMO_TIME_LIMIT} s" in refusal(answer)
+        assert time.monotonic() - start < DEMO_TIME_LIMIT + 5
+        assert "Proven" in asked(demo, "decompile", *GOOD)[0][0]
+        assert b" 400 " in slow.result()
+
+
+def trickled(port, patience):
+    """How an answer begins that a server gives in the end to a file of which a byte comes now and then."""
+    head = b"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="model"\r\n\r\n'
+    with socket.create_connection(("127.0.0.1", port), timeout=0.2) as client:
+        client.sendall(head + b"Content-Length: 1000\r\n\r\n" + body)
+        end = time.monotonic() + patience
+        while time.monotonic() < end:
+            client.sendall(b" ")
+            with contextlib.suppress(TimeoutError):
+                return client.recv(1000)
+    return b""
 
 
 def test_many_at_a_time_get_each_their_own(demo):
+    """The study of `scripts/benchmark.py space`, in small."""
+
     def one(size):
         vocab = ", ".join("abcdefgh"[:size])
         return size, asked(demo, "decompile", HISTOGRAM, vocab, 3, "permute", "")[0]
 
-    with ThreadPoolExecutor(8) as pool:
-        for size, answer in pool.map(one, [2, 3, 4, 5, 6, 7, 8, 2]):
+    with ThreadPoolExecutor(16) as pool:
+        for size, answer in pool.map(one, [2, 3, 4, 5, 6, 7, 8] * 3):
             assert "Proven" in answer[0] and f"{size}: {', '.join('abcdefgh'[:size])}" in answer[4].replace(
                 "&#x27;", ""
             )
@@ -168,6 +203,7 @@ def test_a_model_that_no_program_fits_is_not_called_proven_and_shows_where(tmp_p
     weights.tensors["transformer/layer_0/mlp/linear_2/w"][::3] = 0  # hidden units that write nothing any more
     rotate(weights, 0).save(tmp_path / "model")
     answer = decompile_answer({"file": str(tmp_path / "model"), "tokens": "9"}, str)
+    assert "the model computes something else" in answer["lead"]
     assert "Not proven" in answer["lead"] and "A counterexample" in answer["known"] and "≠" in answer["known"]
     assert "no line is assigned to a layer" in answer["places"]
     assert set(answer["tokens"].split(", ")) <= set("01234")

@@ -148,7 +148,7 @@ import json, runpy, sys
 
 space = runpy.run_path(sys.argv[1])
 wrong = []
-for reference, vocab in (("?", "a, b"), (space["TRUE"], "a,,b")):
+for reference, vocab in (("?", "a, b"), (space["TRUE"], "a,,b"), ("/x.safetensors", "a, b")):
     try:
         space["judge"](space["TRUE"], reference, vocab, 3)
     except space["gr"].Error as error:
@@ -165,5 +165,6 @@ def test_the_space_judges_a_pair(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
     wrong, found, labels = json.loads(done.stdout.splitlines()[-1])
     assert "line 1" in wrong[0] and "vocabulary: expected tokens separated by commas" in wrong[1]
+    assert wrong[2] == "'expected a true program, got the path of a model'"
     assert [item["status"] for item in found] == ["equivalent", "refuted"] and "refuted by" in found[1]["reason"]
     assert {"Predicted program", "True program", "Vocabulary", "Longest input", "Score"} <= set(labels)

@@ -165,6 +165,7 @@ def test_examples_show_what_the_model_gives():
     shift = next(case for case in CASES if case.name.startswith("shift"))
     wrong = Page(examples_html(shift.program, weights, [(2, 1, 4)])).text
     assert "[None, 2, 1]" in wrong and "[4, 1, 2]" in wrong  # the program's, the model's
+    assert "None: no output direction is on" in wrong
     does_not_compile = parse("program = rasp.Map(lambda x: x, rasp.indices)")
     assert "does not compile" in Page(examples_html(does_not_compile, weights, [(2,)])).text
 

@@ -27,8 +27,9 @@ METHODS = {
     Status.IDENTICAL: "a reordering of residual directions, hidden units and heads was found; every tensor is equal",
     Status.EQUIVALENT: "both were run on every input of every length up to the maximum",
     Status.AGREES: "both were run on all of the shortest inputs and on a seeded sample of the others",
-    Status.REFUTED: "an input was found on which they differ, or the program does not fit the model",
+    Status.REFUTED: "both were run on this input, and differ",
 }
+DOES_NOT_FIT = "the program cannot be what the model computes"
 
 
 class CertificateError(ValueError):
@@ -139,7 +140,7 @@ def _written(
 ) -> Certificate:
     return Certificate(
         verdict=verdict.status.value,
-        method=METHODS[verdict.status],
+        method=DOES_NOT_FIT if verdict.reason else METHODS[verdict.status],
         summary=str(verdict),
         inputs=verdict.inputs,
         checked=verdict.checked,

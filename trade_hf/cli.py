@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("app", help="the demo in a browser", description="Serve the demo on this machine.")
     sub.set_defaults(run=_app)
     sub.add_argument("--port", type=int, help="(default: the first free one from 7860)")
+    sub.add_argument("--time-limit", type=_seconds, metavar="SECONDS", help="of a request (default 20)")
     return parser
 
 
@@ -94,6 +95,13 @@ def _add_domain(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--max-seq-len", type=int, default=DEFAULT_LENGTH, help=f"longest input (default {DEFAULT_LENGTH})"
     )
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text}")
+    return seconds
 
 
 def parse_vocab(text: str) -> tuple[Value, ...]:
@@ -295,7 +303,7 @@ def _app(args: argparse.Namespace) -> int:
         from trade_hf.app.page import serve
     except ImportError:
         raise ImportError("the app needs gradio: pip install 'trade-hf[app]'") from None
-    serve(args.port)
+    serve(args.port, args.time_limit)
     return 0
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trade_hf.certificate import certify
+from trade_hf.certificate import Certificate, certify
 from trade_hf.cli import parse_vocab
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.transforms import permute, rotate
@@ -33,6 +33,7 @@ from trade_hf.report.page import (
     verdict_html,
 )
 from trade_hf.report.shape import shape_html
+from trade_hf.verification import Status
 
 BUDGET_SECONDS = 1.0  # for the search: an answer takes less than two
 MAX_CODE = 20_000  # characters
@@ -63,7 +64,7 @@ def decompile_answer(request: dict[str, Any], say: Say) -> dict[str, str]:
     tokens = _fitting(request["tokens"], given)
     return {
         "found": result.code,
-        "lead": join([verdict_html(certificate.verdict, certificate.summary), _code(result)]),
+        "lead": _lead(result, certificate),
         "known": join([certificate_html(certificate), counterexample_html(result.verdict)]),
         "places": _places(result.program, given, origins),
         "tokens": ", ".join(map(str, tokens)),
@@ -143,9 +144,14 @@ def _fitting(text: str, weights: TracrWeights) -> tuple[Value, ...]:
 # ---------------------------------------------------------------- parts
 
 
-def _code(result: Decompilation) -> Html:
-    about = f"{len(result.program)} lines, {result.candidates} tried, {result.seconds:.2g} s in the search"
-    return join([code_html(result.code, anchors=True), element("p", about, class_="note")])
+def _lead(result: Decompilation, certificate: Certificate) -> Html:
+    heading = element("h2", "The program, read from the weights alone")
+    tried = f"{result.candidates} tried in {result.seconds:.2g} s"
+    about = f"{len(result.program)} lines, {result.source.value}; {tried}."
+    if result.status is Status.REFUTED:
+        about = f"The best that was found; the model computes something else. {about}"
+    verdict = verdict_html(certificate.verdict, certificate.summary)
+    return join([heading, verdict, code_html(result.code, anchors=True), element("p", about, class_="note")])
 
 
 def _origins(program: Program, weights: TracrWeights) -> tuple[LineOrigin, ...] | None:
@@ -161,18 +167,18 @@ def _places(program: Program, weights: TracrWeights, origins: Sequence[LineOrigi
     if origins is None:
         words = "Its parts are not those that Tracr makes of this program, so no line is assigned to a layer."
         return join([element("p", words, class_="note"), graph])
-    unsure = [
-        variable_name(origin.line)
-        for origin, sure in zip(origins, confirm(program, weights, origins), strict=True)
-        if not sure
-    ]
-    words = (
-        f"Not confirmed by silencing: {', '.join(unsure)}." if unsure else "Confirmed for each line by silencing it."
-    )
     drawing = scrolling(Html(draw_layers(program, weights, origins)), "the program beside the layers")
-    return join(
-        [element("p", words, class_="note"), element("figure", drawing), element("h3", "Who reads whom"), graph]
-    )
+    where = [element("h3", "Where each line is"), element("figure", drawing), _confirmed(program, weights, origins)]
+    return join([*where, element("h3", "Who reads whom"), graph])
+
+
+def _confirmed(program: Program, weights: TracrWeights, origins: Sequence[LineOrigin]) -> Html:
+    """Which lines' places silencing confirms."""
+    sure = confirm(program, weights, origins)
+    unsure = [variable_name(origin.line) for origin, is_sure in zip(origins, sure, strict=True) if not is_sure]
+    test = "with its parts silenced, its own values change, and of the others only those that depend on it"
+    words = f"Not confirmed by silencing: {', '.join(unsure)}." if unsure else f"Confirmed for each line: {test}."
+    return element("p", words, class_="note")
 
 
 def _on_input(

@@ -18,21 +18,27 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
 
+from trade_hf.app.bounds import bounded
 from trade_hf.app.examples import EXAMPLES, Example
 from trade_hf.handler import MAX_BYTES, Worker
 from trade_hf.report.markup import Html, element, style
 
-TIME_LIMIT = 20.0  # seconds that a request may run
+TIME_LIMIT = 20.0  # seconds that a request may take to arrive, and then to run
+MAX_BODY = MAX_BYTES + 100_000  # bytes of a request: a file, and what stands around it
 MAX_WAITING = 64  # requests in the queue
 PARTS = ("lead", "places", "input", "known", "weights", "tried")
 TITLE = "TraDe: transformers back into programs"
 ABOUT = (
-    "Tracr compiles RASP programs into transformer weights. TraDe goes the other way: it reads a program out of the "
-    "weights, and compares the two on every input there is, or says on how many."
+    "RASP is a small language for what transformers compute, and Tracr compiles its programs into weights. TraDe goes "
+    "the other way: it reads the program out of the weights, compares the two, and says how far they agree."
 )
+FILE_COMMAND = "trade compile program.py -o model.safetensors"
 # Fonts that are there; Gradio's own theme would fetch its from elsewhere.
 SANS = ("system-ui", "Segoe UI", "Liberation Sans", "sans-serif")
 MONO = ("ui-monospace", "DejaVu Sans Mono", "Menlo", "Consolas", "monospace")
+THEME = gr.themes.Default(font=SANS, font_mono=MONO, primary_hue="blue").set(
+    block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300"
+)
 CSS = """<style>
 .gradio-container { width: 100%; max-width: 1320px !important; margin: 0 auto !important; }
 .gradio-container div.trade { border: 0; padding: 0; background: none; --paper: light-dark(#ffffff, #18181b); }
@@ -44,17 +50,18 @@ CSS = """<style>
 .trade.title h1 { margin: 8px 0 4px; font-size: 1.5rem; }
 .trade.title p { margin: 0; color: var(--soft); max-width: 46rem; }
 .code textarea { font: 13px/1.6 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace !important; }
-.trade .beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 0 28px; }
+.trade .beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: 0 28px; }
 .trade .beside h2 { margin-top: 16px; }
+.gradio-container .trade > h2:first-child { margin-top: 6px; }
 </style>"""
 READY, REFUSED = "Ready.", "Not done."
 Updates = dict[Any, Any]
 REFUSALS = (ValueError, TimeoutError, RuntimeError)  # what `Worker.ask` raises
 
 
-def serve(port: int | None = None) -> None:
+def serve(port: int | None = None, time_limit: float | None = None) -> None:
     """Serve the page until interrupted; on 127.0.0.1, unless GRADIO_SERVER_NAME says otherwise."""
-    launch(Demo(), port, prevent_thread_lock=False)
+    launch(Demo(time_limit or TIME_LIMIT), port, prevent_thread_lock=False)
 
 
 def launch(demo: Demo, port: int | None = None, prevent_thread_lock: bool = True) -> str:
@@ -71,7 +78,8 @@ def launch(demo: Demo, port: int | None = None, prevent_thread_lock: bool = True
         footer_links=[],
         max_file_size=MAX_BYTES,
         state_session_capacity=500,
-        theme=gr.themes.Default(font=SANS, font_mono=MONO, primary_hue="blue"),
+        app_kwargs=bounded(MAX_BODY, demo.time_limit),
+        theme=THEME,
         head=style() + CSS,
     )
     return address
@@ -81,6 +89,7 @@ class Demo:
     """The page, with the worker behind it and the examples' answers, which are computed once."""
 
     def __init__(self, time_limit: float = TIME_LIMIT) -> None:
+        self.time_limit = time_limit
         command = [sys.executable, "-m", "trade_hf.app.worker", str(time_limit)]
         self.worker = Worker(command, "the demo")
         self.ready = {example.name: self.worker.ask({**asdict(example), "asks": "decompile"}) for example in EXAMPLES}
@@ -131,12 +140,17 @@ class Demo:
                 with gr.Row():
                     self.vocab = gr.Textbox(first.vocab, label="Vocabulary")
                     self.length = gr.Slider(1, 12, first.length, step=1, label="Longest input")
-                scrambles = [("none", "none"), ("permute", "permute"), ("rotate", "rotate")]
-                self.scramble = gr.Radio(scrambles, value=first.scramble, label="Scramble the basis before decompiling")
+                self.scramble = gr.Radio(
+                    ["none", "permute", "rotate"],
+                    value=first.scramble,
+                    label="Scramble the weights before decompiling",
+                    info="permute: directions, hidden units and heads in a random order. rotate: a random basis.",
+                )
                 self.start = gr.Button("Compile, scramble, decompile", variant="primary")
             with gr.Tab("A model file"):
-                words = f"A safetensors file as `trade compile` writes it, up to {MAX_BYTES // 1_000_000} MB"
-                self.file = gr.File(label=words, height=160)
+                self.file = gr.File(label=f"Safetensors, up to {MAX_BYTES // 1_000_000} MB", height=160)
+                words = ("As ", element("code", FILE_COMMAND), " writes it.")
+                gr.HTML(part(element("p", *words, class_="note")), apply_default_css=False, js_on_load=None)
                 self.start_file = gr.Button("Decompile the file", variant="primary")
         self.status = gr.HTML(status_part(READY), apply_default_css=False, js_on_load=None)
 
@@ -146,9 +160,8 @@ class Demo:
             with gr.Tab("Layers"):
                 self.parts["places"] = shown_part(answer["places"])
             with gr.Tab("Attention"):
-                with gr.Row(equal_height=True):
-                    self.tokens = gr.Textbox(answer["tokens"], label="Input: tokens, separated by commas", scale=4)
-                    self.look = gr.Button("Show", scale=1)
+                label = "Input: tokens, separated by commas"
+                self.tokens = gr.Textbox(answer["tokens"], label=label, submit_btn="Show")
                 self.parts["input"] = shown_part(answer["input"])
             with gr.Tab("Proof"):
                 self.parts["known"] = shown_part(answer["known"])
@@ -167,14 +180,8 @@ class Demo:
         self.example.input(
             self.on_example, self.example, of_example, show_progress="hidden", api_visibility="private", queue=False
         )
-        for event in (self.look.click, self.tokens.submit):
-            event(
-                self.on_input,
-                [self.asked, self.tokens],
-                [self.parts["input"], self.status],
-                api_visibility="private",
-                **show,
-            )
+        shown = [self.parts["input"], self.status]
+        self.tokens.submit(self.on_input, [self.asked, self.tokens], shown, api_visibility="private", **show)
 
     # ------------------------------------------------------------ events
 

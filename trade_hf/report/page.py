@@ -9,6 +9,7 @@ trade decompile model.safetensors --report report.html
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -169,7 +170,7 @@ def example_inputs(weights: TracrWeights, count: int = EXAMPLES, seed: int = 0) 
 def examples_html(program: Program, weights: TracrWeights, inputs: Sequence[Sequence[Value]]) -> Html:
     """What program and model give on some inputs. As in a certificate, a program means what Tracr makes of it; where
     RASP says something else, that stands beside it."""
-    head, note = "Outputs, one for each token", "None: no output direction is on."
+    head = "Outputs, one for each token"
     given = run(weights, _encoded(inputs, weights.input_vocab))
     try:
         compiled = compile_program(program, weights.input_vocab, weights.max_seq_len)
@@ -183,7 +184,9 @@ def examples_html(program: Program, weights: TracrWeights, inputs: Sequence[Sequ
     for row, tokens in enumerate(inputs):
         ours, theirs = made.defined(row), given.defined(row)
         rows.append([listed(tokens), listed(ours), listed(theirs), _in_rasp(meant, row, ours)])
-    return join([table(["input", "program", "model", ""], rows, head), element("p", note, class_="note")])
+    has_none = any("None" in row[1] + row[2] for row in rows)
+    note = element("p", "None: no output direction is on.", class_="note") if has_none else ""
+    return join([table(["input", "program", "model", ""], rows, head), note])
 
 
 def _encoded(inputs: Sequence[Sequence[Value]], vocab: Sequence[Value]) -> np.ndarray:
@@ -210,7 +213,7 @@ def attempts_html(result: Decompilation) -> Html:
     if result.chosen >= MAX_ATTEMPTS:
         listed_ones.append(numbered[result.chosen])
     rows = [_attempt_row(number, attempt, number == result.chosen) for number, attempt in listed_ones]
-    head = ["", "verdict", "log-likelihood", "functions", "code"]
+    head = ["", "verdict", "code", "where it comes from", "log-likelihood"]
     words = f"{len(numbered)} tried in {result.seconds:.2g} s"
     return table(
         head, rows, words if len(listed_ones) == len(numbered) else f"{words}; {len(listed_ones)} of them listed"
@@ -223,9 +226,9 @@ def _attempt_row(number: int, attempt: Attempt, is_chosen: bool) -> list[object]
     return [
         label,
         element("div", attempt.verdict, class_="words"),
-        f"{attempt.score:.3g}",
-        attempt.source.value,
         code,
+        element("div", attempt.source.value, class_="words"),
+        "–" if math.isnan(attempt.score) else f"{attempt.score:.3g}",
     ]
 
 

@@ -12,10 +12,12 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 
 from trade_hf.app.answers import MAX_CODE, MAX_LENGTH, MAX_VOCAB, domain
-from trade_hf.metrics.scoring import score
+from trade_hf.app.bounds import bounded
+from trade_hf.metrics.scoring import WEIGHTS_SUFFIX, score
 from trade_hf.rasp.program import RaspError
 from trade_hf.rasp.tables import UnsupportedError
 
+MAX_BODY, SECONDS = 1_000_000, 20.0  # of a request: bytes, and how long they may take to arrive
 TITLE = "Functional equivalence of RASP programs"
 ABOUT = (
     "Does the predicted program compute what the true one does? Both are run on every input where there are at most "
@@ -30,6 +32,8 @@ def judge(prediction: str, reference: str, vocab: str, length: float) -> dict[st
     try:
         if len(reference) > MAX_CODE:
             raise ValueError(f"expected a true program of at most {MAX_CODE:,} characters, got {len(reference):,}")
+        if reference.endswith(WEIGHTS_SUFFIX):  # which `score` would read from this machine's disk
+            raise ValueError("expected a true program, got the path of a model")
         return asdict(score(prediction, reference, *domain(vocab, length)))
     except (RaspError, UnsupportedError, ValueError) as error:
         raise gr.Error(str(error), print_exception=False) from None
@@ -53,4 +57,4 @@ def build() -> gr.Interface:
 
 
 if __name__ == "__main__":
-    build().launch()
+    build().launch(app_kwargs=bounded(MAX_BODY, SECONDS))
