@@ -62,6 +62,17 @@ def test_a_compressed_model():
     assert canonical(next(lifted_programs(small)), weights) == canonical(case.program, weights)
 
 
+def test_compressed_models_of_random_programs(samples):
+    """What nothing reads is lost, so that another program may be found that does the same."""
+    found = 0
+    for sample in samples[:24]:
+        weights = sample.compile()
+        small = compress(weights, readable_dimensions(weights))
+        programs = itertools.islice(lifted_programs(small), 4)
+        found += any(verify(spelled(program, small), small).is_verified for program in programs)
+    assert found >= 23
+
+
 def test_weights_that_are_no_tracr_model_give_none_and_end(samples):
     rng = np.random.default_rng(0)
     weights = samples[0].compile()

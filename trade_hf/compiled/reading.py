@@ -438,9 +438,12 @@ def _leaves(start: np.ndarray, steps: np.ndarray) -> bool:
 
 
 def _departs(at: np.ndarray, step: np.ndarray) -> bool:
-    """Whether a step goes from a direction to another one. A compressed model has lost those that nothing reads."""
-    is_lost = float(np.linalg.norm(at)) < NEAR and abs(float(np.linalg.norm(step)) - 1) < NEAR
-    return is_lost or abs(float(step @ at) + 1) < NEAR
+    """Whether a step goes from a direction to another one. In a compressed model directions are shorter where readers
+    do not tell them apart, and nothing where nothing reads them."""
+    square, product = float(at @ at), float(step @ at)
+    if square < NEAR**2:
+        return abs(float(np.linalg.norm(step)) - 1) < NEAR
+    return abs(product + 1) < NEAR or abs(product + square) < NEAR * square
 
 
 def _tidy(number: float) -> float:
