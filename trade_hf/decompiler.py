@@ -40,7 +40,8 @@ BUDGET_SECONDS = 5.0
 FURTHER = 60  # candidates that are looked at after one that is equivalent
 
 
-_STRENGTH = {Status.IDENTICAL: 3, Status.EQUIVALENT: 2, Status.AGREES: 1, Status.REFUTED: 0, Status.UNVERIFIED: 0}
+# Of verdicts, the weakest first.
+_STRENGTH = [Status.UNVERIFIED, Status.REFUTED, Status.AGREES, Status.EQUIVALENT, Status.TURNED, Status.IDENTICAL]
 
 
 @dataclass(frozen=True)
@@ -218,10 +219,10 @@ def decompile_with(
         program, verdict = _checked(candidate.program, verifier)
         attempts.append(Attempt(program, verdict, candidate.score, candidate.source))
         fits = verdict.status is Status.EQUIVALENT and alike(program, weights)
-        strength = (_STRENGTH[verdict.status], fits)
+        strength = (_STRENGTH.index(verdict.status), fits)
         if best is None or strength > best[0]:
             best = strength, len(attempts) - 1, candidate
-        if verdict.status is Status.IDENTICAL or (fits and not may_be_identical):
+        if verdict.status in (Status.IDENTICAL, Status.TURNED) or (fits and not may_be_identical):
             break
         if verdict.is_verified:
             last = min(last, len(attempts) + FURTHER)

@@ -1,8 +1,10 @@
 """Do two of programs and compiled transformers agree? The answer says how it was found.
 
-Three ways, the strongest first:
+Four ways:
 - identical weights: the program, compiled, has the model's weights up to the order of residual directions, hidden
   units, head dimensions and heads. An explicit reordering is found and every tensor compared, so this is a proof.
+- identical weights in another basis: the same up to rounding after a turn of the residual stream, which is found too.
+  This is looked for where there are too many inputs to run them all and those that were run agree.
 - equivalent: both give the same on every input of every length up to the maximum.
 - agrees: the same on a stated number of inputs, where there are too many to run them all: all of the shortest lengths
   and a seeded sample of the others, with a bound on the share of inputs that may differ.
@@ -23,10 +25,12 @@ import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 
 import numpy as np
 import torch
 
+from trade_hf.compiled.alignment import align, is_turned
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.faithful import may_depart
 from trade_hf.compiled.forward import run
@@ -50,10 +54,14 @@ SUSPECTS = 64  # inputs that are run again at a time
 
 class Status(Enum):
     IDENTICAL = "identical weights"
+    TURNED = "identical weights in another basis"
     EQUIVALENT = "equivalent"
     AGREES = "agrees"
     REFUTED = "refuted"
     UNVERIFIED = "unverified"
+
+
+PROVEN = (Status.IDENTICAL, Status.TURNED, Status.EQUIVALENT)
 
 
 @dataclass(frozen=True)
@@ -76,12 +84,12 @@ class Verdict:
     @property
     def is_verified(self) -> bool:
         """Proven: identical, or the same on every input."""
-        return self.status in (Status.IDENTICAL, Status.EQUIVALENT)
+        return self.status in PROVEN
 
     def __str__(self) -> str:
         match self.status:
-            case Status.IDENTICAL:
-                return "identical weights"
+            case Status.IDENTICAL | Status.TURNED:
+                return self.status.value
             case Status.EQUIVALENT:
                 return f"equivalent on all {self.inputs:,} inputs"
             case Status.AGREES:
@@ -130,7 +138,15 @@ class Verifier:
             side.compiled, weights
         ):
             return Verdict(Status.IDENTICAL, inputs.total, inputs.total)
-        return _compare(side, self.model, TOLERANCE, inputs)
+        verdict = _compare(side, self.model, TOLERANCE, inputs)
+        if verdict.status is Status.AGREES and is_turned(side.compiled, self.aligned):
+            return Verdict(Status.TURNED, verdict.checked, verdict.inputs)
+        return verdict
+
+    @cached_property
+    def aligned(self) -> TracrWeights:
+        """The model in Tracr's own basis, if that is found."""
+        return align(self.weights)
 
 
 def verify_programs(

@@ -7,14 +7,21 @@ one to another; so those that are known tell the next ones. Directions that noth
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.transforms import READERS, WRITERS, change_basis, residual_vectors
 from trade_hf.compiled.weights import UNEMBED, TracrWeights
 
 NEAR = 0.2  # of a length: rows are equal, or a number is 0 or 1
 SMALLEST = 0.02  # length of a row that tells a direction
 MOST_DIRECTIONS, MOST_ROWS = 512, 8_192  # of the residual stream, and written to it; larger models stay as they are
+SETTLING, FAR = 4, 4.0  # turns; times the reach of noise that an entry is off at most before them
+SPREADS = 5.0  # standard deviations that noise may reach: one entry in two million goes beyond
+TO_DEVIATION = 1.4826  # of a normal distribution, the standard deviation over the median of absolute values
+ROUNDING = 2e-6  # of the largest entry of a tensor, where it was turned into another basis and back
 COLDNESS = 100.0  # Tracr's softmax coldness, and the slope of threshold units
 
 
@@ -29,7 +36,45 @@ def align(weights: TracrWeights) -> TracrWeights:
         basis = _Directions(weights).basis()
     except NotTracrsError:
         return weights
-    return change_basis(weights, basis.T)
+    return _settled(change_basis(weights, basis.T))
+
+
+def is_turned(compiled: TracrWeights, aligned: TracrWeights) -> bool:
+    """Whether a model that `align` gave is `compiled` up to order and to what rounding leaves of a turn."""
+
+    def snapped(tensor: np.ndarray, meant: np.ndarray) -> np.ndarray:
+        values = np.unique(meant)
+        places = np.searchsorted((values[1:] + values[:-1]) / 2, tensor)
+        is_close = np.abs(values[places] - tensor) <= 5 * ROUNDING * np.abs(tensor).max()
+        return np.where(is_close, values[places], tensor)
+
+    if {name: t.shape for name, t in compiled.tensors.items()} != {n: t.shape for n, t in aligned.tensors.items()}:
+        return False
+    tensors = {name: snapped(tensor, compiled.tensors[name]) for name, tensor in aligned.tensors.items()}
+    unembedding = snapped(aligned.unembedding, compiled.unembedding)
+    return are_identical(compiled, replace(aligned, tensors=tensors, unembedding=unembedding))
+
+
+def _settled(weights: TracrWeights) -> TracrWeights:
+    """The model in the basis close to its own in which what noise may have made of 0 is least. Single directions are
+    known as well as what writes them; readers, whose entries are a hundred times larger, tell them better."""
+    for _ in range(SETTLING):
+        moments = np.zeros((weights.d_model, weights.d_model))
+        for name, vectors in residual_vectors(weights).items():
+            size = np.sqrt((vectors**2).mean())
+            if size:
+                is_plain = name == UNEMBED or name.endswith("embeddings")
+                meant = np.round(vectors) if is_plain else np.where(np.abs(vectors) < FAR * reach(vectors), 0, vectors)
+                moments += vectors.T @ meant / size**2
+        left, _, right = np.linalg.svd(moments)
+        turn = (left @ right).astype(np.float32)
+        weights = change_basis(weights, turn)
+    return weights
+
+
+def reach(tensor: np.ndarray) -> float:
+    """How far noise takes an entry at most."""
+    return SPREADS * TO_DEVIATION * float(np.median(np.abs(tensor)))
 
 
 class _Directions:

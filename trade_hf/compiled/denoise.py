@@ -11,16 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from trade_hf.compiled.alignment import align
-from trade_hf.compiled.transforms import change_basis, residual_vectors
-from trade_hf.compiled.weights import UNEMBED, TracrWeights
+from trade_hf.compiled.alignment import ROUNDING, align, reach
+from trade_hf.compiled.weights import TracrWeights
 
-SPREADS = 5.0  # standard deviations that noise may reach: one entry in two million goes beyond
-TO_DEVIATION = 1.4826  # of a normal distribution, the standard deviation over the median of absolute values
 LARGEST_ZERO = 0.5  # 1 is always an entry, whatever the noise
 LARGEST_DENOMINATOR = 12
-SETTLING, FAR = 4, 4.0  # turns; times the reach of noise that an entry is off at most before them
-ROUNDING = 2e-6  # of the largest entry of a tensor, where it was turned into another basis and back
 
 
 def is_aligned(weights: TracrWeights) -> bool:
@@ -34,8 +29,8 @@ def denoise(weights: TracrWeights) -> TracrWeights:
     """The model in Tracr's own basis with its noise taken off where that can be done, else the model itself."""
     if is_aligned(weights):
         return weights
-    is_turned = _reach(weights.tensors["token_embed/embeddings"]) > LARGEST_ZERO
-    aligned = _settled(align(weights)) if is_turned else weights
+    is_turned = reach(weights.tensors["token_embed/embeddings"]) > LARGEST_ZERO
+    aligned = align(weights) if is_turned else weights
     clean = {name: _denoise(tensor) for name, tensor in aligned.tensors.items()}
     unembedding = aligned.unembedding
     if is_turned:  # these are 0 and 1
@@ -45,37 +40,15 @@ def denoise(weights: TracrWeights) -> TracrWeights:
     return found if is_aligned(found) else weights
 
 
-def _settled(weights: TracrWeights) -> TracrWeights:
-    """The model in the basis close to its own in which what noise may have made of 0 is least. Single directions are
-    known as well as what writes them; readers, whose entries are a hundred times larger, tell them better."""
-    for _ in range(SETTLING):
-        moments = np.zeros((weights.d_model, weights.d_model))
-        for name, vectors in residual_vectors(weights).items():
-            size = np.sqrt((vectors**2).mean())
-            if size:
-                is_plain = name == UNEMBED or name.endswith("embeddings")
-                meant = np.round(vectors) if is_plain else np.where(np.abs(vectors) < FAR * _reach(vectors), 0, vectors)
-                moments += vectors.T @ meant / size**2
-        left, _, right = np.linalg.svd(moments)
-        turn = (left @ right).astype(np.float32)
-        weights = change_basis(weights, turn)
-    return weights
-
-
 def _denoise(tensor: np.ndarray) -> np.ndarray:
-    reach = max(_reach(tensor), ROUNDING * float(np.abs(tensor).max()))
-    clean = np.where(np.abs(tensor) < min(reach, LARGEST_ZERO), 0, tensor)
+    farthest = max(reach(tensor), ROUNDING * float(np.abs(tensor).max()))
+    clean = np.where(np.abs(tensor) < min(farthest, LARGEST_ZERO), 0, tensor)
     left = clean != 0
     for denominator in range(1, LARGEST_DENOMINATOR + 1):
-        if 2 * reach * denominator * (denominator - 1) >= 1:  # fractions are closer to each other than that
+        if 2 * farthest * denominator * (denominator - 1) >= 1:  # fractions are closer to each other than that
             break
         simple = np.round(tensor * denominator) / denominator
-        meant = left & (np.abs(simple - tensor) < reach)
+        meant = left & (np.abs(simple - tensor) < farthest)
         clean[meant] = simple[meant]
         left &= ~meant
     return clean.astype(np.float32)
-
-
-def _reach(tensor: np.ndarray) -> float:
-    """How far noise takes an entry at most."""
-    return SPREADS * TO_DEVIATION * float(np.median(np.abs(tensor)))

@@ -90,7 +90,7 @@ def _score_against_model(prediction: str, weights: TracrWeights) -> Score:
     except (RaspError, UnsupportedError, WeightsError) as error:
         return _failed(error, None)
     verdict = verify(program, weights, limit=LIMIT, samples=LIMIT // 2)
-    return _scored(verdict, verdict.status is Status.IDENTICAL, None)
+    return _scored(verdict, verdict.status in (Status.IDENTICAL, Status.TURNED), None)
 
 
 def _failed(error: Exception, edit_distance: int | None) -> Score:

@@ -30,7 +30,7 @@ from trade_hf.report.heatmaps import attention_html, weights_html
 from trade_hf.report.highlight import code_html
 from trade_hf.report.markup import Html, block, definitions, element, join, listed, scrolling, shown, style, table
 from trade_hf.report.shape import shape_html
-from trade_hf.verification import TOLERANCE, Status, Verdict
+from trade_hf.verification import PROVEN, TOLERANCE, Status, Verdict
 
 if TYPE_CHECKING:
     from trade_hf.decompiler import Attempt, Decompilation
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 EXAMPLES, EXAMPLE_LENGTH = 6, 8  # inputs that are shown, tokens in them at most
 MAX_ATTEMPTS = 20  # that are listed
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-_PROVEN = (Status.IDENTICAL.value, Status.EQUIVALENT.value)
+_PROVEN = tuple(status.value for status in PROVEN)
 
 
 def report(
