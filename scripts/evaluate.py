@@ -49,6 +49,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataset_builder.library import library_programs
 from dataset_builder.splits import PINNED, pinned
 from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.denoise import denoise
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate
@@ -70,8 +71,12 @@ VARIANTS: dict[str, Callable[[TracrWeights, int], TracrWeights]] = {
     "rotated": rotate,
     "compressed": lambda weights, seed: compress(weights, readable_dimensions(weights)),
     **{
-        f"noisy-{level}": lambda weights, seed, level=level: add_noise(permute(weights, seed), level, seed)
-        for level in (0.0003, 0.001, 0.003, 0.01)
+        f"{name}-{level}": lambda weights, seed, turn=turn, level=level: add_noise(turn(weights, seed), level, seed)
+        for name, turn, levels in (
+            ("noisy", permute, (0.0003, 0.001, 0.003, 0.01)),
+            ("noisy-rotated", rotate, (0.001, 0.01)),
+        )
+        for level in levels
     },
 }
 # Files of --all: split, variant, programs. Without noise a model takes half a second, with it some five.
@@ -339,7 +344,7 @@ def _decompiled_row(
     truth: Program, weights: TracrWeights, checkpoint: Path, greedy_failure: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Figures of verified decoding; what is listed as a failure is one of that."""
-    result, lifted = decompile(weights, checkpoint), next(lifted_programs(weights), None)
+    result, lifted = decompile(weights, checkpoint), next(lifted_programs(denoise(weights)), None)
     proven, exact = result.verdict.is_verified, result.program == truth
     failure = {**(greedy_failure or {"true": to_text(truth)}), "decompiled": to_text(result.program)}
     return {

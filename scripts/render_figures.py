@@ -31,6 +31,8 @@ VARIANTS = {
     "test-noisy-0.001": "test, noise of 0.1 %",
     "test-noisy-0.003": "test, noise of 0.3 %",
     "test-noisy-0.01": "test, noise of 1 %",
+    "test-noisy-rotated-0.001": "test, in a random basis, noise of 0.1 %",
+    "test-noisy-rotated-0.01": "test, in a random basis, noise of 1 %",
 }
 CURVES = ("training-cpu", "training-cpu-2", "training-cpu-3")  # one run after the other
 

@@ -38,6 +38,7 @@ DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "trade-base"
 MAX_CANDIDATES = 200
 BUDGET_SECONDS = 5.0
 FURTHER = 60  # candidates that are looked at after one that is equivalent
+A_FEW = 8  # after one whose units read and write as the model's do, where noise or a turn was taken off
 
 
 # Of verdicts, the weakest first.
@@ -202,14 +203,13 @@ def decompile_with(
 
     A candidate with identical weights is returned, in canonical form. Where one is found that gives the same and yet is
     not the model's own program, a few more are looked at; where none is proven, the one with the strongest verdict is
-    returned, which says what it lacks. In a rotated basis no weights can be identical: there a program whose units read
-    and write as the model's do counts as its own. What noise there is in Tracr's own basis is taken off for the search;
-    the verdict is always on the model as it was given.
+    returned, which says what it lacks. For the search, Tracr's own basis is found again in another one, and noise is
+    taken off; where that cannot be done, a program whose units have the same products as the model's counts as its own.
+    The verdict is always on the model as it was given.
     """
     start = time.monotonic()
     weights = denoise(given)
     verifier = Verifier(weights)
-    may_be_identical = weights is given and is_aligned(weights)
     attempts: list[Attempt] = []
     best: tuple[tuple, int, Candidate] | None = None
     last = max_candidates
@@ -222,10 +222,10 @@ def decompile_with(
         strength = (_STRENGTH.index(verdict.status), fits)
         if best is None or strength > best[0]:
             best = strength, len(attempts) - 1, candidate
-        if verdict.status in (Status.IDENTICAL, Status.TURNED) or (fits and not may_be_identical):
+        if verdict.status in (Status.IDENTICAL, Status.TURNED) or (fits and not is_aligned(weights)):
             break
         if verdict.is_verified:
-            last = min(last, len(attempts) + FURTHER)
+            last = min(last, len(attempts) + (A_FEW if fits and weights is not given else FURTHER))
     assert best is not None, "the grammar lets the model end every program"
     _, chosen, candidate = best
     program = attempts[chosen].program
