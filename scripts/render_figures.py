@@ -68,6 +68,8 @@ def figure(name: str, results: Path = RESULTS) -> str:
     value = result[key]
     for part in rest:
         value = value[part]
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
