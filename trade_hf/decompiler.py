@@ -39,6 +39,8 @@ MAX_CANDIDATES = 200
 BUDGET_SECONDS = 5.0
 FURTHER = 60  # candidates that are looked at after one that is equivalent
 A_FEW = 8  # after one whose units read and write as the model's do, where noise or a turn was taken off
+# Largest difference of two signatures that are alike: by rounding, and where noise was taken off but for thresholds.
+LIKE, LIKE_IN_NOISE = 0.01, 0.1
 
 
 # Of verdicts, the weakest first.
@@ -209,7 +211,7 @@ def decompile_with(
     """
     start = time.monotonic()
     weights = denoise(given)
-    verifier = Verifier(weights)
+    verifier, is_clean = Verifier(weights), weights is not given
     attempts: list[Attempt] = []
     best: tuple[tuple, int, Candidate] | None = None
     last = max_candidates
@@ -218,14 +220,16 @@ def decompile_with(
             break
         program, verdict = _checked(candidate.program, verifier)
         attempts.append(Attempt(program, verdict, candidate.score, candidate.source))
-        fits = verdict.status is Status.EQUIVALENT and alike(program, weights)
-        strength = (_STRENGTH.index(verdict.status), fits)
+        is_compared = verdict.status is Status.EQUIVALENT or (is_clean and verdict.reason is None)
+        distance = unlikeness(program, weights) if is_compared else math.inf
+        fits = distance < (LIKE_IN_NOISE if is_clean else LIKE)
+        strength = (_STRENGTH.index(verdict.status), -distance)
         if best is None or strength > best[0]:
             best = strength, len(attempts) - 1, candidate
         if verdict.status in (Status.IDENTICAL, Status.TURNED) or (fits and not is_aligned(weights)):
             break
-        if verdict.is_verified:
-            last = min(last, len(attempts) + (A_FEW if fits and weights is not given else FURTHER))
+        if verdict.is_verified or fits:
+            last = min(last, len(attempts) + (A_FEW if fits and is_clean else FURTHER))
     assert best is not None, "the grammar lets the model end every program"
     _, chosen, candidate = best
     program = attempts[chosen].program
@@ -235,14 +239,14 @@ def decompile_with(
     return Decompilation(program, verdict, tuple(attempts), chosen, time.monotonic() - start)
 
 
-def alike(program: Program, weights: TracrWeights) -> bool:
-    """Whether a program compiles to units that read and write as a model's do, in whatever basis and order, and in no
-    more dimensions than the model has."""
+def unlikeness(program: Program, weights: TracrWeights) -> float:
+    """How far the units that a program compiles to read and write otherwise than a model's, in whatever basis and order
+    and in no more dimensions than the model has; infinite where their numbers differ."""
     compiled = compile_program(program, weights.input_vocab, weights.max_seq_len)
     if weights.d_model < compiled.d_model:
         compiled = compress(compiled, weights.d_model)
     one, other = _signature(compiled), _signature(weights)
-    return one.shape == other.shape and bool(np.allclose(one, other, atol=0.01))
+    return float(np.abs(one - other).max()) if one.shape == other.shape else math.inf
 
 
 def _signature(weights: TracrWeights) -> np.ndarray:
