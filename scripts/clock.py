@@ -50,8 +50,7 @@ class Clock(TrainerCallback):
         self.spent = float(broadcast(spent))
         if self.is_over or self.spent - self.before >= self.call:
             control.should_training_stop = control.should_save = True
-
-    def on_save(self, args, state, control, **kwargs) -> None:
-        if state.is_world_process_zero:
+        if control.should_save and state.is_world_process_zero:  # before the rest: no checkpoint is whole without it
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / SPENT).write_text(json.dumps(round(self.spent, 1)))

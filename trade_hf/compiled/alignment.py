@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from trade_hf.compiled.isomorphism import are_identical
+from trade_hf.compiled.reading import COLDNESS
 from trade_hf.compiled.transforms import READERS, WRITERS, change_basis, residual_vectors
 from trade_hf.compiled.weights import UNEMBED, TracrWeights
 
@@ -22,7 +23,6 @@ SETTLING, FAR = 4, 4.0  # turns; times the reach of noise that an entry is off a
 SPREADS = 5.0  # standard deviations that noise may reach: one entry in two million goes beyond
 TO_DEVIATION = 1.4826  # of a normal distribution, the standard deviation over the median of absolute values
 ROUNDING = 2e-6  # of the largest entry of a tensor, where it was turned into another basis and back
-COLDNESS = 100.0  # Tracr's softmax coldness, and the slope of threshold units
 
 
 class NotTracrsError(Exception):
