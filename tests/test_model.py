@@ -91,6 +91,14 @@ def test_an_untrained_model_still_writes_programs(tiny_checkpoint, samples, spoi
     assert result.candidates == 2 and result.code.startswith("from tracr.rasp import rasp")
 
 
+def test_no_model_is_lost_to_a_machine_that_stood_still(tiny_checkpoint, samples):
+    """The time is over before the first candidate, and what is read from the weights is tried all the same."""
+    weights = compile_program(samples[0].program, samples[0].vocab, samples[0].max_seq_len)
+    result = decompile(weights, tiny_checkpoint, budget_seconds=0)
+    assert result.source is not Source.WRITTEN and result.verdict.is_verified
+    assert decompile(weights, tiny_checkpoint, max_candidates=1, budget_seconds=0).candidates == 1
+
+
 def test_the_search_departs_from_the_greedy_program_by_what_it_gives_up(tiny_checkpoint, samples):
     model = load_model(tiny_checkpoint)
     weights = compile_program(samples[0].program, samples[0].vocab, samples[0].max_seq_len)

@@ -37,6 +37,7 @@ from trade_hf.verification import Status, Verdict, Verifier
 DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "trade-base"
 MAX_CANDIDATES = 200
 BUDGET_SECONDS = 5.0
+FIRST = 8  # candidates that are tried even where the time is over, as on a machine that stood still
 FURTHER = 60  # candidates that are looked at after one that is equivalent
 A_FEW = 8  # after one whose units read and write as the model's do, where noise or a turn was taken off
 # Largest difference of two signatures that are alike: by rounding, and where noise was taken off but for thresholds.
@@ -201,7 +202,7 @@ def decompile_with(
       model: as `load_model` or `prepare` gives it.
       given: the compiled transformer.
       max_candidates: how many programs are checked at most.
-      budget_seconds: no further candidate is checked after this time.
+      budget_seconds: no further candidate is checked after this time, but for the first 8.
 
     A candidate with identical weights is returned, in canonical form. Where one is found that gives the same and yet is
     not the model's own program, a few more are looked at; where none is proven, the one with the strongest verdict is
@@ -216,7 +217,8 @@ def decompile_with(
     best: tuple[tuple, int, Candidate] | None = None
     last = max_candidates
     for candidate in islice(propose(weights, model), max_candidates):
-        if best is not None and (len(attempts) >= last or time.monotonic() - start > budget_seconds):
+        is_late = len(attempts) >= FIRST and time.monotonic() - start > budget_seconds
+        if len(attempts) >= last or is_late:
             break
         program, verdict = _checked(candidate.program, verifier)
         attempts.append(Attempt(program, verdict, candidate.score, candidate.source))

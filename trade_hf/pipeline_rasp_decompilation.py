@@ -40,7 +40,7 @@ class RaspDecompilationPipeline(Pipeline):
         Args:
           inputs: see the class.
           max_candidates: how many programs are checked at most, for each input.
-          budget_seconds: no further candidate is checked after this time, for each input.
+          budget_seconds: no further candidate is checked after this time, but for the first 8, for each input.
         """
         return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, **kwargs)
 
