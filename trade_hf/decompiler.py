@@ -212,7 +212,7 @@ def decompile_with(
     """
     start = time.monotonic()
     weights = denoise(given)
-    verifier, is_clean = Verifier(weights), weights is not given
+    verifier, likeness, is_clean = Verifier(weights), Likeness(weights), weights is not given
     attempts: list[Attempt] = []
     best: tuple[tuple, int, Candidate] | None = None
     last = max_candidates
@@ -223,7 +223,7 @@ def decompile_with(
         program, verdict = _checked(candidate.program, verifier)
         attempts.append(Attempt(program, verdict, candidate.score, candidate.source))
         is_compared = verdict.status is Status.EQUIVALENT or (is_clean and verdict.reason is None)
-        distance = unlikeness(program, weights) if is_compared else math.inf
+        distance = likeness.distance(program) if is_compared else math.inf
         fits = distance < (LIKE_IN_NOISE if is_clean else LIKE)
         strength = (_STRENGTH.index(verdict.status), -distance)
         if best is None or strength > best[0]:
@@ -241,14 +241,26 @@ def decompile_with(
     return Decompilation(program, verdict, tuple(attempts), chosen, time.monotonic() - start)
 
 
-def unlikeness(program: Program, weights: TracrWeights) -> float:
-    """How far the units that a program compiles to read and write otherwise than a model's, in whatever basis and order
-    and in no more dimensions than the model has; infinite where their numbers differ."""
-    compiled = compile_program(program, weights.input_vocab, weights.max_seq_len)
-    if weights.d_model < compiled.d_model:
-        compiled = compress(compiled, weights.d_model)
-    one, other = _signature(compiled), _signature(weights)
-    return float(np.abs(one - other).max()) if one.shape == other.shape else math.inf
+class Likeness:
+    """How a model's units read and write, for programs to be held against, in whatever basis and order."""
+
+    def __init__(self, weights: TracrWeights) -> None:
+        self.weights = weights
+
+    def distance(self, program: Program) -> float:
+        """How far the units that a program compiles to, in no more dimensions than the model has, read and write
+        otherwise than the model's; infinite where their numbers differ."""
+        compiled = compile_program(program, self.weights.input_vocab, self.weights.max_seq_len)
+        if self.weights.d_model < compiled.d_model:
+            compiled = compress(compiled, self.weights.d_model)
+        signature = _signature(compiled)
+        if signature.shape != self.signature.shape:
+            return math.inf
+        return float(np.abs(signature - self.signature).max())
+
+    @functools.cached_property
+    def signature(self) -> np.ndarray:
+        return _signature(self.weights)
 
 
 def _signature(weights: TracrWeights) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 
 from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.reading import COLDNESS
-from trade_hf.compiled.transforms import READERS, WRITERS, change_basis, residual_vectors
+from trade_hf.compiled.transforms import WRITERS, all_readers, change_basis, residual_vectors
 from trade_hf.compiled.weights import UNEMBED, TracrWeights
 
 NEAR = 0.2  # of a length: rows are equal, or a number is 0 or 1
@@ -85,7 +85,7 @@ class _Directions:
         self.d_model = weights.d_model
         self.found = np.zeros((0, self.d_model))
         vectors = residual_vectors(weights)
-        self.readers = np.concatenate([part for name, part in vectors.items() if name.endswith((*READERS, UNEMBED))])
+        self.readers = all_readers(vectors)
         self.writers = np.concatenate([part for name, part in vectors.items() if name.endswith(WRITERS)])
 
     def basis(self) -> np.ndarray:

@@ -51,8 +51,7 @@ def readable_dimensions(weights: TracrWeights) -> int:
 
 def _principal(weights: TracrWeights) -> tuple[np.ndarray, np.ndarray]:
     """Singular values, descending, and directions [number, d_model] of all that reads, each vector of length 1."""
-    tensors = [tensor for name, tensor in weights.tensors.items() if name.endswith(READERS)]
-    readers = np.concatenate([*tensors, weights.unembedding], 1).T.astype(np.float64)
+    readers = all_readers(residual_vectors(weights))
     readers /= np.maximum(np.linalg.norm(readers, axis=1, keepdims=True), 1e-9)
     _, sizes, directions = np.linalg.svd(readers, full_matrices=True)
     return np.pad(sizes, (0, len(directions) - len(sizes))), directions.astype(np.float32)
@@ -81,6 +80,11 @@ def residual_vectors(weights: TracrWeights) -> dict[str, np.ndarray]:
     found |= {name: tensor.T for name, tensor in weights.tensors.items() if name.endswith(READERS)}
     found[UNEMBED] = weights.unembedding.T
     return {name: np.atleast_2d(vectors).astype(np.float64) for name, vectors in found.items()}
+
+
+def all_readers(vectors: dict[str, np.ndarray]) -> np.ndarray:
+    """Of `residual_vectors` those that read, the unembedding's among them, [vector, d_model]."""
+    return np.concatenate([part for name, part in vectors.items() if name.endswith((*READERS, UNEMBED))])
 
 
 def _changed(
