@@ -14,8 +14,9 @@ from trade_hf.compiled.alignment import align
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.denoise import denoise, is_aligned
 from trade_hf.compiled.isomorphism import are_identical
-from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate
+from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate, skew
 from trade_hf.decompiler import decompile
+from trade_hf.provenance import confirm, provenance
 
 CONFIGS = {
     "base": SamplerConfig(max_lines=10),
@@ -38,21 +39,33 @@ def same_up_to_signs(first, second, tolerance):
     )
 
 
+@pytest.mark.parametrize("turn", [rotate, skew])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_tracrs_basis_is_found_again(config):
+def test_tracrs_basis_is_found_again(config, turn):
     identical = 0
     for seed, sample in enumerate(itertools.islice(sample_programs("alignment", config), 20)):
         weights = sample.compile()
-        found = denoise(rotate(weights, seed))
+        found = denoise(turn(weights, seed))
         assert is_aligned(found) and same_up_to_signs(found, weights, 0.01), sample.program
         identical += are_identical(found, weights)
     assert identical >= 10  # the others have thresholds that rounding moved, or a number whose sign no reader tells
 
 
-def test_tracrs_basis_is_found_in_programs_that_nobody_here_wrote():
+@pytest.mark.parametrize("turn", [rotate, skew])
+def test_tracrs_basis_is_found_in_programs_that_nobody_here_wrote(turn):
     for seed, item in enumerate(library_programs()):
         weights = compile_program(item.program, item.vocab, item.max_seq_len)
-        assert same_up_to_signs(denoise(rotate(weights, seed)), weights, 0.01), item.name
+        assert same_up_to_signs(denoise(turn(weights, seed)), weights, 0.01), item.name
+
+
+def test_models_in_any_basis_are_decompiled_and_each_line_is_found_in_them(samples):
+    for seed, sample in enumerate(samples[:8]):
+        given = skew(sample.compile(), seed)
+        result = decompile(given)
+        assert result.verdict.is_verified, sample.program
+        origins = provenance(result.program, given)
+        assert [origin.line for origin in origins] == list(result.program.live_lines)
+        assert all(confirm(result.program, given, origins)), sample.program
 
 
 def scrambled(weights):

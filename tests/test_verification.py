@@ -13,7 +13,7 @@ from dataset_builder.sampler import Draw, sample_programs
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.faithful import may_depart
 from trade_hf.compiled.forward import run
-from trade_hf.compiled.transforms import add_noise, permute, rotate
+from trade_hf.compiled.transforms import add_noise, permute, rotate, skew
 from trade_hf.rasp.canonical import canonicalise
 from trade_hf.rasp.evaluate import all_inputs, count_inputs, evaluate, random_inputs
 from trade_hf.rasp.tables import UnsupportedError, tabulate
@@ -91,11 +91,12 @@ def test_above_the_limit_a_sample_is_taken_and_said_so():
     assert verdict.bound == pytest.approx((1 - 0.05 ** (1 / 845)) * 3750 / 3905)
 
 
-def test_weights_in_another_basis_are_told_from_all_others(samples):
+@pytest.mark.parametrize("turn", [rotate, skew])
+def test_weights_in_another_basis_are_told_from_all_others(samples, turn):
     """Above the limit; with two inputs run, most mutants agree."""
     found, draw, mutants_agree = 0, Draw("turned"), 0
     for seed, sample in enumerate(samples[:20]):
-        weights = rotate(sample.compile(), seed)
+        weights = turn(sample.compile(), seed)
         verdict = verify(sample.spelled, weights, limit=1, samples=2)
         found += verdict.status is Status.TURNED and str(verdict) == "identical weights in another basis"
         for mutant in itertools.islice(mutants(sample.program, draw), 5):

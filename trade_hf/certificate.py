@@ -25,7 +25,7 @@ from trade_hf.verification import CONFIDENCE, TOLERANCE, Status, Verdict, verify
 FORMAT = "trade-certificate-1"
 METHODS = {
     Status.IDENTICAL: "a reordering of residual directions, hidden units and heads was found; every tensor is equal",
-    Status.TURNED: "an orthogonal turn of the residual stream and a reordering were found; every tensor is equal up to "
+    Status.TURNED: "another basis of the residual stream and a reordering were found; every tensor is equal up to "
     "rounding, and both agree on all of the shortest inputs and on a seeded sample of the others",
     Status.EQUIVALENT: "both were run on every input of every length up to the maximum",
     Status.AGREES: "both were run on all of the shortest inputs and on a seeded sample of the others",

@@ -15,7 +15,8 @@ from typing import Literal
 import numpy as np
 
 from trade_hf.compiled.compiler import compile_program, owners_of
-from trade_hf.compiled.correspondence import correspond
+from trade_hf.compiled.correspondence import Correspondence, correspond
+from trade_hf.compiled.denoise import denoise
 from trade_hf.compiled.forward import residual_stream
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.rasp.evaluate import PADDING, random_inputs
@@ -66,7 +67,7 @@ def provenance(program: Program, weights: TracrWeights) -> tuple[LineOrigin, ...
     Raises ValueError where the model's parts are not those that Tracr makes of the program.
     """
     compiled = compile_program(program, weights.input_vocab, weights.max_seq_len)
-    there = correspond(compiled, weights)
+    _, there = _matched(compiled, weights)
     heads: dict[int, list[Component]] = {}
     units: dict[tuple[int, int], list[int]] = {}
     for layer, owners in enumerate(owners_of(program, weights.input_vocab, weights.max_seq_len)):
@@ -93,7 +94,8 @@ def confirm(program: Program, weights: TracrWeights, origins: Sequence[LineOrigi
     `provenance`.
     """
     compiled = compile_program(program, weights.input_vocab, weights.max_seq_len)
-    back = np.linalg.pinv(correspond(compiled, weights).basis, rcond=1e-4)
+    weights, there = _matched(compiled, weights)
+    back = np.linalg.pinv(there.basis, rcond=1e-4)
     inputs = random_inputs(len(weights.input_vocab), weights.max_seq_len, INPUTS, seed)
     directions = _directions(compiled)
     shared = _shared_units(origins)
@@ -109,6 +111,15 @@ def confirm(program: Program, weights: TracrWeights, origins: Sequence[LineOrigi
         own = {line} if program.lines[line].op is not Op.SELECT else set(_readers(program, line))
         verdicts.append(bool(own & changed) and changed <= _dependent(program, line))
     return tuple(verdicts)
+
+
+def _matched(compiled: TracrWeights, weights: TracrWeights) -> tuple[TracrWeights, Correspondence]:
+    """The model, in Tracr's basis where it cannot be matched in its own, and what in it corresponds to `compiled`."""
+    try:
+        return weights, correspond(compiled, weights)
+    except ValueError:
+        found = denoise(weights)
+        return found, correspond(compiled, found)
 
 
 def silenced(

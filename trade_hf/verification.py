@@ -30,11 +30,12 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from trade_hf.compiled.alignment import align, is_turned
+from trade_hf.compiled.alignment import is_turned
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.faithful import may_depart
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.isomorphism import are_identical
+from trade_hf.compiled.straightening import in_tracrs_basis
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.rasp.evaluate import PADDING, all_inputs, count_inputs, evaluate, random_inputs
 from trade_hf.rasp.functions import Value
@@ -139,14 +140,13 @@ class Verifier:
         ):
             return Verdict(Status.IDENTICAL, inputs.total, inputs.total)
         verdict = _compare(side, self.model, TOLERANCE, inputs)
-        if verdict.status is Status.AGREES and is_turned(side.compiled, self.aligned):
+        if verdict.status is Status.AGREES and any(is_turned(side.compiled, found) for found in self.in_tracrs_basis):
             return Verdict(Status.TURNED, verdict.checked, verdict.inputs)
         return verdict
 
     @cached_property
-    def aligned(self) -> TracrWeights:
-        """The model in Tracr's own basis, if that is found."""
-        return align(self.weights)
+    def in_tracrs_basis(self) -> tuple[TracrWeights, ...]:
+        return tuple(in_tracrs_basis(self.weights))
 
 
 def verify_programs(

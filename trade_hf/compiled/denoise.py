@@ -2,20 +2,24 @@
 
 Nearly all of Tracr's entries are 0 and the others simple fractions, so the median entry of a noisy tensor tells how
 strong the noise is, and which fraction was meant as long as the noise is weaker than they are apart. In another basis
-all entries are large, so Tracr's is found first (`alignment.py`); what rounding leaves there is noise too.
+all entries are large, so Tracr's is found first (`alignment.py`, `straightening.py`); what rounding leaves there is
+noise too.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 
-from trade_hf.compiled.alignment import ROUNDING, align, reach
+from trade_hf.compiled.alignment import ROUNDING, reach
+from trade_hf.compiled.straightening import in_tracrs_basis
 from trade_hf.compiled.weights import TracrWeights
 
 LARGEST_ZERO = 0.5  # 1 is always an entry, whatever the noise
 LARGEST_DENOMINATOR = 12
+MOST_TAKEN = 0.1  # of a tensor's size, as noise
 
 
 def is_aligned(weights: TracrWeights) -> bool:
@@ -29,15 +33,26 @@ def denoise(weights: TracrWeights) -> TracrWeights:
     """The model in Tracr's own basis with its noise taken off where that can be done, else the model itself."""
     if is_aligned(weights):
         return weights
-    is_turned = reach(weights.tensors["token_embed/embeddings"]) > LARGEST_ZERO
-    aligned = align(weights) if is_turned else weights
-    clean = {name: _denoise(tensor) for name, tensor in aligned.tensors.items()}
-    unembedding = aligned.unembedding
-    if is_turned:  # these are 0 and 1
-        clean |= {name: np.round(tensor) for name, tensor in aligned.tensors.items() if name.endswith("embeddings")}
-        unembedding = np.round(unembedding)
-    found = replace(aligned, tensors=clean, unembedding=unembedding)
-    return found if is_aligned(found) else weights
+    for found in itertools.chain([weights], map(_with_inputs, in_tracrs_basis(weights))):
+        clean = replace(found, tensors={name: _denoise(tensor) for name, tensor in found.tensors.items()})
+        if is_aligned(clean) and _is_near(clean, found):
+            return clean
+    return weights
+
+
+def _is_near(clean: TracrWeights, noisy: TracrWeights) -> bool:
+    """Whether little was taken off; in another basis it would be much."""
+    changes = [
+        np.linalg.norm(tensor - noisy.tensors[name]) - MOST_TAKEN * np.linalg.norm(noisy.tensors[name])
+        for name, tensor in clean.tensors.items()
+    ]
+    return bool(max(changes) <= 0)
+
+
+def _with_inputs(weights: TracrWeights) -> TracrWeights:
+    """With embeddings and unembedding as they are in Tracr's basis: of 0 and 1."""
+    rounded = {name: np.round(tensor) for name, tensor in weights.tensors.items() if name.endswith("embeddings")}
+    return replace(weights, tensors={**weights.tensors, **rounded}, unembedding=np.round(weights.unembedding))
 
 
 def _denoise(tensor: np.ndarray) -> np.ndarray:

@@ -34,6 +34,16 @@ def rotate(weights: TracrWeights, seed: int) -> TracrWeights:
     return change_basis(weights, rotation)
 
 
+def skew(weights: TracrWeights, seed: int) -> TracrWeights:
+    """The residual stream in a random basis that is not orthogonal: some directions up to four times as long as
+    others."""
+    rng = np.random.default_rng(seed)
+    sizes = (weights.d_model, weights.d_model)
+    before, after = (np.linalg.qr(rng.standard_normal(sizes))[0] for _ in range(2))
+    basis = before * np.exp(rng.uniform(-np.log(2), np.log(2), weights.d_model)) @ after
+    return change_coordinates(weights, basis, np.linalg.inv(basis))
+
+
 def compress(weights: TracrWeights, dimensions: int) -> TracrWeights:
     """The residual stream projected on `dimensions` directions, in which readers' vectors are largest (SVD).
 
@@ -70,7 +80,13 @@ def add_noise(weights: TracrWeights, level: float, seed: int) -> TracrWeights:
 
 def change_basis(weights: TracrWeights, basis: np.ndarray) -> TracrWeights:
     """The model with its residual stream in another basis, [d_model, new d_model], of orthonormal columns."""
-    return _changed(weights, lambda w: w @ basis, lambda w: basis.T @ w, ())
+    return change_coordinates(weights, basis, basis.T)
+
+
+def change_coordinates(weights: TracrWeights, writing: np.ndarray, reading: np.ndarray) -> TracrWeights:
+    """The model with what it writes times `writing`, [d_model, new d_model], and `reading`, [new d_model, d_model],
+    times what it reads; as it was where one is the other's inverse."""
+    return _changed(weights, lambda w: (w @ writing).astype(np.float32), lambda w: (reading @ w).astype(np.float32), ())
 
 
 def residual_vectors(weights: TracrWeights) -> dict[str, np.ndarray]:

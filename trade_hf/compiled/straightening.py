@@ -1,0 +1,287 @@
+"""Tracr's own directions found again where the residual stream stands in a basis that need not be orthogonal.
+
+Lengths and angles of what is written say nothing there. What holds in any basis are the products of what one part
+writes and another reads, and whether vectors are parallel or linearly independent. So directions are found in the order
+in which a model writes them. What heads and the units of categorical maps write are directions as they are. Step
+functions write the differences of directions, which are added up along the thresholds. A number's scale is told by its
+readers, which take it as it is or with Tracr's slope of 100.
+
+`alignment.py` does the same by lengths and angles, where the basis is orthogonal, and bears noise.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from trade_hf.compiled.alignment import MOST_DIRECTIONS, MOST_ROWS, NotTracrsError, align
+from trade_hf.compiled.reading import COLDNESS, GaveUpError, Patience
+from trade_hf.compiled.transforms import all_readers, change_coordinates, residual_vectors
+from trade_hf.compiled.weights import UNEMBED, TracrWeights
+
+SMALL = 1e-3  # of a vector's length: what is left of it where it is none of its own
+NEAR = 0.1  # of a product: it is 0, 1 or, in hundreds, 100
+PLAIN, HIDDEN = ("attn/key/w", "attn/value/w", UNEMBED), ("mlp/linear_1/w",)
+SAME = 0.02  # of biases: they are one threshold's
+SECONDS = 2.0  # for one model; nearly all take some milliseconds
+
+
+def in_tracrs_basis(weights: TracrWeights) -> Iterator[TracrWeights]:
+    """The model in coordinates that may be Tracr's own, as `align` and as `straighten` find them."""
+    for find in (align, straighten):
+        found = find(weights)
+        if found is not weights:
+            yield found
+
+
+def straighten(weights: TracrWeights) -> TracrWeights:
+    """The model in coordinates along Tracr's own directions, up to their order and to what nothing reads; the model
+    itself where they are not found."""
+    try:
+        directions = _Directions(weights).all()
+        return change_coordinates(weights, np.linalg.inv(directions), directions)
+    except (NotTracrsError, GaveUpError, np.linalg.LinAlgError):
+        return weights
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """A step function of a number: what it writes below the first threshold, [d_model], and what it adds at each,
+    [threshold, d_model]."""
+
+    start: np.ndarray
+    steps: np.ndarray
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it gives numbers: there is no start, or it is along the steps."""
+        rows = [row for row in (self.start, *self.steps) if np.linalg.norm(row) > SMALL]
+        return not np.any(self.start) or (len(rows) > 1 and _are_parallel(rows))
+
+    @property
+    def is_possible(self) -> bool:
+        return bool(np.any(self.start)) or _are_parallel([step for step in self.steps if np.linalg.norm(step) > SMALL])
+
+    @property
+    def values(self) -> np.ndarray:
+        """[threshold + 1, d_model] what it gives, from the lowest input up."""
+        return np.concatenate([self.start[None], self.steps]).cumsum(0)
+
+    @property
+    def last(self) -> _Chain:
+        """Its last step, from where it was."""
+        return _Chain(self.start + self.steps[:-1].sum(0), self.steps[-1:])
+
+    def with_step(self, step: np.ndarray) -> _Chain:
+        return _Chain(self.start, np.concatenate([self.steps, step[None]]))
+
+
+_Way = tuple[float, tuple[int, ...], list[_Chain]]  # what it costs, the starts that it takes, and the step functions
+
+
+class _Directions:
+    """The directions found so far.
+
+    Attributes:
+      found: [direction, d_model], tokens in the order of the vocabulary first.
+      span: [d_model, direction] orthonormal columns that make up the same.
+      plain, hidden: [d_model, reader] of those that read a number as it is and a value as 0 or 1; of hidden units.
+    """
+
+    def __init__(self, weights: TracrWeights) -> None:
+        vectors = residual_vectors(weights)
+        if weights.d_model > MOST_DIRECTIONS or sum(map(len, vectors.values())) > MOST_ROWS:
+            raise NotTracrsError
+        self.weights, self.patience = weights, Patience(SECONDS)
+        self.readers = all_readers(vectors).T
+        self.plain, self.hidden = (
+            np.concatenate([some for name, some in vectors.items() if name.endswith(kind)]).T
+            for kind in (PLAIN, HIDDEN)
+        )
+        self.tokens, self.positions = (vectors[f"{name}_embed/embeddings"] for name in ("token", "pos"))
+        self.pad = self.tokens[weights.vocab.index(weights.pad)]
+        self.found, self.span = np.zeros((0, weights.d_model)), np.zeros((weights.d_model, 0))
+
+    def all(self) -> np.ndarray:
+        """[d_model, d_model] invertible. Raises NotTracrsError, GaveUpError."""
+        unread = self.unread()
+        self.add_inputs(unread)
+        for layer in range(self.weights.num_layers):
+            self.add_heads(layer)
+            self.add_hidden(layer)
+        self.add(np.concatenate([unread.T, np.eye(self.weights.d_model)]))  # nothing is written there
+        if len(self.found) != self.weights.d_model:
+            raise NotTracrsError
+        return self.found
+
+    def add_inputs(self, unread: np.ndarray) -> None:
+        """Tokens, the constant if there is one, and positions. Nothing reads the pad token: its own direction is one of
+        those that nothing reads, and what its embedding holds beside it is the constant."""
+        tokens, constant = self.tokens, np.zeros_like(self.pad)
+        if np.abs(self.pad @ self.readers).max() > NEAR:
+            constant = self.pad - unread @ np.random.RandomState(0).standard_normal(unread.shape[1])
+        self.add(np.concatenate([tokens - constant, self.positions[1:]]))
+        before = len(self.found)
+        self.add(constant[None])
+        self.constant = slice(before, len(self.found))
+
+    def unread(self) -> np.ndarray:
+        """[d_model, number] orthonormal columns: all that no reader sees."""
+        readers = self.readers / np.maximum(np.linalg.norm(self.readers, axis=0), 1e-9)
+        squares, directions = np.linalg.eigh(readers @ readers.T)
+        unread = directions[:, squares < SMALL**2 * squares[-1]]
+        if not unread.shape[1]:
+            raise NotTracrsError
+        return unread
+
+    def add(self, rows: np.ndarray) -> None:
+        """Directions, but for those that the known ones make up."""
+        left, lengths = self.left_of(rows), np.linalg.norm(rows, axis=1)
+        for row, length in enumerate(lengths):
+            self.patience()
+            if np.linalg.norm(left[row]) > SMALL * length:
+                column = left[row] / np.linalg.norm(left[row])
+                left -= np.outer(left @ column, column)
+                self.found = np.concatenate([self.found, rows[[row]]])
+                self.span = np.concatenate([self.span, column[:, None]], 1)
+
+    def left_of(self, rows: np.ndarray) -> np.ndarray:
+        """Of each row what is at right angles to all known directions."""
+        left = rows - rows @ self.span @ self.span.T
+        return left - left @ self.span @ self.span.T
+
+    def add_heads(self, layer: int) -> None:
+        reads, written = (
+            self.weights.layer(layer, f"attn/{name}/w").astype(np.float64) for name in ("value", "linear")
+        )
+        self.add(written[np.linalg.norm(reads, axis=0) > SMALL])
+
+    def add_hidden(self, layer: int) -> None:
+        """What hidden units write. Those of step functions read a number with the slope, or the constant alone; one
+        takes back what stands at BOS."""
+        first, second = (self.weights.layer(layer, f"mlp/linear_{i}/w").astype(np.float64) for i in (1, 2))
+        biases, reads = self.pad @ first, first.T @ self.found.T
+        reads[:, self.constant] = 0
+        strongest = np.abs(reads).argmax(1)
+        is_step = np.abs(reads[np.arange(len(reads)), strongest] / COLDNESS - 1) < NEAR
+        is_start = (np.abs(biases - 1) < NEAR) & (np.abs(reads).max(1) < NEAR)
+        is_own = ~is_step & ~is_start & (np.abs(reads[:, self.weights.vocab.index(self.weights.bos)]) < NEAR)
+        is_linear = is_own & np.isin(strongest, strongest[is_own & _takes_away(reads)]) & (np.abs(biases) < NEAR)
+        self.add(second[is_own & ~is_linear])
+        self.add(np.array([row / self.scale(row) for row in second[is_linear]]).reshape(-1, len(self.span)))
+        sources = sorted(set(strongest[is_step].tolist()))
+        groups = [_thresholds(biases, second, np.flatnonzero(is_step & (strongest == source))) for source in sources]
+        for chain in self.shared_out([row for row in second[is_start] if np.any(row)], groups):
+            self.add_chain(chain)
+        if (np.linalg.norm(self.left_of(second), axis=1) > 10 * SMALL * np.linalg.norm(second, axis=1)).any():
+            raise NotTracrsError
+
+    def add_chain(self, chain: _Chain) -> None:
+        if chain.is_number:
+            row = max((chain.start, *chain.steps), key=np.linalg.norm)
+            self.add((row / self.scale(row))[None])
+        else:
+            self.add(chain.values)
+
+    def shared_out(self, starts: list[np.ndarray], groups: list[np.ndarray]) -> list[_Chain]:
+        """Starts and steps of a layer as step functions, shared out so that what these give is read as values are. A
+        number that is 0 at first has no start."""
+        missing = sum(steps.shape[1] for steps in groups) - len(starts)
+        if missing < 0:
+            raise NotTracrsError
+        starts = [*starts, *[np.zeros(len(self.span))] * missing]
+        ways = []
+        for steps in groups:
+            chosen: Iterator[tuple[int, ...]] = itertools.permutations(range(len(starts)), steps.shape[1])
+            found = [(some, self.chains([starts[i] for i in some], steps)) for some in chosen]
+            ways.append(sorted([(self.cost(chains), some, chains) for some, chains in found], key=lambda way: way[0]))
+        return self.cheapest(ways, frozenset())[1]
+
+    def cheapest(self, ways: list[list[_Way]], taken: frozenset[int]) -> tuple[float, list[_Chain]]:
+        """Of each number's functions one way, so that none takes a start that another has, and what it costs."""
+        if not ways:
+            return 0.0, []
+        best: tuple[float, list[_Chain]] = math.inf, []
+        for cost, starts, chains in ways[0]:
+            self.patience()
+            if cost < best[0] and not taken & {*starts}:
+                more, others = self.cheapest(ways[1:], taken | {*starts})
+                best = min(best, (cost + more, chains + others), key=lambda found: found[0])
+        return best
+
+    def chains(self, starts: list[np.ndarray], steps: np.ndarray) -> list[_Chain]:
+        """The step functions of one number that go from these starts: at each threshold the steps that fit best."""
+        chains = [_Chain(start, steps[:0, 0]) for start in starts]
+        for some in steps:
+            orders = itertools.permutations(some)
+            ways = ([c.with_step(step) for c, step in zip(chains, order, strict=True)] for order in orders)
+            chains = min(ways, key=lambda way: self.cost([chain.last for chain in way]))
+        return chains
+
+    def cost(self, chains: list[_Chain]) -> float:
+        """How far values are from being read as values are: as 0 or 1 or by heads as 100 times it, by none with a
+        product below 0, by no hidden unit with the slope. A number without a start costs a little."""
+        self.patience()
+        if not all(chain.is_possible for chain in chains):
+            return math.inf
+        values = np.concatenate([np.zeros((0, len(self.span))), *(c.values for c in chains if not c.is_number)])
+        plain, sloped = values @ self.plain, np.abs(values @ self.hidden) > COLDNESS / 2
+        below = np.clip(values @ self.readers, -1, 0)
+        bare = sum(not np.any(chain.start) for chain in chains)
+        return float(np.minimum(np.abs(plain), np.abs(plain - 1)).sum() + sloped.sum() - below.sum() + SMALL * bare)
+
+    def scale(self, row: np.ndarray) -> float:
+        """How many times a number's direction a row is, from what reads it: as it is, or 100 times where it is compared
+        with thresholds. 1 where nothing does."""
+        plain, hidden = (_nonzero(row @ readers) for readers in (self.plain, self.hidden))
+        sizes = np.abs(np.concatenate([plain, hidden]))
+        if not len(sizes):
+            return 1.0
+        is_read_as_it_is = len(plain) or ((hidden > 0).any() and (hidden < 0).any())
+        size = float(sizes.min()) if is_read_as_it_is else float(np.median(sizes)) / COLDNESS
+        return -size if plain.sum() + hidden.sum() < -NEAR else size
+
+
+def _takes_away(reads: np.ndarray) -> np.ndarray:
+    """Units that read one thing alone, with -1, as one of the two of a linear map does."""
+    return (np.abs(reads.min(1) + 1) < NEAR) & ((np.abs(reads) > NEAR).sum(1) == 1)
+
+
+def _thresholds(biases: np.ndarray, second: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """[threshold, function, d_model] what the step functions of one number add. Two units of each stand at a threshold:
+    the upper one writes the step, the lower one, whose bias is 1 less, takes it back."""
+    left = units[np.argsort(-biases[units], kind="stable")].tolist()
+    found: list[tuple[float, list[np.ndarray]]] = []
+    while left:
+        upper = left.pop(0)
+        lower = [
+            unit
+            for unit in left
+            if abs(biases[upper] - biases[unit] - 1) < SAME
+            and np.linalg.norm(second[upper] + second[unit]) <= SMALL * np.linalg.norm(second[upper])
+        ]
+        if not lower:
+            raise NotTracrsError
+        left.remove(lower[0])
+        if found and abs(found[-1][0] - biases[upper]) < SAME:
+            found[-1][1].append(second[upper])
+        else:
+            found.append((biases[upper], [second[upper]]))
+    if len({len(steps) for _, steps in found}) > 1:
+        raise NotTracrsError
+    return np.stack([np.stack(steps) for _, steps in found])
+
+
+def _nonzero(products: np.ndarray) -> np.ndarray:
+    return products[np.abs(products) > SMALL * np.abs(products).max(initial=1.0)]
+
+
+def _are_parallel(rows: list[np.ndarray]) -> bool:
+    if not rows:
+        return True
+    along = rows[0] / np.linalg.norm(rows[0])
+    return all(np.linalg.norm(row - (row @ along) * along) < SMALL * np.linalg.norm(row) for row in rows)
