@@ -63,7 +63,7 @@ from trade_hf.rasp.evaluate import all_inputs, count_inputs, evaluate
 from trade_hf.rasp.program import Op, Program
 from trade_hf.rasp.tables import UnsupportedError, tabulate
 from trade_hf.rasp.text import to_text
-from trade_hf.verification import CONFIDENCE, PROGRAM_TOLERANCE, TOLERANCE, verify, verify_programs
+from trade_hf.verification import CONFIDENCE, TOLERANCE, verify, verify_programs
 
 STUDIES = (
     "bounds",
@@ -418,14 +418,13 @@ def truth_of(sample: Sample, number: int) -> dict[str, Any]:
         other = outputs_of_model(mutant, *domain)
     disagree = number < THROUGH_MODELS and bool(differing(meant, outputs_of_model(program, *domain), TOLERANCE))
     same_kind = program.lines[-1].op.result is mutant.lines[-1].op.result
-    differ = differing(meant, other, PROGRAM_TOLERANCE) if same_kind else len(meant)
-    differ_much = differing(meant, other, TOLERANCE) if same_kind else len(meant)
+    differ = differing(meant, other, TOLERANCE) if same_kind else len(meant)
     verdicts = (verify(program, weights), verify_programs(program, mutant, *domain), verify(mutant, weights))
     kinds = ("program", "mutant_with_program", "mutant_with_weights")
     return {
         "inputs": len(meant),
         "verdicts": {kind: verdict.is_verified for kind, verdict in zip(kinds, verdicts, strict=True)},
-        "truth": dict(zip(kinds, (True, not differ, not differ_much), strict=True)),
+        "truth": dict(zip(kinds, (True, not differ, not differ), strict=True)),
         "differing": differ,
         "by_model": by_model,
         "model_disagrees": disagree,
@@ -541,7 +540,7 @@ def share_that_differs(first: Program, second: Program, vocab: tuple, max_seq_le
     if (one.values is None) != (other.values is None) or not (one.valid & other.valid).all():
         return 1.0  # of another kind, or not compiled faithfully
     if one.values is None or other.values is None:
-        same = np.abs(one.codes - other.codes) <= PROGRAM_TOLERANCE
+        same = np.abs(one.codes - other.codes) <= TOLERANCE
     else:
         cells = [np.array([*side.values, None], dtype=object)[side.codes] for side in (one, other)]
         same = cells[0] == cells[1]

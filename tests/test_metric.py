@@ -53,6 +53,10 @@ WIDE = "\n".join(
     + ["program = v8"]
 )
 
+NUMERICAL = """v1 = rasp.numerical(rasp.Map(lambda x: x == 1, rasp.tokens))
+v2 = rasp.numerical(rasp.Map(lambda x: x == 2, rasp.tokens))
+"""
+TEXT = "v1 = rasp.Map(lambda x: {0: 'a', 1: 'b', 2: 'c', 3: 'd', 4: 'e'}.get(x), rasp.tokens)\n"
 MALFORMED = {
     "empty": "",
     "a megabyte": "x = 1\n" * 180_000,
@@ -66,6 +70,22 @@ MALFORMED = {
     "a loop in a lambda": "program = rasp.Map(lambda x: [y for y in iter(int, 1)], rasp.tokens)",
     "unicode": "прoграмма = ﷽ \u202e\x00 program",
     "values that explode": GROWING,
+    "a number of 20,000 bits": "program = 0x" + "f" * 5_000,
+    "a factor of 400 digits": NUMERICAL + f"program = rasp.numerical(rasp.LinearSequenceMap(v1, v2, {10**400}, 1))",
+    "a number of 400 digits": f"program = rasp.numerical(rasp.Map(lambda x: {{0: {10**400}}}.get(x), rasp.tokens))",
+    "an infinite number": "v1 = rasp.numerical(rasp.Map(lambda x: {0: 1e400, 1: 0}.get(x), rasp.tokens))\n"
+    "v2 = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)\n"
+    "program = rasp.numerical(rasp.Aggregate(v2, v1, default=0))",
+    "numbers that explode": "v1 = rasp.Map(lambda x: x + 2, rasp.tokens)\n"
+    + "v1 = rasp.Map(lambda x: x * x, v1, simplify=False)\n" * 39
+    + "program = v1",
+    "texts that grow": TEXT + "v1 = rasp.Map(lambda x: x * 3, v1, simplify=False)\n" * 40 + "program = v1",
+    "a text many times": TEXT
+    + "v2 = rasp.Map(lambda x: {0: 100000000000, 1: 1, 2: 1, 3: 1, 4: 1}.get(x), rasp.tokens)\n"
+    "program = rasp.SequenceMap(lambda x, y: x * y, v1, v2)",
+    "tables without end": "v1 = rasp.SequenceMap(lambda x, y: x * y, rasp.tokens, rasp.indices)\n"
+    + "v1 = rasp.SequenceMap(lambda x, y: x + y, v1, v1)\n" * 900
+    + "program = v1",
     "weights that explode": WIDE,
 }
 
@@ -78,6 +98,12 @@ def test_malformed_predictions_get_a_reason_in_time_and_run_nothing(name, tmp_pa
     assert time.monotonic() - start < 20
     assert not (result.functional_equivalence or result.exact_match) and result.reason
     assert not marker.exists()
+
+
+def test_dead_lines_do_not_count():
+    dead = "v0 = rasp.Map(lambda x: x + 1, rasp.tokens)\n" * 70
+    result = score(dead + TEXTS[0].split("\n", 1)[1], TEXTS[0], VOCAB, LENGTH)
+    assert result.exact_match and result.edit_distance == 0
 
 
 def test_references_may_be_models(tmp_path):

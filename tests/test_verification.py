@@ -52,6 +52,51 @@ def test_one_differing_input_is_found():
     assert verdict.status is Status.REFUTED and verdict.counterexample == (4, 4, 4, 4, 4)
 
 
+STEPS = "program = rasp.numerical(rasp.Map(lambda x: {{0: 0, 1: {0}, 2: {1}, 3: 0, 4: 0}}.get(x), rasp.tokens))"
+FIRST_ZERO = """v1 = rasp.Map(lambda x: x == 0, rasp.indices)
+v2 = rasp.SequenceMap(lambda x, y: x and y, v1, rasp.Map(lambda x: x == 0, rasp.tokens))
+v3 = rasp.numerical(rasp.Map(lambda x: x, v2))
+program = rasp.numerical(rasp.Aggregate(rasp.Select({}), v3, default=0))"""
+CLOSE = {
+    "numbers 0.02 apart": (STEPS.format(0, 0), STEPS.format(0.01, 0.02)),
+    "a fifth and a quarter": (
+        FIRST_ZERO.format("rasp.indices, rasp.indices, rasp.Comparison.TRUE"),
+        FIRST_ZERO.format(
+            "rasp.Map(lambda x: x < 4, rasp.indices), rasp.indices, "
+            "lambda k, q: (k, q) in [(True, 0), (True, 1), (True, 2), (True, 3), (True, 4)]"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("codes", CLOSE.values(), ids=CLOSE)
+def test_numbers_that_are_close_are_not_the_same(codes):
+    first, second = map(parse, codes)
+    weights = compile_program(second, VOCAB, LENGTH)
+    for verdict in (
+        verify_programs(first, second, VOCAB, LENGTH),
+        verify(first, weights),
+        verify(first, rotate(weights, 1)),
+        verify_weights(compile_program(first, VOCAB, LENGTH), weights),
+    ):
+        assert verdict.status is Status.REFUTED
+
+
+def test_what_wide_heads_leave_on_bos_belongs_to_the_program():
+    """151 keys: the softmax of a query that selects none leaves 0.065 of an average there."""
+    pairs, triples = (
+        ", ".join(f"({a}, {b}): {n * a + b}" for a in range(m) for b in range(n)) for m, n in ((5, 5), (25, 6))
+    )
+    program = parse(f"""v1 = rasp.SequenceMap(lambda x, y: {{{pairs}}}.get((x, y)), rasp.tokens, rasp.indices)
+v2 = rasp.SelectorWidth(rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ))
+v3 = rasp.SequenceMap(lambda x, y: {{{triples}}}.get((x, y)), v1, v2)
+v4 = rasp.numerical(rasp.Map(lambda x: x > 0, rasp.tokens))
+program = rasp.numerical(rasp.Aggregate(rasp.Select(v3, v3, rasp.Comparison.FALSE), v4, default=0))""")
+    weights = compile_program(program, VOCAB, LENGTH)
+    assert weights.key_size > 150
+    assert verify(program, rotate(weights, 1)).is_verified
+
+
 def test_mutants_are_judged_as_brute_force_judges_them(samples):
     draw, seen = Draw("verify"), set()
     inputs = all_inputs(len(VOCAB), LENGTH)

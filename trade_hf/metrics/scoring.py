@@ -20,6 +20,7 @@ from trade_hf.verification import Status, Verdict, verify, verify_programs
 LIMIT = 20_000  # inputs: all are run if there are at most this many, else half as many are sampled
 LONGEST_CANONICAL = 64  # lines; longer programs are compared as they are written
 WEIGHTS_SUFFIX = ".safetensors"
+WRONG = (RaspError, UnsupportedError, WeightsError, MemoryError, RecursionError)  # what a prediction may be
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,10 @@ def score(prediction: str, reference: str, vocab: Iterable[Value], max_seq_len: 
     try:
         program = parse(prediction)
         compile_program(program, *domain)
-    except (RaspError, UnsupportedError, WeightsError) as error:
+        mine = _components(program, domain)
+        verdict = verify_programs(program, truth, *domain, limit=LIMIT, samples=LIMIT // 2)
+    except WRONG as error:
         return _failed(error, len(components))
-    mine = _components(program, domain)
-    verdict = verify_programs(program, truth, *domain, limit=LIMIT, samples=LIMIT // 2)
     return _scored(verdict, mine == components, _edit_distance(mine, components))
 
 
@@ -87,9 +88,9 @@ def _score_against_model(prediction: str, weights: TracrWeights) -> Score:
     try:
         program = parse(prediction)
         compile_program(program, weights.input_vocab, weights.max_seq_len)
-    except (RaspError, UnsupportedError, WeightsError) as error:
+        verdict = verify(program, weights, limit=LIMIT, samples=LIMIT // 2)
+    except WRONG as error:
         return _failed(error, None)
-    verdict = verify(program, weights, limit=LIMIT, samples=LIMIT // 2)
     return _scored(verdict, verdict.status in (Status.IDENTICAL, Status.TURNED), None)
 
 
@@ -112,7 +113,7 @@ def _scored(verdict: Verdict, exact: bool, edit_distance: int | None) -> Score:
 
 def _components(program: Program, domain: tuple[tuple[Value, ...], int]) -> list[tuple]:
     """The four components of each line, of the canonical program, each with the place that it has in its line."""
-    if len(program) <= LONGEST_CANONICAL:
+    if len(program.live_lines) <= LONGEST_CANONICAL:
         program = canonicalise(program, *domain)
     components: list[tuple] = []
     for line in program.lines:

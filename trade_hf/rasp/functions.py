@@ -16,6 +16,7 @@ from typing import Any
 # What an s-op can hold at one position. Tuples come from imported programs (tracr's `make_nary_sequencemap`).
 Value = int | float | bool | str | tuple
 Pairs = Mapping[Any, Any]  # arguments (pairs of arguments for two) → values
+MAX_NUMBER, MAX_LENGTH = 1e15, 1_000  # of a value: without its sign; of a text or a tuple
 
 
 class Kind(Enum):
@@ -196,6 +197,13 @@ def find_named(kind: Kind, pairs: Pairs) -> Function:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float)
+
+
+def is_small(value: Value) -> bool:
+    """Whether a value is within what programs may hold: no number that is infinite or none, no long text."""
+    if isinstance(value, int | float):
+        return abs(value) <= MAX_NUMBER
+    return len(value) <= MAX_LENGTH and (isinstance(value, str) or all(map(is_small, value)))
 
 
 def _agrees(function: Function, pairs: Pairs) -> bool:

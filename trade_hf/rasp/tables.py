@@ -16,11 +16,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from trade_hf.rasp.functions import Function, Value
+from trade_hf.rasp.functions import MAX_LENGTH, MAX_NUMBER, Function, Value, is_small
 from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable, variable_name
 
 MAX_DOMAINS = 20_000  # remembered at once
 MAX_PAIRS = 250_000  # of values that one function of two arguments is written out for
+MAX_ENTRIES = 2_000_000  # of all tables of a program
 
 
 class UnsupportedError(ValueError):
@@ -57,6 +58,7 @@ class Domain:
         key = (values, *map(type, values))
         found = cls._all.get(key)
         if found is None:
+            check_values(values)
             if len(cls._all) >= MAX_DOMAINS:
                 forget_domains()
             found = cls._all[key] = cls(values)
@@ -64,6 +66,15 @@ class Domain:
 
     def __len__(self) -> int:
         return len(self.values)
+
+
+def check_values(values: Iterable[Value]) -> None:
+    """Raises UnsupportedError for a number or a text beyond what any model holds."""
+    for value in values:
+        if not is_small(value):
+            raise UnsupportedError(
+                f"expected numbers of up to {MAX_NUMBER:g} and texts of up to {MAX_LENGTH} characters"
+            )
 
 
 def forget_domains() -> None:
@@ -166,8 +177,12 @@ def tabulate(program: Program, vocab: Iterable[Value], max_seq_len: int) -> Tabl
     """
     tables = input_tables(tuple(sort_values(vocab)), max_seq_len)
     vocab = tables[TOKENS].values
+    entries = 0
     for number in program.live_lines:
         tables[number] = tabulate_line(program.lines, number, tables)
+        entries += len(tables[number].entries)
+        if entries > MAX_ENTRIES:
+            raise UnsupportedError(f"line {number + 1}: expected tables of at most {MAX_ENTRIES:,} entries in all")
     return Tables(program, vocab, max_seq_len, tables)
 
 
@@ -185,10 +200,10 @@ def tabulate_line(lines: Sequence[Line], number: int, tables: Mapping[Variable, 
         )
         if not table.values and line.op.result is not Type.SELECTOR:
             raise UnsupportedError(f"{variable_name(number)} has no value for any input")
-    except (TypeError, KeyError) as error:
-        raise UnsupportedError(f"line {number + 1}: {line.function} fails: {error}") from None
     except UnsupportedError as error:
         raise UnsupportedError(f"line {number + 1}: {error}") from None
+    except (TypeError, KeyError, ValueError, ArithmeticError) as error:
+        raise UnsupportedError(f"line {number + 1}: {line.function} fails: {error}") from None
     return table
 
 
@@ -213,6 +228,9 @@ def _write_out(op: Op, function: Any, args: tuple[Domain, ...], max_seq_len: int
     values: list[tuple[Any, ...]] = [domain.values for domain in args]
     if function is not None and math.prod(map(len, args)) > MAX_PAIRS:
         raise UnsupportedError(f"expected at most {MAX_PAIRS:,} pairs of values, got {math.prod(map(len, args)):,}")
+    check_values(function.factors if function is not None and function.factors else ())
+    if function is not None and function.name == "x * y":
+        _check_repetition(*values)
     match op:
         case Op.MAP:
             return _numbered(unary_image(function, values[0]))
@@ -237,6 +255,14 @@ def _write_out(op: Op, function: Any, args: tuple[Domain, ...], max_seq_len: int
         case Op.SELECTOR_WIDTH | Op.SELECTOR_WIDTH_NUMERICAL:
             return Table(Domain.of(tuple(range(max_seq_len + 1))))
     raise AssertionError(op)
+
+
+def _check_repetition(*values: tuple) -> None:
+    """A text times a number is the text so many times."""
+    numbers = [abs(value) for value in itertools.chain(*values) if isinstance(value, int)]
+    lengths = [len(value) for value in itertools.chain(*values) if isinstance(value, str | tuple)]
+    if max(numbers, default=0) * max(lengths, default=0) > MAX_LENGTH:
+        raise UnsupportedError(f"expected texts of up to {MAX_LENGTH} characters")
 
 
 _NO_VALUES = Domain.of(())

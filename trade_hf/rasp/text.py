@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 import warnings
 
-from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, linear, tabulated
+from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, is_small, linear, tabulated
 from trade_hf.rasp.program import (
     INDICES,
     TOKENS,
@@ -143,11 +143,15 @@ def parse(text: str) -> Program:
         where = (error.lineno or 1, error.offset or 1)
         raise RaspSyntaxError(where, f"expected Python that builds a RASP program: {error.msg}") from None
     except (ValueError, RecursionError, MemoryError):
-        raise RaspSyntaxError((1, 1), "expected Python that builds a RASP program: null bytes or too deep") from None
+        raise RaspSyntaxError(
+            (1, 1), "expected Python that builds a RASP program, got no text or too deep a one"
+        ) from None
     try:
         return _Parser().module(module)
-    except RecursionError:
-        raise RaspSyntaxError((1, 1), "expected a program, got expressions nested too deep") from None
+    except RaspError:
+        raise
+    except (ValueError, RecursionError):  # of a number of thousands of digits
+        raise RaspSyntaxError((1, 1), "expected a program, got a number too long or expressions too deep") from None
 
 
 class _Parser:
@@ -311,9 +315,10 @@ def _table(body: ast.expr, kind: Kind) -> Function | None:
 
 
 def _is_value(value: object) -> bool:
-    return isinstance(value, int | float | bool | str) or (
+    is_one = isinstance(value, int | float | bool | str) or (
         isinstance(value, tuple) and all(_is_value(part) for part in value)
     )
+    return is_one and is_small(value)  # type: ignore[arg-type]
 
 
 def _is_pair(value: object) -> bool:
@@ -337,7 +342,7 @@ def _number(node: ast.expr) -> float:
         value = ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError):
         value = None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not is_small(value):
         raise RaspSyntaxError(node, f"expected a number, got `{_shown(node)}`")
     return value
 
