@@ -1,7 +1,9 @@
 """Methods that misbehave on models of three tokens, and give this program for all others."""
 
 import ctypes
+import mmap
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -34,6 +36,41 @@ def _print_megabytes():
     return GOOD
 
 
+def _share_memory():
+    held = [mmap.mmap(-1, 1 << 30) for _ in range(3)]
+    for memory in held:
+        for page in range(0, 1 << 30, 4096):
+            memory[page] = 1
+    time.sleep(60)
+
+
+_kept = []
+
+
+def _fill_memory():
+    while True:
+        _kept.append(bytearray(1 << 24))
+
+
+def _answer_itself(line):
+    for number in range(3, 64):
+        try:
+            os.write(number, line.encode())
+        except OSError:
+            continue
+    time.sleep(60)
+
+
+def _close_input():
+    os.close(0)
+    return GOOD
+
+
+def _answer_twice():
+    os.fork()
+    return GOOD
+
+
 def _write_to_every_file():
     for number in range(3, 64):
         try:
@@ -54,3 +91,11 @@ write_to_every_file = _hostile(_write_to_every_file)
 give_a_number = _hostile(lambda: 17)
 give_a_megabyte = _hostile(lambda: "x" * 1_000_000)
 give_up = _hostile(lambda: None)
+share_memory = _hostile(_share_memory)
+fill_memory = _hostile(_fill_memory)
+nest = _hostile(lambda: _answer_itself("[" * 100_000 + "\n"))
+answer_another = _hostile(lambda: _answer_itself('{"number": 1, "code": "x"}\n'))
+answer_a_number = _hostile(lambda: _answer_itself('{"number": 2, "code": 5}\n'))
+close_input = _hostile(_close_input)
+answer_twice = _hostile(_answer_twice)
+take_few_files = _hostile(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)))

@@ -2,6 +2,10 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from hostile_methods import GOOD
@@ -25,6 +29,11 @@ HOSTILE = {
     "give_a_number": "expected code as a string or None, got int",
     "give_a_megabyte": "expected at most 100,000 characters of code, got 1,000,000",
     "give_up": "gave up",
+    "share_memory": "took more than 2 GB in all",
+    "fill_memory": "MemoryError: ",
+    "nest": "gave something else than it was asked for",
+    "answer_another": "gave something else than it was asked for",
+    "answer_a_number": "gave something else than it was asked for",
 }
 
 
@@ -49,6 +58,32 @@ def test_a_hostile_method_loses_one_model(name, models):
         assert bad.code is None and bad.reason.startswith(HOSTILE[name]) and len(bad.reason) <= 200
         assert "\n" not in bad.reason and bad.seconds < 4
         assert method.run(models / "4.safetensors").code == GOOD
+
+
+@pytest.mark.parametrize("name", ["close_input", "answer_twice", "take_few_files"])
+def test_what_a_method_did_to_its_process_costs_no_other_model(name, models):
+    with Method(f"hostile_methods:{name}", LIMITS) as method:
+        method.run(models / "3.safetensors")
+        for _ in range(3):
+            assert method.run(models / "4.safetensors").code == GOOD
+
+
+def test_a_method_ends_with_the_run(models):
+    """However that ends: a method that is busy would never look for its end."""
+    code = f"""import os, signal
+from pathlib import Path
+from trade_hf.methods import Limits, Method
+with Method("hostile_methods:spin", Limits(60)) as method:
+    print(method.process.pid, flush=True)
+    method.run(Path({str(models / "3.safetensors")!r}))"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as run:
+        pid = int(run.stdout.readline())
+        run.kill()
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError("the method outlived the run")
 
 
 def test_what_a_method_prints_is_not_its_answer(models):

@@ -7,6 +7,7 @@ the weights in a file, and nothing of the program. Run as a module, this file is
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -25,6 +26,10 @@ from trade_hf.compiled.weights import TracrWeights
 LONGEST_ANSWER = 2_000_000  # bytes
 LONGEST_CODE = 100_000
 LONGEST_REASON = 200
+LATE = "took more than "
+POLL_SECONDS = 0.2
+MEMORY_IN_ALL = 2  # times the limit of one process: of all that it started together, shared memory with each of them
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Method:
             raise MethodError(f"expected a method as MODULE:FUNCTION, got {name!r}")
         self.name, self.limits = name, limits
         self.process: subprocess.Popen | None = None
-        self.answers = -1
+        self.answers, self.asked, self.served = -1, 0, 0  # the pipe; models in all, and by this process
 
     def __enter__(self) -> Method:
         self.start()
@@ -79,10 +84,11 @@ class Method:
             start_new_session=True,
         )
         os.close(theirs)
-        answer, reason = self.answer(self.limits.start_seconds)
-        if answer is None or "error" in answer:
+        self.served = 0
+        _, reason = self.answer(0, self.limits.start_seconds)
+        if reason is not None:
             self.stop()
-            raise MethodError(f"{self.name}: could not be started: {reason or (answer or {})['error']}")
+            raise MethodError(f"{self.name}: could not be started: {reason}")
 
     def stop(self) -> None:
         """Kill it with all that it started."""
@@ -98,31 +104,45 @@ class Method:
         self.process = None
 
     def run(self, path: Path) -> Outcome:
-        """What the method gives for the model in a file."""
-        if self.process is None:
-            self.start()
-        assert self.process is not None and self.process.stdin is not None
-        start = time.monotonic()
-        with contextlib.suppress(BrokenPipeError):  # it ended since: the answer will say so
-            self.process.stdin.write(f"{path}\n".encode())
-            self.process.stdin.flush()
-        answer, reason = self.answer(self.limits.seconds)
-        seconds = time.monotonic() - start
-        if answer is None:
-            self.stop()
-            return Outcome(None, reason, seconds)
-        if "error" in answer:
-            return Outcome(None, str(answer["error"]), seconds)
-        return Outcome(answer["code"], None if answer["code"] is not None else "gave up", seconds)
+        """What the method gives for the model in a file. Where it fails in a process that has served before, what it did to
+        that may be the cause, so it is asked once more in a fresh one."""
+        served = self.served if self.process is not None else 0
+        outcome = self.ask(path)
+        is_late = outcome.reason is not None and outcome.reason.startswith(LATE)
+        return self.ask(path) if self.process is None and served and not is_late else outcome
 
-    def answer(self, seconds: float) -> tuple[dict[str, Any] | None, str | None]:
-        """One line of JSON, or the reason why there is none."""
+    def ask(self, path: Path) -> Outcome:
+        """As `run`, once. The process is ended if it gave no answer."""
+        start = time.monotonic()
+        try:
+            if self.process is None:
+                self.start()
+        except MethodError as error:
+            return Outcome(None, str(error), time.monotonic() - start)
+        assert self.process is not None and self.process.stdin is not None
+        self.asked += 1
+        with contextlib.suppress(BrokenPipeError):  # it ended since: the answer will say so
+            self.process.stdin.write(f"{self.asked} {path}\n".encode())
+            self.process.stdin.flush()
+        code, reason = self.answer(self.asked, self.limits.seconds)
+        self.served += 1
+        if reason is not None:
+            self.stop()
+        return Outcome(code, reason or ("gave up" if code is None else None), time.monotonic() - start)
+
+    def answer(self, number: int, seconds: float) -> tuple[str | None, str | None]:
+        """The code that answers a request, and the reason if there is no answer."""
         assert self.process is not None
         deadline, received = time.monotonic() + seconds, b""
         while b"\n" not in received:
-            ready, _, _ = select.select([self.answers], [], [], max(0.0, deadline - time.monotonic()))
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return None, f"{LATE}{seconds:g} s"
+            if _memory_of_group(self.process.pid) > MEMORY_IN_ALL * self.limits.memory:
+                return None, f"took more than {MEMORY_IN_ALL * self.limits.memory / 2**30:g} GB in all"
+            ready, _, _ = select.select([self.answers], [], [], min(left, POLL_SECONDS))
             if not ready:
-                return None, f"took more than {seconds:g} s"
+                continue
             part = os.read(self.answers, 1 << 16)
             if not part:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -133,34 +153,56 @@ class Method:
                 return None, "gave more than it was asked for"
         try:
             answer = json.loads(received)
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
-        if not isinstance(answer, dict) or not answer.keys() & {"ready", "code", "error"}:
+        if not isinstance(answer, dict) or answer.get("number") != number:
             return None, "gave something else than it was asked for"
-        return answer, None
+        code, error = answer.get("code"), answer.get("error")
+        if not isinstance(code, str | None) or not isinstance(error, str | None):
+            return None, "gave something else than it was asked for"
+        return code, error
+
+
+def _memory_of_group(group: int) -> int:
+    """Bytes that the processes of a group hold; 0 where /proc does not tell."""
+    total = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = stat.read_text().rpartition(")")[2].split()  # from the state on; see proc(5)
+            if int(fields[2]) == group:
+                total += int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+    return total
 
 
 # ---------------------------------------------------------------- in the process
 
 
 def serve(name: str, answers: IO[str], memory: int) -> None:
-    """Import a method, then answer each line of standard input, the path of a model."""
+    """Import a method, then answer each line of standard input, a number and the path of a model."""
     import resource
 
     def say(**answer: Any) -> None:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
+    _end_with_parent()
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     module, function = name.split(":")
     try:
         method = getattr(importlib.import_module(module), function)
     except Exception as error:
-        say(error=_reason(error))
+        say(number=0, error=_reason(error))
         return
-    say(ready=True)
+    say(number=0)
     for line in sys.stdin:
-        say(**_answer(method, line.rstrip("\n")))
+        number, _, path = line.rstrip("\n").partition(" ")
+        say(number=int(number), **_answer(method, path))
+
+
+def _end_with_parent() -> None:
+    """Be killed when the process that started this one ends, however it does."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _answer(method: Callable[[TracrWeights], str | None], path: str) -> dict[str, Any]:
