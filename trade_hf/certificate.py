@@ -13,16 +13,25 @@ import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import numpy as np
+import torch
 
 from trade_hf.compiled.weights import TracrWeights
-from trade_hf.rasp.program import Program
+from trade_hf.rasp.program import Program, RaspError
 from trade_hf.rasp.text import parse, to_text
-from trade_hf.verification import CONFIDENCE, TOLERANCE, Status, Verdict, verify
+from trade_hf.verification import (
+    CONFIDENCE,
+    EXHAUSTIVE_LIMIT,
+    SAMPLED_INPUTS,
+    TOLERANCE,
+    Status,
+    Verdict,
+    verify,
+)
 
-FORMAT = "trade-certificate-1"
+FORMAT = "trade-certificate-2"
 METHODS = {
     Status.IDENTICAL: "a reordering of residual directions, hidden units and heads was found; every tensor is equal",
     Status.TURNED: "another basis of the residual stream and a reordering were found; every tensor is equal up to "
@@ -50,11 +59,14 @@ class Certificate:
       checked: on how many of them both were run (all, where weights are identical: they need not be run).
       bound: the share of inputs that may differ at most, with 95 % confidence; None where all were checked.
       tolerance: by how much numbers may differ.
-      seed: of the sample.
+      limit: up to how many inputs all are run.
+      samples: how many are run where there are more, drawn with
+      seed.
       program: as Python for the tracr package.
       program_sha256, weights_sha256: of the program's text and of the model (see `hash_weights`).
       weights_file: where the model was, None if it was in memory.
-      versions: of Python, numpy and trade-hf.
+      versions: of Python, numpy, torch and trade-hf.
+      check: the command that does all of it again.
     """
 
     verdict: str
@@ -65,12 +77,15 @@ class Certificate:
     bound: float | None
     confidence: float
     tolerance: float
+    limit: int
+    samples: int
     seed: int
     program: str
     program_sha256: str
     weights_sha256: str
     weights_file: str | None
     versions: dict[str, str]
+    check: str = "trade verify --certificate FILE"
     format: str = FORMAT
 
     def to_json(self) -> str:
@@ -92,7 +107,12 @@ class Certificate:
             raise CertificateError("the certificate was changed: its hash is another one")
         if set(fields) != set(cls.__dataclass_fields__):
             raise CertificateError(f"expected the fields {sorted(cls.__dataclass_fields__)}, got {sorted(fields)}")
+        for name, kind in get_type_hints(cls).items():
+            if not _is_of(fields[name], kind):
+                raise CertificateError(f"expected {name} of type {kind}, got {str(fields[name])[:40]!r}")
         certificate = cls(**fields)
+        if text != certificate.to_json():
+            raise CertificateError("the certificate was changed: it is not written as it was")
         if _sha256(certificate.program) != certificate.program_sha256:
             raise CertificateError("the program was changed: its hash is another one")
         return certificate
@@ -117,11 +137,15 @@ def recheck(certificate: Certificate, weights: TracrWeights | None = None) -> Ce
         weights = TracrWeights.load(certificate.weights_file)
     if hash_weights(weights) != certificate.weights_sha256:
         raise CertificateError("the weights are not those of the certificate: their hash is another one")
-    verdict = verify(parse(certificate.program), weights, seed=certificate.seed)
+    try:
+        program = parse(certificate.program)
+    except RaspError as error:
+        raise CertificateError(f"its program is none: {error}") from None
+    verdict = verify(program, weights, seed=certificate.seed)
     again = _written(verdict, certificate.program, weights, certificate.weights_file, certificate.seed)
-    for name in ("verdict", "summary", "inputs", "checked", "bound", "tolerance"):
-        if getattr(again, name) != getattr(certificate, name):
-            expected, got = getattr(certificate, name), getattr(again, name)
+    for name, expected in asdict(certificate).items():
+        got = getattr(again, name)
+        if name != "versions" and got != expected:
             raise CertificateError(f"checked again, {name} is {got!r}, the certificate says {expected!r}")
     return again
 
@@ -149,13 +173,27 @@ def _written(
         bound=verdict.bound,
         confidence=CONFIDENCE,
         tolerance=TOLERANCE,
+        limit=EXHAUSTIVE_LIMIT,
+        samples=SAMPLED_INPUTS,
         seed=seed,
         program=program,
         program_sha256=_sha256(program),
         weights_sha256=hash_weights(weights),
         weights_file=None if weights_file is None else str(Path(weights_file).resolve()),
-        versions={"python": platform.python_version(), "numpy": np.__version__, "trade-hf": _own_version()},
+        versions={
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "torch": str(torch.__version__),
+            "trade-hf": _own_version(),
+        },
     )
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value from JSON is of a field's type."""
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(isinstance(part, str) for part in value.values())
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _own_version() -> str:

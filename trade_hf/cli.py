@@ -250,6 +250,8 @@ def _recheck(args: argparse.Namespace) -> int:
     from trade_hf.certificate import Certificate, CertificateError, recheck
     from trade_hf.compiled.weights import TracrWeights
 
+    if args.program is not None or args.write_certificate is not None:
+        raise UsageError("--certificate: expected a model or nothing beside it, the certificate holds the program")
     weights = TracrWeights.load(args.file) if args.file else None
     try:
         found = recheck(Certificate.from_json(args.certificate.read_text(errors="replace")), weights)
@@ -257,7 +259,7 @@ def _recheck(args: argparse.Namespace) -> int:
         _print({"holds": False, "reason": str(error)}, f"REFUSED: {error}", args.json)
         return 1
     _print({"holds": True, "certificate": found.summary}, f"checked again: {found.summary}", args.json)
-    return 0
+    return 1 if found.verdict == "refuted" else 0
 
 
 def _sample(args: argparse.Namespace) -> int:

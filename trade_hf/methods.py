@@ -104,8 +104,8 @@ class Method:
         self.process = None
 
     def run(self, path: Path) -> Outcome:
-        """What the method gives for the model in a file. Where it fails in a process that has served before, what it did to
-        that may be the cause, so it is asked once more in a fresh one."""
+        """What the method gives for the model in a file. Where it fails in a process that has served before, that may
+        be the cause, so it is asked once more in a fresh one."""
         served = self.served if self.process is not None else 0
         outcome = self.ask(path)
         is_late = outcome.reason is not None and outcome.reason.startswith(LATE)

@@ -51,6 +51,7 @@ TOLERANCE = 1e-3  # of numbers; rounding leaves some 1e-4 in another basis
 BOS_LOGIT = 50.0  # by which a key that is selected is above BOS, before it is divided by the root of the key size
 FRACTION_DIGITS = 9  # of the values of a categorical output: 2.2 % 2 is not quite 0.2
 FIRST_CHUNK, CHUNK = 256, 16_384  # most programs that are wrong are so at once
+MOST_PAIRS = 4_000_000  # of positions, of all inputs of a chunk: what a selector and a head hold
 SUSPECTS = 64  # inputs that are run again at a time
 
 
@@ -297,7 +298,8 @@ class _Inputs:
 
 def _compare(first: _Side, second: _Side, inputs: _Inputs) -> Verdict:
     codes, total = inputs.codes(), inputs.total
-    starts = [0, *range(FIRST_CHUNK, len(codes), CHUNK), len(codes)]
+    most = max(1, MOST_PAIRS // inputs.max_seq_len**2)
+    starts = [0, *range(min(FIRST_CHUNK, most), len(codes), min(CHUNK, most)), len(codes)]
     for start, end in itertools.pairwise(starts):
         chunk = codes[start:end]
         answers = first(chunk), second(chunk)
