@@ -1,5 +1,6 @@
 """The metric: right scores, a reason for every malformed prediction, and nothing is ever executed."""
 
+import copy
 import itertools
 import json
 import subprocess
@@ -11,15 +12,20 @@ import evaluate
 import pytest
 from cases import CASES, LENGTH, VOCAB
 from hub_server import hub_server
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 import trade_hf
 from dataset_builder.mutants import mutants
+from dataset_builder.online import collate_examples, to_example
 from dataset_builder.sampler import Draw
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.transforms import permute, rotate
+from trade_hf.decompiler import load_model
 from trade_hf.metrics.scoring import score, score_all
+from trade_hf.rasp.program import RaspError
 from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.rasp.text import to_text
+from trade_hf.tokenization_rasp import from_ids
 
 FOLDER = Path(trade_hf.__file__).parent / "metrics" / "functional_equivalence"
 TEXTS = [to_text(case.program) for case in CASES]
@@ -130,6 +136,44 @@ def test_mutants_are_scored_as_they_are_verified(samples):
     assert 0 < result["functional_equivalence"] < 1 and result["proven"] == 1
     assert all(item.functional_equivalence for item in scores if item.exact_match)
     assert all((item.edit_distance == 0) == item.exact_match for item in scores)
+
+
+def test_it_scores_what_a_trainer_generates(tiny_checkpoint, samples, tmp_path, monkeypatch):
+    """An untrained model writes no programs, and one that gives the labels back writes the true ones."""
+    monkeypatch.setenv("HF_EVALUATE_OFFLINE", "1")
+    metric = evaluate.load(str(FOLDER), cache_dir=str(tmp_path / "cache"))
+
+    def code(ids):
+        try:
+            return to_text(from_ids([int(i) for i in ids if i >= 0]))
+        except RaspError as error:
+            return str(error)
+
+    def compute(prediction):
+        truths = [code(ids) for ids in prediction.label_ids]
+        given = {"own": [code(row[1:]) for row in prediction.predictions], "true": truths}
+        scores = {name: metric.compute(predictions=some, references=truths) for name, some in given.items()}
+        return {name: score["functional_equivalence"] for name, score in scores.items()}
+
+    arguments = Seq2SeqTrainingArguments(
+        output_dir=str(tmp_path),
+        predict_with_generate=True,
+        generation_max_length=50,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = Seq2SeqTrainer(
+        model=copy.deepcopy(load_model(tiny_checkpoint)),
+        args=arguments,
+        eval_dataset=[to_example(sample) for sample in samples[:4]],
+        data_collator=collate_examples,
+        compute_metrics=compute,
+    )
+    result = trainer.evaluate()
+    assert result["eval_own"] < 1 and result["eval_true"] == 1
 
 
 def test_it_loads_in_the_evaluate_library(tmp_path, monkeypatch):

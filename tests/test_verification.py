@@ -40,16 +40,18 @@ def test_refutations_show_an_input_that_differs():
     assert not verdict.is_verified
 
 
-def test_one_differing_input_is_found():
+@pytest.mark.parametrize("token", VOCAB)
+def test_one_differing_input_is_found(token):
     """Two programs that differ on a single input of 3,905."""
-    head = "v1 = rasp.Select(rasp.tokens, rasp.indices, lambda k, q: (k, q) in [(4, 0)])\nv2 = rasp.SelectorWidth(v1)\n"
+    select = f"rasp.Select(rasp.tokens, rasp.indices, lambda k, q: (k, q) in [({token}, 0)])"
+    head = f"v1 = {select}\nv2 = rasp.SelectorWidth(v1)\n"
     first = parse(head + "program = rasp.Map(lambda x: {5: 1, 0: 0, 1: 0, 2: 0, 3: 0, 4: 0}.get(x), v2)")
     second = parse(head + "program = rasp.Map(lambda x: {5: 0, 0: 0, 1: 1, 2: 0, 3: 0, 4: 0}.get(x), v2)")
     third = parse(head + "program = rasp.Map(lambda x: {5: 0, 0: 0, 1: 0, 2: 0, 3: 0, 4: 0}.get(x), v2)")
     weights = compile_program(first, VOCAB, LENGTH)
     assert verify(second, weights).status is Status.REFUTED
     verdict = verify(third, weights)
-    assert verdict.status is Status.REFUTED and verdict.counterexample == (4, 4, 4, 4, 4)
+    assert verdict.status is Status.REFUTED and verdict.counterexample == (token,) * 5
 
 
 STEPS = "program = rasp.numerical(rasp.Map(lambda x: {{0: 0, 1: {0}, 2: {1}, 3: 0, 4: 0}}.get(x), rasp.tokens))"
