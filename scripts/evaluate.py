@@ -3,7 +3,7 @@
 Run: python scripts/evaluate.py --split test --limit 500 --variant permuted --json --out results/test-permuted.json
      python scripts/evaluate.py --split library --json --out results/library.json   (the tracr package's own programs)
      python scripts/evaluate.py --all --json --out results   (every split and variant; 40 minutes on two cores)
-     python scripts/evaluate.py --method MODULE:FUNCTION --limit 200 --json --out results/methods/NAME.json
+     python scripts/evaluate.py --method MODULE:FUNCTION --limit 100 --json --out results/methods/NAME.json
 
 teacher_forced_exact    every token right after its true prefix
 free_running_exact      the greedy program is the canonical one
@@ -52,13 +52,14 @@ from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.denoise import denoise
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.isomorphism import are_identical
-from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate
+from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate, skew
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile, load_model
-from trade_hf.methods import LONGEST_REASON, Limits, Method, Outcome
+from trade_hf.methods import LONGEST_REASON, Limits, Method, MethodError, Outcome
+from trade_hf.metrics.scoring import WRONG
 from trade_hf.rasp.canonical import canonicalise_spoken
 from trade_hf.rasp.evaluate import all_inputs
-from trade_hf.rasp.program import Program, RaspError
+from trade_hf.rasp.program import Program
 from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.rasp.text import parse, to_text
 from trade_hf.search import Candidate, greedy_programs, lifted_programs, teacher_forced, with_functions_read
@@ -69,6 +70,7 @@ VARIANTS: dict[str, Callable[[TracrWeights, int], TracrWeights]] = {
     "tracr": lambda weights, seed: weights,
     "permuted": permute,
     "rotated": rotate,
+    "skewed": skew,
     "compressed": lambda weights, seed: compress(weights, readable_dimensions(weights)),
     **{
         f"{name}-{level}": lambda weights, seed, turn=turn, level=level: add_noise(turn(weights, seed), level, seed)
@@ -83,11 +85,14 @@ VARIANTS: dict[str, Callable[[TracrWeights, int], TracrWeights]] = {
 ALL = {
     "test-permuted": ("test", "permuted", 2000),
     "test-rotated": ("test", "rotated", 300),
+    "test-skewed": ("test", "skewed", 300),
     **{f"test-{variant}": ("test", variant, 60) for variant in VARIANTS if variant.startswith(("noisy", "compressed"))},
     "test_long-permuted": ("test_long", "permuted", 200),
     "test_long-rotated": ("test_long", "rotated", 100),
+    "test_long-skewed": ("test_long", "skewed", 100),
     "library": ("library", "permuted", 0),
     "library-rotated": ("library", "rotated", 0),
+    "library-skewed": ("library", "skewed", 0),
 }
 BATCH = 50
 SHARES = (
@@ -122,16 +127,21 @@ def main() -> None:
     args = parser.parse_args()
     if args.all and (args.method or args.greedy):
         parser.error("--all: expected neither --method nor --greedy beside it")
+    if args.seconds <= 0 or args.memory <= 0:
+        parser.error("expected --seconds and --memory above 0")
     if args.method and args.split == "library":
         parser.error(f"--method: expected one of the splits {', '.join(sorted(PINNED))}, got library")
     runs = {"": (args.split, args.variant, 500, args.out)}
     if args.all:
         folder = args.out or Path("results")
         runs = {name: (*run, folder / f"{name}.json") for name, run in ALL.items()}
-    results = {
-        name: run_one(args, split, variant, args.limit or limit, out)
-        for name, (split, variant, limit, out) in runs.items()
-    }
+    try:
+        results = {
+            name: run_one(args, split, variant, args.limit or limit, out)
+            for name, (split, variant, limit, out) in runs.items()
+        }
+    except MethodError as error:
+        sys.exit(f"evaluate: {error}")
     for *_, out in runs.values():
         if out:
             progress_beside(out).unlink(missing_ok=True)
@@ -263,9 +273,9 @@ def score_code(outcome: Outcome, truth: Program, weights: TracrWeights) -> dict[
         program = parse(outcome.code)
         verdict = verify(program, weights)
         canonical = canonicalise_spoken(program, weights.input_vocab, weights.max_seq_len)
-    except (RaspError, UnsupportedError) as error:
+        compiles = _compiled(program, weights) is not None
+    except WRONG as error:
         return {**row, "reason": f"no program: {error}"[:LONGEST_REASON]}
-    compiles = _compiled(program, weights) is not None
     equivalent = verdict.is_verified
     row |= {"exact": canonical == truth, "equivalent": equivalent, "compiles": compiles}
     return {**row, "reason": None if equivalent else "another function" if compiles else "does not compile"}
@@ -378,7 +388,7 @@ def _differs(program: Any, weights: TracrWeights) -> bool:
     inputs = all_inputs(len(weights.input_vocab), weights.max_seq_len)
     first, second = (run(model, inputs, dtype=torch.float64) for model in (compiled, weights))
     if first.values is None or second.values is None:
-        same = np.abs(first.codes - second.codes) <= 2 * TOLERANCE
+        same = np.abs(first.codes - second.codes) <= TOLERANCE
     else:
         values = [np.array(out.values, dtype=object)[out.codes] for out in (first, second)]
         same = (first.undefined & second.undefined) | (values[0] == values[1])

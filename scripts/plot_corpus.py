@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -66,11 +67,13 @@ def main() -> None:
     write_card(folder)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """256 colours are a third of the bytes, and leave matplotlib's version out."""
-    pixels = BytesIO()
+def save(figure: Figure, path: Path, about: str = "") -> None:
+    """256 colours are a third of the bytes, and leave matplotlib's version out; `about` is written into the file."""
+    pixels, info = BytesIO(), PngInfo()
     figure.savefig(pixels, format="png")
-    Image.open(pixels).convert("RGB").quantize(256).save(path, format="png", optimize=True)
+    if about:
+        info.add_text("Source", about)
+    Image.open(pixels).convert("RGB").quantize(256).save(path, format="png", optimize=True, pnginfo=info)
 
 
 def read(home: Path, split: str) -> Rows:

@@ -39,7 +39,7 @@ from huggingface_hub.utils.sha import git_hash
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from render_figures import RESULTS, render
+from render_figures import PLOT, RESULTS, render
 
 from dataset_builder.card import built, render_card
 from trade_hf.remote_code import export
@@ -123,6 +123,7 @@ def stage_model(args: argparse.Namespace, scratch: Path) -> Files:
         "README.md": text.encode(),
         ".eval_results/tracr-rasp.yaml": scores.encode(),
         "LICENSE": ROOT / "LICENSE",
+        PLOT.relative_to(ROOT).as_posix(): PLOT,
     }
 
 

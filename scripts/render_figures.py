@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from learning import OURS, PAPER, Forecast, curve, forecast
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 DOCUMENTS = ("README.md", "docs/figures.md", "model_card.md")
@@ -22,19 +24,22 @@ MARK = re.compile(r"<!--([\w.-]+)-->(.*?)<!--/-->", re.DOTALL)
 # What each file of `evaluate.py --all` is about.
 VARIANTS = {
     "test-permuted": "test, 3 to 10 lines, in a random order",
-    "test-rotated": "test, in a random basis",
+    "test-rotated": "test, in a random orthogonal basis",
+    "test-skewed": "test, in a random basis that is not orthogonal",
     "test_long-permuted": "11 to 15 lines, in a random order",
-    "test_long-rotated": "11 to 15 lines, in a random basis",
+    "test_long-rotated": "11 to 15 lines, in a random orthogonal basis",
+    "test_long-skewed": "11 to 15 lines, in a random basis that is not orthogonal",
     "library": "Tracr's own programs",
+    "library-skewed": "Tracr's own programs, in a random basis that is not orthogonal",
     "test-compressed": "test, compressed to the dimensions that are read",
     "test-noisy-0.0003": "test, noise of 0.03 %",
     "test-noisy-0.001": "test, noise of 0.1 %",
     "test-noisy-0.003": "test, noise of 0.3 %",
     "test-noisy-0.01": "test, noise of 1 %",
-    "test-noisy-rotated-0.001": "test, in a random basis, noise of 0.1 %",
-    "test-noisy-rotated-0.01": "test, in a random basis, noise of 1 %",
+    "test-noisy-rotated-0.001": "test, in a random orthogonal basis, noise of 0.1 %",
+    "test-noisy-rotated-0.01": "test, in a random orthogonal basis, noise of 1 %",
 }
-CURVES = ("training-cpu", "training-cpu-2", "training-cpu-3")  # one run after the other
+PLOT = ROOT / "docs" / "network.png"
 
 
 def main() -> None:
@@ -42,8 +47,19 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     stale = [name for name in DOCUMENTS if render(ROOT / name, write=not args.check)]
+    stale += [PLOT.relative_to(ROOT).as_posix()] if plot(write=not args.check) else []
     if args.check and stale:
         sys.exit(f"figures differ from results/ in {', '.join(stale)}: run python scripts/render_figures.py")
+
+
+def plot(write: bool) -> bool:
+    """Whether the picture is of other results; draws it anew if `write`."""
+    import plot_network  # with matplotlib, which to publish a card does not take
+
+    is_stale = not PLOT.exists() or plot_network.digest(RESULTS).encode() not in PLOT.read_bytes()
+    if write and is_stale:
+        plot_network.plot(PLOT, RESULTS)
+    return is_stale
 
 
 def render(path: Path, write: bool, results: Path = RESULTS) -> bool:
@@ -61,6 +77,8 @@ def figure(name: str, results: Path = RESULTS) -> str:
     study, key, *rest = name.split(".")
     if study == "table":
         return f"\n{TABLES[key](results)}\n"
+    if study == "forecast":
+        return FORECASTS[key](forecast(results))
     result = _load("test-permuted" if study == "test" else study, results)
     if key in result.get("interval_95", {}):
         low, high = result["interval_95"][key]
@@ -73,16 +91,13 @@ def figure(name: str, results: Path = RESULTS) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
-def curve(results: Path = RESULTS) -> str:
-    """Loss and exact match on validation programs along the training runs, from what each of them wrote."""
+def learning_table(results: Path = RESULTS) -> str:
+    """Loss and exact match on validation programs along the training runs, ours and the paper's."""
     lines = ["| run | step | validation loss | `free_running_exact` on validation | |", "|---|---|---|---|---|"]
-    for number, name in enumerate(CURVES, 1):
-        rows = [json.loads(line) for line in (results / f"{name}.jsonl").read_text().splitlines()]
-        for row in rows:
-            if "eval_loss" in row:
-                share = row["eval_free_running_exact"]
-                bar = "█" * round(20 * share)
-                lines.append(f"| {number} | {row['step']:,} | {row['eval_loss']:.3f} | {100 * share:.1f} % | {bar} |")
+    names = {name: str(number) for number, name in enumerate(OURS, 1)} | dict.fromkeys(PAPER, "baseline")
+    for point in (*curve(OURS, results), *curve(PAPER, results)):
+        share = f"{100 * point.exact:.1f} % | {'█' * round(20 * point.exact)}"
+        lines.append(f"| {names[point.run]} | {point.step:,} | {point.loss:.3f} | {share} |")
     return "\n".join(lines)
 
 
@@ -148,17 +163,45 @@ def variants(results: Path = RESULTS) -> str:
     return "\n".join(lines)
 
 
+def baseline(results: Path = RESULTS) -> str:
+    """The paper's model, trained on our data, and ours: greedy programs on the same test split."""
+    columns = ("free_running_exact", "identical_weights", "functional_equivalence", "greedy_read_exact")
+    lines = [f"| network | models | programs | {' | '.join(f'`{c}`' for c in columns)} |", "|---" * 7 + "|"]
+    for name, network, order in (
+        ("paper-tracr", "the paper's", "in Tracr's own order"),
+        ("paper-permuted", "the paper's", "in a random order"),
+        ("test-permuted", "TraDe's", "in a random order"),
+    ):
+        row = _load(name, results)
+        shares = " | ".join(
+            figure(f"{name}.{c}", results) + f" ({figure(f'{name}.{c}.interval', results)})" for c in columns
+        )
+        lines.append(f"| {network} | {order} | {row['n']:,} | {shares} |")
+    return "\n".join(lines)
+
+
 def _indented(text: str) -> str:
     """As a block of Python inside a list."""
     return "\n".join(f"  {line}".rstrip() for line in f"```python\n{text.strip()}\n```".splitlines())
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
-    "curve": curve,
+    "curve": learning_table,
     "by_lines": by_lines,
+    "baseline": baseline,
     "failures": failures,
     "methods": methods,
     "variants": variants,
+}
+
+
+FORECASTS: dict[str, Callable[[Forecast], str]] = {
+    "slope": lambda fitted: f"{fitted.slope:.2f}",
+    "examples": lambda fitted: f"{fitted.last.examples:,}",
+    "examples_90": lambda fitted: f"{fitted.examples(0.9) / 1e6:.1f} million",
+    "examples_99": lambda fitted: f"{fitted.examples(0.99) / 1e6:.0f} million",
+    "times_90": lambda fitted: f"{fitted.examples(0.9) / fitted.last.examples:.0f}",
+    "exact_12_million": lambda fitted: f"{100 * fitted.exact(12e6):.0f} %",
 }
 
 

@@ -1,0 +1,81 @@
+"""Plot how the network and the paper's learn, and how exact they are by length: docs/network.png, from results/ alone.
+
+`scripts/render_figures.py` draws it; the picture says inside which results it is of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import partial
+from pathlib import Path
+
+import matplotlib.style
+import numpy as np
+from learning import OURS, PAPER, curve, forecast
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from plot_corpus import LONG, STYLE, TEST, TRAIN, save
+
+from dataset_builder.corpus import write_whole
+
+OF = (*(f"{name}.jsonl" for name in (*OURS, *PAPER)), "test-permuted.json", "paper-tracr.json")
+FLOOR, FURTHEST = 0.9, 2e7
+
+
+def digest(results: Path) -> str:
+    """Of the results that the plot shows."""
+    return hashlib.sha256(b"".join((results / name).read_bytes() for name in OF)).hexdigest()
+
+
+def plot(path: Path, results: Path) -> None:
+    with matplotlib.style.context(["default", STYLE, {"figure.figsize": (9, 3.4)}]):
+        write_whole(path, partial(save, draw(results), about=digest(results)))
+
+
+def draw(results: Path) -> Figure:
+    figure = Figure(layout="constrained")
+    loss, exact, lines = figure.subplots(1, 3)
+    plot_learning(loss, exact, results)
+    plot_lengths(lines, results)
+    return figure
+
+
+def plot_learning(loss: Axes, exact: Axes, results: Path) -> None:
+    ours, paper = curve(OURS, results), curve(PAPER, results)
+    for points, colour, label in (
+        ([p for p in ours if p.lines == "3 to 8 lines"], LONG, "TraDe, 3 to 8 lines"),
+        ([p for p in ours if p.lines != "3 to 8 lines"], TRAIN, "TraDe, 3 to 10 lines"),
+        (paper, TEST, "the paper's, 3 to 10"),
+    ):
+        seen = [point.examples for point in points]
+        loss.plot(seen, [point.loss for point in points], "o-", color=colour, markersize=3, label=label)
+        exact.plot(seen, [100 * point.exact for point in points], "o-", color=colour, markersize=3)
+    fitted = forecast(results)
+    ahead = np.geomspace(fitted.last.examples, FURTHEST, 50)
+    loss.plot(ahead, fitted.last.loss * (fitted.last.examples / ahead) ** fitted.slope, "--", color=TRAIN)
+    exact.plot(ahead, [100 * fitted.exact(n) for n in ahead], "--", color=TRAIN, label="to be expected")
+    exact.axhline(100 * FLOOR, color="#888888", linewidth=0.8)
+    loss.set(title="Loss", ylabel="validation loss a token", xscale="log", yscale="log")
+    exact.set(title="Exact, greedy", ylabel="validation programs (%)", xscale="log", ylim=(0, 101))
+    loss.legend(fontsize=7)
+    exact.legend(fontsize=7)
+    for axis in (loss, exact):
+        axis.set_xlabel("examples seen")
+
+
+def plot_lengths(axis: Axes, results: Path) -> None:
+    """Exact programs of the test split by their lines."""
+    ours, paper = (
+        json.loads((results / f"{name}.json").read_text())["by_lines"] for name in ("test-permuted", "paper-tracr")
+    )
+    for shares, label, style in (
+        (ours["decompiled_exact"], "TraDe, read and verified", {"color": LONG, "marker": "s"}),
+        (ours["free_running_exact"], "TraDe, network alone", {"color": TRAIN, "marker": "o"}),
+        (paper["free_running_exact"], "the paper's network", {"color": TEST, "marker": "o"}),
+    ):
+        axis.plot(
+            [*map(int, shares)], [100 * row["share"] for row in shares.values()], label=label, markersize=3, **style
+        )
+    axis.set(title="Exact by length", xlabel="lines", ylabel="test programs (%)", ylim=(0, 101))
+    axis.legend(fontsize=7)
