@@ -61,25 +61,26 @@ class Forecast:
     """What is to be expected of more examples, if the loss goes on as a power of their number.
 
     The loss falls as examples ** -slope, fitted to the first run as long as its learning rate was high; it starts from
-    the last evaluation. A program is exact with the chance exp(-decisions · loss), as if it had so many decisions.
+    the last evaluation. The logarithm of the share of exact programs goes with the loss, as if each program were so
+    many decisions.
     """
 
     slope: float
-    decisions: float
     last: Point
 
-    def exact(self, examples: float) -> float:
-        return math.exp(-self.decisions * self.last.loss * (self.last.examples / examples) ** self.slope)
+    def loss(self, examples: np.ndarray | float) -> np.ndarray | float:
+        return self.last.loss * (self.last.examples / examples) ** self.slope
+
+    def exact(self, examples: np.ndarray | float) -> np.ndarray | float:
+        return self.last.exact ** (self.loss(examples) / self.last.loss)
 
     def examples(self, exact: float) -> float:
         """How many it takes for a share of exact programs."""
-        return self.last.examples * (self.decisions * self.last.loss / -math.log(exact)) ** (1 / self.slope)
+        return self.last.examples * (math.log(self.last.exact) / math.log(exact)) ** (1 / self.slope)
 
 
 def forecast(results: Path) -> Forecast:
     points = curve(OURS, results)
     steady = [point for point in points if point.run == points[0].run and point.step <= STEADY]
     logs = np.log([[point.examples, point.loss] for point in steady])
-    slope = -float(np.polyfit(*logs.T, 1)[0])
-    last = points[-1]
-    return Forecast(slope, -math.log(last.exact) / last.loss, last)
+    return Forecast(-float(np.polyfit(*logs.T, 1)[0]), points[-1])

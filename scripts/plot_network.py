@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 import matplotlib.style
@@ -42,19 +44,17 @@ def draw(results: Path) -> Figure:
 
 
 def plot_learning(loss: Axes, exact: Axes, results: Path) -> None:
-    ours, paper = curve(OURS, results), curve(PAPER, results)
-    for points, colour, label in (
-        ([p for p in ours if p.lines == "3 to 8 lines"], LONG, "TraDe, 3 to 8 lines"),
-        ([p for p in ours if p.lines != "3 to 8 lines"], TRAIN, "TraDe, 3 to 10 lines"),
-        (paper, TEST, "the paper's, 3 to 10"),
-    ):
+    ours = groupby(curve(OURS, results), attrgetter("lines"))
+    drawn = [(list(points), f"TraDe, {lines}") for lines, points in ours]
+    drawn.append((curve(PAPER, results), "the paper's, 3 to 10"))
+    for (points, label), colour in zip(drawn, (LONG, TRAIN, TEST), strict=True):
         seen = [point.examples for point in points]
         loss.plot(seen, [point.loss for point in points], "o-", color=colour, markersize=3, label=label)
         exact.plot(seen, [100 * point.exact for point in points], "o-", color=colour, markersize=3)
     fitted = forecast(results)
     ahead = np.geomspace(fitted.last.examples, FURTHEST, 50)
-    loss.plot(ahead, fitted.last.loss * (fitted.last.examples / ahead) ** fitted.slope, "--", color=TRAIN)
-    exact.plot(ahead, [100 * fitted.exact(n) for n in ahead], "--", color=TRAIN, label="to be expected")
+    loss.plot(ahead, fitted.loss(ahead), "--", color=TRAIN)
+    exact.plot(ahead, 100 * fitted.exact(ahead), "--", color=TRAIN, label="to be expected")
     exact.axhline(100 * FLOOR, color="#888888", linewidth=0.8)
     loss.set(title="Loss", ylabel="validation loss a token", xscale="log", yscale="log")
     exact.set(title="Exact, greedy", ylabel="validation programs (%)", xscale="log", ylim=(0, 101))

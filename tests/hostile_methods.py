@@ -44,6 +44,20 @@ def _share_memory():
     time.sleep(60)
 
 
+def crowd(weights):
+    """At three tokens, leave a process behind that fills memory; then be slow for as long as it is there."""
+    if len(weights.input_vocab) != 3:
+        time.sleep(5 * len(_crowded))
+    elif not os.fork():
+        _share_memory()
+    else:
+        _crowded.append(True)
+    return GOOD
+
+
+_crowded = []
+
+
 _kept = []
 
 

@@ -4,7 +4,9 @@ The cards are those that the tests' Hub holds after scripts/push_to_hub.py has p
 loads from it.
 """
 
+import importlib
 import json
+import math
 import re
 import shlex
 import shutil
@@ -180,3 +182,23 @@ def test_the_widgets_outputs_are_what_the_checkpoint_gives(documents):
     for example in ModelCard(documents["model"]).data.to_dict()["widget"]:
         result = decompile(permute(compile_program(parse(example["text"]), (0, 1, 2, 3, 4), 5), 0))
         assert result.verdict.is_verified and result.code.strip() == example["output"]["text"].strip()
+
+
+def test_the_forecast_goes_on_as_the_loss_did(tmp_path, monkeypatch):
+    """Of a loss of 4 over the root of the examples, where exp(-10 · loss) of the programs are exact."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    learning = importlib.import_module("learning")
+    seen = 0
+    for name in learning.OURS:
+        rows = []
+        for step in (1000, 2000, 4000):
+            loss = 4 / math.sqrt(seen + learning.EXAMPLES_A_STEP * step)
+            rows.append({"step": step, "eval_loss": loss, "eval_free_running_exact": math.exp(-10 * loss)})
+        seen += learning.EXAMPLES_A_STEP * 4000
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    forecast = learning.forecast(tmp_path)
+    assert forecast.slope == pytest.approx(0.5)
+    for examples in (1e6, 1e8):
+        assert forecast.loss(examples) == pytest.approx(4 / math.sqrt(examples))
+        assert forecast.exact(examples) == pytest.approx(math.exp(-40 / math.sqrt(examples)))
+        assert forecast.examples(forecast.exact(examples)) == pytest.approx(examples)

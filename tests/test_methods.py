@@ -29,7 +29,6 @@ HOSTILE = {
     "give_a_number": "expected code as a string or None, got int",
     "give_a_megabyte": "expected at most 100,000 characters of code, got 1,000,000",
     "give_up": "gave up",
-    "fill_memory": "MemoryError: ",
     "nest": "gave something else than it was asked for",
     "answer_another": "gave something else than it was asked for",
     "answer_a_number": "gave something else than it was asked for",
@@ -57,6 +56,20 @@ def test_a_hostile_method_loses_one_model(name, models):
         assert bad.code is None and bad.reason.startswith(HOSTILE[name]) and len(bad.reason) <= 200
         assert "\n" not in bad.reason and bad.seconds < 4
         assert method.run(models / "4.safetensors").code == GOOD
+
+
+def test_what_a_method_keeps_counts(models):
+    with Method("hostile_methods:fill_memory", Limits(seconds=60, memory=1 << 30)) as method:
+        assert method.run(models / "4.safetensors").code == GOOD
+        assert method.run(models / "3.safetensors").reason.startswith("MemoryError: ")
+        assert method.run(models / "4.safetensors").code == GOOD
+
+
+def test_memory_that_an_earlier_model_filled_costs_no_other_model(models):
+    with Method("hostile_methods:crowd", Limits(seconds=60, memory=1 << 30)) as method:
+        method.run(models / "3.safetensors")
+        for _ in range(2):
+            assert method.run(models / "4.safetensors").code == GOOD
 
 
 def test_shared_memory_counts(models):

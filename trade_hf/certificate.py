@@ -60,8 +60,8 @@ class Certificate:
       bound: the share of inputs that may differ at most, with 95 % confidence; None where all were checked.
       tolerance: by how much numbers may differ.
       limit: up to how many inputs all are run.
-      samples: how many are run where there are more, drawn with
-      seed.
+      samples: how many are run where there are more.
+      seed: of their draw.
       program: as Python for the tracr package.
       program_sha256, weights_sha256: of the program's text and of the model (see `hash_weights`).
       weights_file: where the model was, None if it was in memory.

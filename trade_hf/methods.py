@@ -26,7 +26,6 @@ from trade_hf.compiled.weights import TracrWeights
 LONGEST_ANSWER = 2_000_000  # bytes
 LONGEST_CODE = 100_000
 LONGEST_REASON = 200
-LATE = "took more than "
 POLL_SECONDS = 0.2
 MEMORY_IN_ALL = 2  # times the limit of one process: of all that it started together, shared memory with each of them
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -108,8 +107,9 @@ class Method:
         be the cause, so it is asked once more in a fresh one."""
         served = self.served if self.process is not None else 0
         outcome = self.ask(path)
-        is_late = outcome.reason is not None and outcome.reason.startswith(LATE)
-        return self.ask(path) if self.process is None and served and not is_late else outcome
+        if self.process is None and served and outcome.reason != _late(self.limits.seconds):
+            return self.ask(path)
+        return outcome
 
     def ask(self, path: Path) -> Outcome:
         """As `run`, once. The process is ended if it gave no answer."""
@@ -135,13 +135,13 @@ class Method:
         assert self.process is not None
         deadline, received = time.monotonic() + seconds, b""
         while b"\n" not in received:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return None, f"{LATE}{seconds:g} s"
-            if _memory_of_group(self.process.pid) > MEMORY_IN_ALL * self.limits.memory:
-                return None, f"took more than {MEMORY_IN_ALL * self.limits.memory / 2**30:g} GB in all"
+            left = max(0.0, deadline - time.monotonic())
             ready, _, _ = select.select([self.answers], [], [], min(left, POLL_SECONDS))
             if not ready:
+                if not left:
+                    return None, _late(seconds)
+                if _memory_of_group(self.process.pid) > MEMORY_IN_ALL * self.limits.memory:
+                    return None, f"took more than {MEMORY_IN_ALL * self.limits.memory / 2**30:g} GB in all"
                 continue
             part = os.read(self.answers, 1 << 16)
             if not part:
@@ -161,6 +161,10 @@ class Method:
         if not isinstance(code, str | None) or not isinstance(error, str | None):
             return None, "gave something else than it was asked for"
         return code, error
+
+
+def _late(seconds: float) -> str:
+    return f"took more than {seconds:g} s"
 
 
 def _memory_of_group(group: int) -> int:

@@ -11,9 +11,8 @@ Four ways:
 Otherwise a counterexample, one that no shorter one was found for.
 
 Numbers are the same if they differ by at most TOLERANCE. Where a program gives None, a model must leave all output
-directions off. Inputs that Tracr cannot compile faithfully
-(`rasp/evaluate.py`, `valid`; `compiled/faithful.py`) have no defined answer in RASP: there a program means what Tracr
-makes of it.
+directions off. Inputs that Tracr cannot compile faithfully (`rasp/evaluate.py`, `valid`; `compiled/faithful.py`) have
+no defined answer in RASP: there a program means what Tracr makes of it.
 
 Models run in single precision, as Tracr's do. Steps 0.01 wide multiply rounding by a hundred, layer after layer, so in
 another basis a sum of other rounding can end up on the wrong side of a step. Where two sides differ they are therefore
@@ -33,7 +32,7 @@ import numpy as np
 import torch
 
 from trade_hf.compiled.alignment import is_turned
-from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.compiler import SOFTMAX_COLDNESS, compile_program
 from trade_hf.compiled.faithful import may_depart
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.isomorphism import are_identical
@@ -48,7 +47,7 @@ EXHAUSTIVE_LIMIT = 2_000_000  # inputs; above, a sample is taken
 SAMPLED_INPUTS = 10_000
 CONFIDENCE = 0.95  # of the bound on the share of inputs that differ
 TOLERANCE = 1e-3  # of numbers; rounding leaves some 1e-4 in another basis
-BOS_LOGIT = 50.0  # by which a key that is selected is above BOS, before it is divided by the root of the key size
+BOS_LOGIT = SOFTMAX_COLDNESS / 2  # of a selected key above BOS, times the root of the key size
 FRACTION_DIGITS = 9  # of the values of a categorical output: 2.2 % 2 is not quite 0.2
 FIRST_CHUNK, CHUNK = 256, 16_384  # most programs that are wrong are so at once
 MOST_PAIRS = 4_000_000  # of positions, of all inputs of a chunk: what a selector and a head hold

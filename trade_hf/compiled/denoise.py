@@ -42,11 +42,10 @@ def denoise(weights: TracrWeights) -> TracrWeights:
 
 def _is_near(clean: TracrWeights, noisy: TracrWeights) -> bool:
     """Whether little was taken off; in another basis it would be much."""
-    changes = [
-        np.linalg.norm(tensor - noisy.tensors[name]) - MOST_TAKEN * np.linalg.norm(noisy.tensors[name])
-        for name, tensor in clean.tensors.items()
-    ]
-    return bool(max(changes) <= 0)
+    return all(
+        np.linalg.norm(clean.tensors[name] - tensor) <= MOST_TAKEN * np.linalg.norm(tensor)
+        for name, tensor in noisy.tensors.items()
+    )
 
 
 def _with_inputs(weights: TracrWeights) -> TracrWeights:

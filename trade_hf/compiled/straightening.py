@@ -57,14 +57,22 @@ class _Chain:
     steps: np.ndarray
 
     @property
+    def has_start(self) -> bool:
+        return bool(np.linalg.norm(self.start) > SMALL)
+
+    @property
+    def is_straight(self) -> bool:
+        """Whether all of it is along one direction."""
+        return _are_parallel([row for row in (self.start, *self.steps) if np.linalg.norm(row) > SMALL])
+
+    @property
     def is_number(self) -> bool:
-        """Whether it gives numbers: there is no start, or it is along the steps."""
-        rows = [row for row in (self.start, *self.steps) if np.linalg.norm(row) > SMALL]
-        return not np.any(self.start) or (len(rows) > 1 and _are_parallel(rows))
+        """Whether it gives numbers: there is no start, or the steps, of which there are some, are along it."""
+        return not self.has_start or (self.is_straight and bool((np.linalg.norm(self.steps, axis=1) > SMALL).any()))
 
     @property
     def is_possible(self) -> bool:
-        return bool(np.any(self.start)) or _are_parallel([step for step in self.steps if np.linalg.norm(step) > SMALL])
+        return self.has_start or self.is_straight
 
     @property
     def values(self) -> np.ndarray:
@@ -87,13 +95,14 @@ class _Directions:
     """The directions found so far.
 
     Attributes:
+      vectors: as `residual_vectors`.
       found: [direction, d_model], tokens in the order of the vocabulary first.
       span: [d_model, direction] orthonormal columns that make up the same.
       plain, hidden: [d_model, reader] of those that read a number as it is and a value as 0 or 1; of hidden units.
     """
 
     def __init__(self, weights: TracrWeights) -> None:
-        vectors = residual_vectors(weights)
+        self.vectors = vectors = residual_vectors(weights)
         if weights.d_model > MOST_DIRECTIONS or sum(map(len, vectors.values())) > MOST_ROWS:
             raise NotTracrsError
         self.weights, self.patience = weights, Patience(SECONDS)
@@ -155,16 +164,14 @@ class _Directions:
         return left - left @ self.span @ self.span.T
 
     def add_heads(self, layer: int) -> None:
-        reads, written = (
-            self.weights.layer(layer, f"attn/{name}/w").astype(np.float64) for name in ("value", "linear")
-        )
-        self.add(written[np.linalg.norm(reads, axis=0) > SMALL])
+        reads, written = (self.vectors[f"transformer/layer_{layer}/attn/{name}/w"] for name in ("value", "linear"))
+        self.add(written[np.linalg.norm(reads, axis=1) > SMALL])
 
     def add_hidden(self, layer: int) -> None:
         """What hidden units write. Those of step functions read a number with the slope, or the constant alone; one
         takes back what stands at BOS."""
-        first, second = (self.weights.layer(layer, f"mlp/linear_{i}/w").astype(np.float64) for i in (1, 2))
-        biases, reads = self.pad @ first, first.T @ self.found.T
+        first, second = (self.vectors[f"transformer/layer_{layer}/mlp/linear_{i}/w"] for i in (1, 2))
+        biases, reads = first @ self.pad, first @ self.found.T
         reads[:, self.constant] = 0
         strongest = np.abs(reads).argmax(1)
         is_step = np.abs(reads[np.arange(len(reads)), strongest] / COLDNESS - 1) < NEAR
@@ -231,7 +238,7 @@ class _Directions:
         values = np.concatenate([np.zeros((0, len(self.span))), *(c.values for c in chains if not c.is_number)])
         plain, sloped = values @ self.plain, np.abs(values @ self.hidden) > COLDNESS / 2
         below = np.clip(values @ self.readers, -1, 0)
-        bare = sum(not np.any(chain.start) for chain in chains)
+        bare = sum(not chain.has_start for chain in chains)
         return float(np.minimum(np.abs(plain), np.abs(plain - 1)).sum() + sloped.sum() - below.sum() + SMALL * bare)
 
     def scale(self, row: np.ndarray) -> float:

@@ -144,7 +144,7 @@ def parse(text: str) -> Program:
         raise RaspSyntaxError(where, f"expected Python that builds a RASP program: {error.msg}") from None
     except (ValueError, RecursionError, MemoryError):
         raise RaspSyntaxError(
-            (1, 1), "expected Python that builds a RASP program, got no text or too deep a one"
+            (1, 1), "expected Python that builds a RASP program, got a null byte, half a character or too deep a text"
         ) from None
     try:
         return _Parser().module(module)
