@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,18 @@ from torch.utils.data import IterableDataset, get_worker_info
 from dataset_builder.sampler import Sample, SamplerConfig
 from dataset_builder.splits import stream
 from trade_hf.compiled.weights import TracrWeights
-from trade_hf.processing_trade import QUERY_KEY, READINGS, VALUE_OUTPUT, Units, collate, pad_labels, value_bucket
+from trade_hf.processing_trade import (
+    HIDDEN,
+    QUERY_KEY,
+    READINGS,
+    VALUE_OUTPUT,
+    Units,
+    collate,
+    pad_labels,
+    value_bucket,
+)
 from trade_hf.rasp.program import Program, variable_name
-from trade_hf.tokenization_rasp import LINE_SIZE, VOCABULARY, to_ids
+from trade_hf.tokenization_rasp import LINE_SIZE, MAX_LINES, VOCABULARY, to_ids
 
 # Batches that are sorted by size together, so that little is padded; of large ones fewer, or a worker would take
 # minutes and gigabytes for the first.
@@ -27,11 +37,12 @@ MOST_BATCHES, FEWEST_BATCHES, BUCKET = 16, 4, 512
 
 @dataclass(frozen=True)
 class Example:
-    """The model's input and the tokens it should write."""
+    """The model's input and the tokens it should write; `lines_before`: as if so many lines stood before them."""
 
     units: Units
     labels: list[int]
     unit_labels: np.ndarray
+    lines_before: int = 0
 
 
 def to_example(sample: Sample, encoder: str = "units") -> Example:
@@ -72,7 +83,23 @@ def label_units(units: Units, directions: tuple[str, ...], program: Program, ids
     return labels
 
 
+def with_lines_before(example: Example, lines: int, layers: int) -> Example:
+    """The example as if so many lines, in so many layers, stood before it: later names, and layers further up.
+
+    Training programs have few lines; so the names and layers of long ones are learned too.
+    """
+    features = example.units.features.copy()
+    features[np.isin(features[:, 0], INNER), 1] += layers
+    unit_labels = example.unit_labels.copy()
+    unit_labels[:, 0] += lines * np.isin(unit_labels[:, 0], _LINES)
+    labels = [token + lines * (token in _LINES) for token in example.labels]
+    return Example(replace(example.units, features=features), labels, unit_labels, lines)
+
+
 _ID = {token: number for number, token in enumerate(VOCABULARY)}
+_LINES = range(_ID[variable_name(0)], _ID[variable_name(MAX_LINES - 1)] + 1)
+INNER = (QUERY_KEY, VALUE_OUTPUT, HIDDEN)  # units of layers
+SHIFTED = 0.6  # of the examples, where any are
 
 
 def _line_and_value(direction: str) -> tuple[int | None, int]:
@@ -95,6 +122,7 @@ class OnlineExamples(IterableDataset):
       reuse: how often each example is shown, some batches apart; 2 halves the cost of making data.
       config: what is sampled.
       encoder: the model's `config.encoder`.
+      lines_before: the model's `config.lines_before`.
     """
 
     def __init__(
@@ -104,9 +132,10 @@ class OnlineExamples(IterableDataset):
         reuse: int = 1,
         config: SamplerConfig = SamplerConfig(),
         encoder: str = "units",
+        lines_before: int = 0,
     ) -> None:
         self.seed, self.batch_size, self.reuse, self.config = seed, batch_size, reuse, config
-        self.encoder = encoder
+        self.encoder, self.lines_before = encoder, lines_before
 
     def __iter__(self) -> Iterator[Example]:
         worker = get_worker_info()
@@ -122,14 +151,27 @@ class OnlineExamples(IterableDataset):
             bucket, held = sorted(held[:wanted], key=lambda e: len(e.units.features)), held[wanted:]
             batches = [bucket[i : i + self.batch_size] for i in range(0, wanted, self.batch_size)]
             rng.shuffle(batches)
-            for batch in batches:
-                yield from batch
+            for example in itertools.chain.from_iterable(batches):
+                yield self.shifted(example, rng) if self.lines_before else example
+
+    def shifted(self, example: Example, rng: random.Random) -> Example:
+        """Some examples begin at a later line and layer."""
+        if rng.random() > SHIFTED:
+            return example
+        lines = rng.randint(1, self.lines_before)
+        return with_lines_before(example, lines, layers=rng.randint(0, lines))
 
 
 def collate_examples(examples: list[Example]) -> dict[str, Any]:
-    """A padded batch of tensors with `labels` [batch, token] and `unit_labels` [batch, unit, 3], -100 for none."""
+    """A padded batch of tensors with `labels` [batch, token] and `unit_labels` [batch, unit, 3], -100 for none, and
+    `lines_before` [batch]."""
     batch = {name: torch.from_numpy(array) for name, array in collate([e.units for e in examples]).items()}
     unit_labels = torch.full((*batch["attention_mask"].shape, 3), -100)
     for row, example in zip(unit_labels, examples, strict=True):
         row[: len(example.unit_labels)] = torch.from_numpy(example.unit_labels)
-    return {**batch, "labels": pad_labels([example.labels for example in examples]), "unit_labels": unit_labels}
+    return {
+        **batch,
+        "labels": pad_labels([example.labels for example in examples]),
+        "unit_labels": unit_labels,
+        "lines_before": torch.tensor([example.lines_before for example in examples]),
+    }

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import yaml
 from clock import ENDLESS, Clock
+from muon import MuonWithAdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from training_log import TrainingLog, flops_per_example, matmul_peak
@@ -33,6 +34,8 @@ from trade_hf.configuration_trade import TraDeConfig
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import TraDeProcessor
 from trade_hf.tokenization_rasp import LINE_SIZE, MAX_LINES, VOCABULARY, build_tokenizer
+
+ADDED = ("lines_before",)  # what of a config's model a warm start may have that its checkpoint had not
 
 
 def main() -> None:
@@ -75,6 +78,7 @@ def train(
     settings = dict(config["training"])
     reuse, seed = settings.pop("reuse", 1), settings.get("seed", 0)
     validation_size, minutes = settings.pop("validation_size", 200), settings.pop("minutes", None)
+    muon_learning_rate = settings.pop("muon_learning_rate", None)
     if minutes is not None:
         settings["max_steps"] = ENDLESS
     checkpoint = last_complete_checkpoint(output)
@@ -90,15 +94,22 @@ def train(
         **settings,
     )
     torch.manual_seed(seed)
+    sizes = config.get("model", {})
     if warm_start:
-        model = TraDeForConditionalGeneration.from_pretrained(warm_start)
+        added = {name: sizes[name] for name in ADDED if name in sizes}
+        model = TraDeForConditionalGeneration.from_pretrained(warm_start, **added)
     else:
-        model = TraDeForConditionalGeneration(TraDeConfig(vocab_size=len(VOCABULARY), **config.get("model", {})))
+        model = TraDeForConditionalGeneration(TraDeConfig(vocab_size=len(VOCABULARY), **sizes))
     if corpus is None:
         step = int(Path(checkpoint).name.split("-")[-1]) if checkpoint else 0
         draws = f"{seed}-{step}-{arguments.process_index}" if arguments.world_size > 1 else f"{seed}-{step}"
         fresh = OnlineExamples(
-            draws, arguments.per_device_train_batch_size, reuse, sampler, encoder=model.config.encoder
+            draws,
+            arguments.per_device_train_batch_size,
+            reuse,
+            sampler,
+            encoder=model.config.encoder,
+            lines_before=model.config.lines_before,
         )
         data = made_online(fresh, validation_size)
     else:
@@ -106,6 +117,10 @@ def train(
     trainer = (Seq2SeqTrainer if corpus else OnlineTrainer)(
         model=model, args=arguments, **data, compute_metrics=exact_match
     )
+    if muon_learning_rate is not None:
+        trainer.optimizer = MuonWithAdamW(
+            model, muon_learning_rate, arguments.learning_rate, arguments.weight_decay, arguments.adam_beta2
+        )
     clock = None if minutes is None else Clock(minutes, arguments.device, call_minutes, checkpoint)
     if clock:
         trainer.create_optimizer()

@@ -1,5 +1,6 @@
 """The model: unmoved by the basis, generates within the grammar, learns, saves and loads."""
 
+import re
 from itertools import islice
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from dataset_builder.online import OnlineExamples, collate_examples, to_example
+from dataset_builder.online import OnlineExamples, collate_examples, to_example, with_lines_before
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.transforms import permute, rotate
 from trade_hf.configuration_trade import TraDeConfig
@@ -18,8 +19,10 @@ from trade_hf.processing_trade import (
     EDGE_CHANNELS,
     HIDDEN,
     OUTPUT,
+    QUERY_KEY,
     TOKEN,
     VALUE_BUCKETS,
+    VALUE_OUTPUT,
     TraDeProcessor,
     collate,
     pad_labels,
@@ -59,6 +62,32 @@ def test_unit_labels_name_every_line_and_its_function(samples):
         assert (example.unit_labels[(kinds == TOKEN) | (kinds == OUTPUT)] == -100).all()
         values = example.unit_labels[kinds == HIDDEN, 2]
         assert ((values == -100) | ((values >= 0) & (values < VALUE_BUCKETS))).all()
+
+
+def test_lines_before_a_program_move_its_names_and_layers(samples):
+    example = to_example(samples[0])
+    moved = with_lines_before(example, 3, 2)
+    names = [[VOCABULARY[token] for token in one.labels] for one in (example, moved)]
+    assert names[1] == [f"v{int(word[1:]) + 3}" if re.fullmatch(r"v\d+", word) else word for word in names[0]]
+    known = example.unit_labels[:, 0] >= 0
+    assert (moved.unit_labels[known, 0] == example.unit_labels[known, 0] + 3).all()
+    assert (moved.unit_labels[~known] == example.unit_labels[~known]).all()
+    inner = np.isin(example.units.features[:, 0], (QUERY_KEY, VALUE_OUTPUT, HIDDEN))
+    assert (moved.units.features[:, 1] - example.units.features[:, 1] == 2 * inner).all()
+    assert collate_examples([example, moved])["lines_before"].tolist() == [0, 3]
+
+
+def test_a_model_may_know_what_lines_stand_before(samples):
+    """With none of them it says the same as if it were told nothing, with some not."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "num_heads": 2, "encoder_layers": 2}
+    model = TraDeForConditionalGeneration(TraDeConfig(vocab_size=len(VOCABULARY), lines_before=4, **sizes)).eval()
+    batch = collate_examples([to_example(sample) for sample in samples[:2]])
+    told = model(**batch).logits
+    assert torch.equal(told, model(**{**batch, "lines_before": None}).logits)
+    assert not torch.equal(told, model(**{**batch, "lines_before": torch.tensor([0, 2])}).logits)
+    stream = OnlineExamples("test", batch_size=4, lines_before=4)
+    assert {example.lines_before for example in islice(iter(stream), 64)} == {0, 1, 2, 3, 4}
 
 
 def test_the_unit_loss_counts_in_training_alone(samples):
@@ -148,7 +177,7 @@ def test_the_processor(tiny_checkpoint, samples):
     weights = [compile_program(s.program, s.vocab, s.max_seq_len) for s in chosen]
     batch = processor(weights, [" ".join(to_tokens(s.program)) for s in chosen])
     expected = collate_examples([to_example(s) for s in chosen])
-    assert batch.keys() == expected.keys() - {"unit_labels"}
+    assert batch.keys() == expected.keys() - {"unit_labels", "lines_before"}
     assert all(torch.equal(batch[name], expected[name]) for name in batch)
     assert load_model(tiny_checkpoint)(**batch).loss > 0
     assert processor(weights[0])["weight_features"].shape[0] == 1

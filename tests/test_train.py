@@ -1,5 +1,6 @@
 """The training script: online and from a corpus folder, killed and resumed."""
 
+import importlib
 import json
 import os
 import signal
@@ -103,7 +104,7 @@ def test_two_processes_killed_and_resumed_end_with_the_losses_of_an_undisturbed_
         (tmp_path / name).mkdir(exist_ok=True)
         source = ["--corpus", str(tmp_path / "corpus"), "--warm-start", str(tiny_checkpoint)]
         arguments = command(tmp_path / name, *source, "--max-steps", str(steps))[1:]
-        (tmp_path / name / "config.yaml").write_text(CONFIG + "  use_cpu: true\n")
+        (tmp_path / name / "config.yaml").write_text(CONFIG + "  use_cpu: true\n  muon_learning_rate: 0.002\n")
         return subprocess.Popen(
             [*launch, *arguments],
             env=environment,
@@ -142,3 +143,16 @@ def test_a_corpus_that_is_not_there_is_refused(tmp_path):
         command(tmp_path, "--corpus", str(tmp_path / "none")), capture_output=True, text=True, timeout=240, check=False
     )
     assert result.returncode == 2 and "expected a folder as scripts/build_dataset.py writes it" in result.stderr
+
+
+def test_muon_moves_the_matrices_of_layers_and_adamw_all_else(tiny_checkpoint, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    muon = importlib.import_module("muon")
+    model = load_model(tiny_checkpoint)
+    optimizer = muon.MuonWithAdamW(model, muon_learning_rate=0.002, learning_rate=0.001, weight_decay=0.01, beta2=0.98)
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    matrices, others = ([names[id(weight)] for weight in group["params"]] for group in optimizer.param_groups)
+    assert sorted(matrices + others) == sorted(names.values())
+    assert {name.split(".")[-1] for name in matrices} == {"weight"} and all(".layers." in name for name in matrices)
+    assert "model.decoder.embedding.weight" in others
+    assert [group["lr"] for group in optimizer.param_groups] == [0.002, 0.001]

@@ -13,8 +13,10 @@ class TraDeConfig(PreTrainedConfig):
     """Sizes of a TraDe model.
 
     `vocab_size` counts the tokens of the RASP tokenizer, `max_lines` what can be decoded; `unit_loss` is the weight in
-    training of what the encoder says of single units (variable, function, value) beside the program itself. `encoder`
-    is `units` (relations of units, ours) or `flat` (pieces of the flattened weights, as in arXiv:2410.00061).
+    training of what the encoder says of single units (variable, function, value) beside the program itself;
+    `lines_before` up to how many lines training pretends to stand before a program (see
+    `TraDeForConditionalGeneration.forward`). `encoder` is `units` (relations of units, ours) or `flat` (pieces of the
+    flattened weights, as in arXiv:2410.00061).
     """
 
     model_type = "trade"
@@ -30,6 +32,7 @@ class TraDeConfig(PreTrainedConfig):
     dropout: float = 0.0
     unit_loss: float = 0.5
     max_lines: int = 32
+    lines_before: int = 0
     line_size: int = 4
     feature_size: int = 8
     integer_features: int = 3

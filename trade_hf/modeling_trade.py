@@ -92,6 +92,8 @@ class TraDeEncoder(TraDePreTrainedModel):
         self.type_embedding = nn.Embedding(config.unit_types, config.d_model)
         self.layer_embedding = nn.Embedding(config.max_layers, config.d_model)
         self.value_embedding = nn.Embedding(config.value_buckets, config.d_model)
+        if config.lines_before:
+            self.lines_before = nn.Embedding(config.lines_before + 1, config.d_model)
         self.scalars = nn.Linear(config.feature_size - config.integer_features, config.d_model)
         self.relation_bias = nn.Linear(2 * RELATIONS, config.encoder_layers * config.num_heads)
         self.layers = nn.ModuleList(RelationalLayer(config) for _ in range(config.encoder_layers))
@@ -99,7 +101,12 @@ class TraDeEncoder(TraDePreTrainedModel):
         self.post_init()
 
     def forward(
-        self, weight_features: Tensor, weight_edges: Tensor, attention_mask: Tensor | None = None, **kwargs
+        self,
+        weight_features: Tensor,
+        weight_edges: Tensor,
+        attention_mask: Tensor | None = None,
+        lines_before: Tensor | None = None,
+        **kwargs,
     ) -> BaseModelOutput:
         integers = self.config.integer_features
         kind, layer, value = weight_features[..., :integers].long().unbind(-1)
@@ -110,6 +117,8 @@ class TraDeEncoder(TraDePreTrainedModel):
             + self.value_embedding(value)
             + self.scalars(scalars)
         )
+        if self.config.lines_before:
+            x = x + self.lines_before(kind.new_zeros(len(kind)) if lines_before is None else lines_before)[:, None]
         a, b, *alike = weight_edges.to(x.dtype).unbind(1)
         means = [edges / edges.abs().sum(-1, keepdim=True).clamp(min=1) for edges in alike]
         relations = torch.stack([a, a.mT, b, b.mT, *means], 1)
@@ -231,11 +240,17 @@ class TraDeDecoder(TraDePreTrainedModel):
         self.post_init()
 
     def forward(
-        self, input_ids: Tensor, memory: Tensor, memory_mask: Tensor | None, cache: EncoderDecoderCache | None = None
+        self,
+        input_ids: Tensor,
+        memory: Tensor,
+        memory_mask: Tensor | None,
+        cache: EncoderDecoderCache | None = None,
+        lines_before: Tensor | None = None,
     ) -> Tensor:
         past = cache.get_seq_length() if cache is not None else 0
         places = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)
-        lines = (places // self.config.line_size).clamp(max=self.config.max_lines)
+        lines = places // self.config.line_size + (0 if lines_before is None else lines_before[:, None])
+        lines = lines.clamp(max=self.config.max_lines)
         x = self.embedding(input_ids) + self.line(lines) + self.component(places % self.config.line_size)
         total = past + input_ids.shape[1]
         causal = places[:, None] >= torch.arange(total, device=input_ids.device)[None, :]
@@ -276,12 +291,13 @@ class TraDeModel(TraDePreTrainedModel):
         encoder_outputs: BaseModelOutput | None = None,
         past_key_values: EncoderDecoderCache | None = None,
         use_cache: bool | None = None,
+        lines_before: Tensor | None = None,
         **kwargs,
     ) -> Seq2SeqModelOutput:
         if encoder_outputs is None:
-            encoder_outputs = self.encoder(weight_features, weight_edges, attention_mask)
+            encoder_outputs = self.encoder(weight_features, weight_edges, attention_mask, lines_before=lines_before)
         memory = encoder_outputs[0]
-        hidden = self.decoder(decoder_input_ids, memory, attention_mask, past_key_values)
+        hidden = self.decoder(decoder_input_ids, memory, attention_mask, past_key_values, lines_before)
         return Seq2SeqModelOutput(
             last_hidden_state=hidden, past_key_values=past_key_values, encoder_last_hidden_state=memory
         )
@@ -319,6 +335,7 @@ class TraDeForConditionalGeneration(TraDePreTrainedModel, GenerationMixin):
         past_key_values: EncoderDecoderCache | None = None,
         labels: Tensor | None = None,
         unit_labels: Tensor | None = None,
+        lines_before: Tensor | None = None,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
@@ -328,7 +345,8 @@ class TraDeForConditionalGeneration(TraDePreTrainedModel, GenerationMixin):
 
         In training, with `unit_labels` [batch, unit, 3] (see `dataset_builder/online.py`), the loss of `unit_head` is
         added: what each unit belongs to. This teaches the encoder some forty things an example where the program
-        alone would teach one a line.
+        alone would teach one a line. `lines_before` [batch] says in training from where lines are numbered: as if so
+        many stood before the program. So numbers are learned that no program of the training data is long enough for.
         """
         if decoder_input_ids is None and labels is not None:
             decoder_input_ids = self.shift_right(labels)
@@ -341,6 +359,7 @@ class TraDeForConditionalGeneration(TraDePreTrainedModel, GenerationMixin):
             decoder_input_ids=decoder_input_ids,
             encoder_outputs=encoder_outputs,
             past_key_values=past_key_values,
+            lines_before=lines_before,
         )
         logits = self.lm_head(outputs.last_hidden_state)
         loss = None
