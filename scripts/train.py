@@ -60,6 +60,8 @@ def main() -> None:
     config = yaml.safe_load(args.config.read_text())
     limits = {"max_steps": args.max_steps, "minutes": args.minutes}
     config["training"] |= {name: limit for name, limit in limits.items() if limit is not None}
+    if "muon_learning_rate" in config["training"] and not hasattr(torch.optim, "Muon"):
+        parser.error(f"{args.config}: muon_learning_rate takes torch 2.9 or newer, got {torch.__version__}")
     if args.call_minutes and "minutes" not in config["training"]:
         parser.error("--call-minutes: expected a config with minutes, or --minutes")
     train(config, args.output, args.corpus, args.corpus_config, args.call_minutes, args.warm_start)
