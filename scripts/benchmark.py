@@ -508,7 +508,7 @@ def bounds_study(samples: Iterator[Sample], pairs: int, draw: Draw) -> dict[str,
         domain = (sample.vocab, sample.max_seq_len)
         for mutant in islice(mutants(sample.program, draw), 20):
             try:
-                verdict = verify_programs(sample.program, mutant, *domain, limit=0, seed=len(shares), samples=FEW)
+                verdict = verify_programs(sample.program, mutant, *domain, limit=1, seed=len(shares), samples=FEW)
                 share = share_that_differs(sample.program, mutant, *domain)
             except UnsupportedError:
                 continue

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import broadcast
 from transformers import TrainerCallback
 
-RISE, FALL = 0.03, 0.4  # of the time: the learning rate rises in the first share of it, and falls to 0 in the last
+RISE = 0.03  # of the time, in which the learning rate rises
 SPENT = "seconds.json"  # beside a checkpoint
 ENDLESS = 10**9  # steps
 
@@ -25,12 +25,18 @@ class Clock(TrainerCallback):
       device: of the model; all processes go by the clock of the first.
       call_minutes: of this call; it ends with a checkpoint. None: as long as the run takes.
       checkpoint: that the run goes on from.
+      fall: the last share of the time, in which the learning rate falls to 0.
     """
 
     def __init__(
-        self, minutes: float, device: torch.device, call_minutes: float | None, checkpoint: str | None
+        self,
+        minutes: float,
+        device: torch.device,
+        call_minutes: float | None,
+        checkpoint: str | None,
+        fall: float = 0.4,
     ) -> None:
-        self.total, self.device = 60 * minutes, device
+        self.total, self.device, self.fall = 60 * minutes, device, fall
         self.before = json.loads((Path(checkpoint) / SPENT).read_text()) if checkpoint else 0.0
         self.call = 60 * call_minutes if call_minutes else float("inf")
         self.begun, self.spent = time.monotonic(), self.before
@@ -43,7 +49,7 @@ class Clock(TrainerCallback):
     def factor(self, step: int) -> float:
         """Of the learning rate."""
         share = self.spent / self.total
-        return max(0.0, min(1.0, share / RISE, (1 - share) / FALL))
+        return max(0.0, min(1.0, share / RISE, (1 - share) / self.fall))
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         spent = torch.tensor(self.before + time.monotonic() - self.begun, device=self.device)

@@ -80,7 +80,7 @@ def train(
     settings = dict(config["training"])
     reuse, seed = settings.pop("reuse", 1), settings.get("seed", 0)
     validation_size, minutes = settings.pop("validation_size", 200), settings.pop("minutes", None)
-    muon_learning_rate = settings.pop("muon_learning_rate", None)
+    muon_learning_rate, fall = settings.pop("muon_learning_rate", None), settings.pop("fall", 0.4)
     if minutes is not None:
         settings["max_steps"] = ENDLESS
     checkpoint = last_complete_checkpoint(output)
@@ -123,7 +123,7 @@ def train(
         trainer.optimizer = MuonWithAdamW(
             model, muon_learning_rate, arguments.learning_rate, arguments.weight_decay, arguments.adam_beta2
         )
-    clock = None if minutes is None else Clock(minutes, arguments.device, call_minutes, checkpoint)
+    clock = None if minutes is None else Clock(minutes, arguments.device, call_minutes, checkpoint, fall)
     if clock:
         trainer.create_optimizer()
         trainer.lr_scheduler = LambdaLR(trainer.optimizer, clock.factor)

@@ -59,9 +59,13 @@ def test_a_claim_that_does_not_hold_is_refused():
     false = dataclasses.replace(certify(CASES[0].program, WEIGHTS), verdict="equivalent", summary="equivalent")
     with pytest.raises(CertificateError, match="verdict is 'refuted', the certificate says 'equivalent'"):
         recheck(Certificate.from_json(false.to_json()), WEIGHTS)
-    for field, value in (("confidence", 0.999), ("method", "proven by God"), ("samples", 5)):
+    for field, value in (("confidence", 0.999), ("method", "proven by God"), ("bound", 0.1)):
         false = dataclasses.replace(certify(PROGRAM, WEIGHTS), **{field: value})
         with pytest.raises(CertificateError, match=f"{field} is "):
+            recheck(Certificate.from_json(false.to_json()), WEIGHTS)
+    for field, value in (("limit", 0), ("samples", 10**12)):
+        false = dataclasses.replace(certify(PROGRAM, WEIGHTS), **{field: value})
+        with pytest.raises(CertificateError, match=f"{field}: expected 1 to 10,000,000 inputs, got {value:,}"):
             recheck(Certificate.from_json(false.to_json()), WEIGHTS)
     for field, value in (("versions", 5), ("seed", "a"), ("inputs", 39.0), ("program", None), ("checked", True)):
         false = dataclasses.replace(certify(PROGRAM, WEIGHTS), **{field: value})

@@ -39,6 +39,19 @@ def test_compile_and_verify(program_file, tmp_path, capsys):
     assert verdict["status"] == "refuted" and verdict["counterexample"]
 
 
+def test_a_sample_as_large_as_wanted(program_file, tmp_path, capsys):
+    """Of a program that does the same by other means, so that the weights do not settle it."""
+    model, certificate = tmp_path / "model.safetensors", tmp_path / "certificate.json"
+    compile_program(CASES[1].program, VOCAB, LENGTH).save(model)
+    text = program_file.read_text().replace("program = v2", "v3 = rasp.Map(lambda x: x, v2)\nprogram = v3")
+    program_file.write_text(text)
+    few = ["--limit", "1", "--samples", "200", "--seed", "3"]
+    assert main(["verify", str(model), str(program_file), *few, "--write-certificate", str(certificate)]) == 0
+    assert "agrees on 200 of 3,905 inputs" in capsys.readouterr().out
+    assert main(["verify", "--certificate", str(certificate)]) == 0
+    assert "checked again: agrees on 200" in capsys.readouterr().out
+
+
 def test_other_vocabularies(program_file, tmp_path, capsys):
     target = tmp_path / "out.safetensors"
     command = ["compile", str(program_file), "-o", str(target), "--vocab", "a,b,c", "--max-seq-len", "3", "--json"]
@@ -86,6 +99,7 @@ def _bad_files(tmp_path):
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
+    compile_program(CASES[1].program, VOCAB, LENGTH).save(tmp_path / "good.safetensors")
 
 
 BAD = [
@@ -105,6 +119,8 @@ BAD = [
     (["compile", "good.py", "-o", "x", "--max-seq-len", "0"], "a length of at least 1"),
     (["compile", "good.py", "-o", "no/such/folder/x"], "No such file or directory"),
     (["verify", "text.safetensors", "good.py"], "expected a safetensors file"),
+    (["verify", "good.safetensors", "good.py", "--samples", "0"], "samples: expected 1 to 10,000,000 inputs, got 0"),
+    (["verify", "--certificate", "c.json", "--limit", "5"], "--limit: the certificate holds its own"),
     (["sample", "--vocab", "0", "--max-seq-len", "1"], "none of 5,000 programs in a row was kept"),
     (["sample", "-n", "-1"], "expected -n of at least 0"),
 ]

@@ -119,10 +119,17 @@ class Certificate:
 
 
 def certify(
-    program: Program, weights: TracrWeights, weights_file: str | os.PathLike | None = None, seed: int = 0
+    program: Program,
+    weights: TracrWeights,
+    weights_file: str | os.PathLike | None = None,
+    limit: int = EXHAUSTIVE_LIMIT,
+    seed: int = 0,
+    samples: int = SAMPLED_INPUTS,
 ) -> Certificate:
-    """Compare a program with a model and write down what was found."""
-    return _written(verify(program, weights, seed=seed), to_text(program), weights, weights_file, seed)
+    """Compare a program with a model, as `verify` does, and write down what was found."""
+    verdict = verify(program, weights, limit, seed, samples)
+    file = None if weights_file is None else str(Path(weights_file).resolve())
+    return _written(verdict, to_text(program), weights, weights_file=file, limit=limit, samples=samples, seed=seed)
 
 
 def recheck(certificate: Certificate, weights: TracrWeights | None = None) -> Certificate:
@@ -141,8 +148,12 @@ def recheck(certificate: Certificate, weights: TracrWeights | None = None) -> Ce
         program = parse(certificate.program)
     except RaspError as error:
         raise CertificateError(f"its program is none: {error}") from None
-    verdict = verify(program, weights, seed=certificate.seed)
-    again = _written(verdict, certificate.program, weights, certificate.weights_file, certificate.seed)
+    how = {"limit": certificate.limit, "samples": certificate.samples, "seed": certificate.seed}
+    try:
+        verdict = verify(program, weights, **how)
+    except ValueError as error:
+        raise CertificateError(str(error)) from None
+    again = _written(verdict, certificate.program, weights, weights_file=certificate.weights_file, **how)
     for name, expected in asdict(certificate).items():
         got = getattr(again, name)
         if name != "versions" and got != expected:
@@ -161,9 +172,8 @@ def hash_weights(weights: TracrWeights) -> str:
     return digest.hexdigest()
 
 
-def _written(
-    verdict: Verdict, program: str, weights: TracrWeights, weights_file: str | os.PathLike | None, seed: int
-) -> Certificate:
+def _written(verdict: Verdict, program: str, weights: TracrWeights, **how: Any) -> Certificate:
+    """`how`: weights_file, limit, samples and seed."""
     return Certificate(
         verdict=verdict.status.value,
         method=DOES_NOT_FIT if verdict.reason else METHODS[verdict.status],
@@ -173,19 +183,16 @@ def _written(
         bound=verdict.bound,
         confidence=CONFIDENCE,
         tolerance=TOLERANCE,
-        limit=EXHAUSTIVE_LIMIT,
-        samples=SAMPLED_INPUTS,
-        seed=seed,
         program=program,
         program_sha256=_sha256(program),
         weights_sha256=hash_weights(weights),
-        weights_file=None if weights_file is None else str(Path(weights_file).resolve()),
         versions={
             "python": platform.python_version(),
             "numpy": np.__version__,
             "torch": str(torch.__version__),
             "trade-hf": _own_version(),
         },
+        **how,
     )
 
 

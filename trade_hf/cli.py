@@ -72,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("program", type=Path, nargs="?")
     sub.add_argument("--write-certificate", type=Path, metavar="FILE", help="write down what was found, as JSON")
     sub.add_argument("--certificate", type=Path, metavar="FILE", help="check a certificate again, on FILE's model")
+    sub.add_argument("--limit", type=int, metavar="N", help="run all inputs up to so many (default 2,000,000)")
+    sub.add_argument("--samples", type=int, metavar="N", help="of more, run so many (default 10,000)")
+    sub.add_argument("--seed", type=int, metavar="N", help="of the sample (default 0)")
 
     sub = command("sample", _sample, "random programs as in the corpus")
     sub.add_argument("-n", type=int, default=10, help="how many")
@@ -229,14 +232,17 @@ def _verify(args: argparse.Namespace) -> int:
     from trade_hf.compiled.weights import TracrWeights
     from trade_hf.verification import verify
 
+    how = {name: getattr(args, name) for name in ("limit", "samples", "seed") if getattr(args, name) is not None}
     if args.certificate:
+        if how:
+            raise UsageError(f"--{next(iter(how))}: the certificate holds its own")
         return _recheck(args)
     if args.file is None or args.program is None:
         raise UsageError("expected a model and a program: trade verify MODEL PROGRAM, or --certificate FILE")
     program, weights = _read_program(args.program), TracrWeights.load(args.file)
+    verdict = verify(program, weights, **how)
     if args.write_certificate:
-        args.write_certificate.write_text(certify(program, weights, args.file).to_json())
-    verdict = verify(program, weights)
+        args.write_certificate.write_text(certify(program, weights, args.file, **how).to_json())
     data: dict[str, Any] = {"status": verdict.status.value, "certificate": str(verdict), "checked": verdict.checked}
     data |= {"counterexample": verdict.counterexample, "expected": verdict.expected, "got": verdict.got}
     text = str(verdict)

@@ -45,6 +45,7 @@ from trade_hf.rasp.tables import UnsupportedError, sort_values, tabulate
 
 EXHAUSTIVE_LIMIT = 2_000_000  # inputs; above, a sample is taken
 SAMPLED_INPUTS = 10_000
+MOST_INPUTS = 10_000_000  # that may be asked for, in all or as a sample: they are held in memory
 CONFIDENCE = 0.95  # of the bound on the share of inputs that differ
 TOLERANCE = 1e-3  # of numbers; rounding leaves some 1e-4 in another basis
 BOS_LOGIT = SOFTMAX_COLDNESS / 2  # of a selected key above BOS, times the root of the key size
@@ -114,6 +115,8 @@ def verify(
       program: over the model's vocabulary.
       weights: the model.
       limit: run all inputs if there are at most this many, else `samples` of them, drawn with `seed`.
+
+    Raises ValueError for a limit or a sample that is not of 1 to MOST_INPUTS.
     """
     return Verifier(weights, limit, seed, samples).verify(program)
 
@@ -259,6 +262,11 @@ class _Inputs:
     limit: int
     samples: int
     seed: int
+
+    def __post_init__(self) -> None:
+        for name, count in (("limit", self.limit), ("samples", self.samples)):
+            if not 1 <= count <= MOST_INPUTS:
+                raise ValueError(f"{name}: expected 1 to {MOST_INPUTS:,} inputs, got {count:,}")
 
     @property
     def total(self) -> int:
