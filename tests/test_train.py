@@ -8,6 +8,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
 
 from dataset_builder.card import write_card
 from dataset_builder.corpus import CorpusConfig, build
@@ -156,3 +159,17 @@ def test_muon_moves_the_matrices_of_layers_and_adamw_all_else(tiny_checkpoint, m
     assert {name.split(".")[-1] for name in matrices} == {"weight"} and all(".layers." in name for name in matrices)
     assert "model.decoder.embedding.weight" in others
     assert [group["lr"] for group in optimizer.param_groups] == [0.002, 0.001]
+
+
+def test_exact_match_counts_programs_and_their_structures(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    train = importlib.import_module("train")
+    label = [10, 11, 12, 13, 20, 21, 22, 23, 2, -100]
+    wrong_function = [10, 11, 12, 13, 20, 21, 22, 99, 2, 0]
+    wrong_argument = [10, 11, 99, 13, 20, 21, 22, 23, 2, 0]
+    too_short = [10, 11, 12, 13, 2, 0, 0]
+    rows = [[1, *row, *[0] * (10 - len(row))] for row in (label[:9], wrong_function, wrong_argument, too_short)]
+    found = train.exact_match(SimpleNamespace(predictions=np.array(rows), label_ids=np.array([label] * 4)))
+    assert found == {"free_running_exact": 0.25, "structure_exact": 0.5}
+    cut = train.exact_match(SimpleNamespace(predictions=np.array([[1, 10, 11]]), label_ids=np.array([label])))
+    assert cut == {"free_running_exact": 0.0, "structure_exact": 0.0}
