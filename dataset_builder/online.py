@@ -19,6 +19,7 @@ from dataset_builder.splits import stream
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.processing_trade import (
     HIDDEN,
+    MAX_LAYERS,
     QUERY_KEY,
     READINGS,
     VALUE_OUTPUT,
@@ -86,10 +87,15 @@ def label_units(units: Units, directions: tuple[str, ...], program: Program, ids
 def with_lines_before(example: Example, lines: int, layers: int) -> Example:
     """The example as if so many lines, in so many layers, stood before it: later names, and layers further up.
 
-    Training programs have few lines; so the names and layers of long ones are learned too.
+    Training programs have few lines; so the names and layers of long ones are learned too. Raises ValueError where
+    that is more than there are.
     """
+    inner = np.isin(example.units.features[:, 0], INNER)
+    last_line, last_layer = len(example.labels) // LINE_SIZE + lines, example.units.features[inner, 1].max() + layers
+    if last_line > MAX_LINES or last_layer >= MAX_LAYERS - 1:
+        raise ValueError(f"expected up to {MAX_LINES} lines and {MAX_LAYERS - 1} layers, got {last_line}, {last_layer}")
     features = example.units.features.copy()
-    features[np.isin(features[:, 0], INNER), 1] += layers
+    features[inner, 1] += layers
     unit_labels = example.unit_labels.copy()
     unit_labels[:, 0] += lines * np.isin(unit_labels[:, 0], _LINES)
     labels = [token + lines * (token in _LINES) for token in example.labels]
@@ -134,6 +140,8 @@ class OnlineExamples(IterableDataset):
         encoder: str = "units",
         lines_before: int = 0,
     ) -> None:
+        if lines_before and encoder != "units":
+            raise ValueError(f"lines_before: expected the encoder 'units', got {encoder!r}")
         self.seed, self.batch_size, self.reuse, self.config = seed, batch_size, reuse, config
         self.encoder, self.lines_before = encoder, lines_before
 

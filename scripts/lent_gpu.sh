@@ -5,6 +5,7 @@
 # 15 MB each, holds the last checkpoint with its optimiser, or the final model. If the next call gets another machine, put
 # the parts into runs/parts. At the end, here: cat runs/parts/part-* | tar xz, then scripts/export_checkpoint.py.
 set -euo pipefail
+: "${OUT:?expected OUT, the folder that what is brought back goes to}"
 cd "$(dirname "$0")/.."
 run=runs/gpu
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1

@@ -16,7 +16,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
       model: its `layers` hold the matrices that Muon (Jordan et al. 2024) moves along orthogonal directions.
       muon_learning_rate: for these matrices; the size of a step is matched to AdamW's (Liu et al. 2025,
         arXiv:2502.16982).
-      learning_rate, weight_decay, beta2: of AdamW; biases, norms and embeddings do not decay.
+      learning_rate, beta2: of AdamW, for biases, norms, embeddings and what stands outside the layers.
+      weight_decay: of both.
     """
 
     def __init__(
@@ -29,7 +30,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             "muon": torch.optim.Muon(
                 matrices, muon_learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
             ),
-            "adamw": torch.optim.AdamW(others, learning_rate, betas=(0.9, beta2), weight_decay=0.0),
+            "adamw": torch.optim.AdamW(others, learning_rate, betas=(0.9, beta2), weight_decay=weight_decay),
         }
         super().__init__([*matrices, *others], {"lr": learning_rate})
         self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
@@ -44,6 +45,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises ValueError for the state of another optimiser."""
+        if set(state_dict) != set(self.parts):
+            raise ValueError(f"expected the state of {sorted(self.parts)}, got {sorted(state_dict)}")
         for name, part in self.parts.items():
             part.load_state_dict(state_dict[name])
         self.param_groups = [group for part in self.parts.values() for group in part.param_groups]

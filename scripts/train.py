@@ -35,7 +35,7 @@ from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import TraDeProcessor
 from trade_hf.tokenization_rasp import LINE_SIZE, MAX_LINES, VOCABULARY, build_tokenizer
 
-ADDED = ("lines_before",)  # what of a config's model a warm start may have that its checkpoint had not
+ADDED = ("lines_before",)  # what of a config's model a warm start's checkpoint need not have had
 
 
 def main() -> None:
@@ -84,6 +84,8 @@ def train(
     if minutes is not None:
         settings["max_steps"] = ENDLESS
     checkpoint = last_complete_checkpoint(output)
+    if corpus and config.get("model", {}).get("lines_before"):
+        raise SystemExit("train: lines_before goes with --online: rows of a corpus begin at the first line")
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(output),
         predict_with_generate=True,
@@ -96,12 +98,7 @@ def train(
         **settings,
     )
     torch.manual_seed(seed)
-    sizes = config.get("model", {})
-    if warm_start:
-        added = {name: sizes[name] for name in ADDED if name in sizes}
-        model = TraDeForConditionalGeneration.from_pretrained(warm_start, **added)
-    else:
-        model = TraDeForConditionalGeneration(TraDeConfig(vocab_size=len(VOCABULARY), **sizes))
+    model = build_model(config.get("model", {}), warm_start)
     if corpus is None:
         step = int(Path(checkpoint).name.split("-")[-1]) if checkpoint else 0
         draws = f"{seed}-{step}-{arguments.process_index}" if arguments.world_size > 1 else f"{seed}-{step}"
@@ -140,6 +137,17 @@ def train(
         source = {"corpus": f"{corpus} {corpus_config or ''}".strip()} if corpus else {"sampler": asdict(sampler)}
         record = {"config": config, **source, "steps": trainer.state.global_step}
         (output / "final" / "training.json").write_text(json.dumps(record, indent=2))
+
+
+def build_model(sizes: dict[str, Any], warm_start: Path | None) -> TraDeForConditionalGeneration:
+    """A new model, or a checkpoint's in single precision: in bf16, as it ships, small steps would be rounded away."""
+    if warm_start is None:
+        return TraDeForConditionalGeneration(TraDeConfig(vocab_size=len(VOCABULARY), **sizes))
+    added = {name: sizes[name] for name in ADDED if name in sizes}
+    model = TraDeForConditionalGeneration.from_pretrained(warm_start, dtype=torch.float32, **added)
+    if others := {name: size for name, size in sizes.items() if getattr(model.config, name) != size}:
+        raise SystemExit(f"train: {warm_start} is of another size than the config's model: {others}")
+    return model
 
 
 class OnlineTrainer(Seq2SeqTrainer):

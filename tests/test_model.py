@@ -75,6 +75,11 @@ def test_lines_before_a_program_move_its_names_and_layers(samples):
     inner = np.isin(example.units.features[:, 0], (QUERY_KEY, VALUE_OUTPUT, HIDDEN))
     assert (moved.units.features[:, 1] - example.units.features[:, 1] == 2 * inner).all()
     assert collate_examples([example, moved])["lines_before"].tolist() == [0, 3]
+    for lines, layers in ((31, 0), (0, 31)):
+        with pytest.raises(ValueError, match="expected up to 31 lines and 31 layers"):
+            with_lines_before(example, lines, layers)
+    with pytest.raises(ValueError, match="expected the encoder 'units', got 'flat'"):
+        OnlineExamples("test", batch_size=4, encoder="flat", lines_before=3)
 
 
 def test_a_model_may_know_what_lines_stand_before(samples):
@@ -97,6 +102,17 @@ def test_the_unit_loss_counts_in_training_alone(samples):
     plain = {name: tensor for name, tensor in batch.items() if name != "unit_labels"}
     assert model.train()(**batch).loss > model(**plain).loss
     assert torch.equal(model.eval()(**batch).loss, model(**plain).loss)
+
+
+def test_the_loss_of_one_batch_is_that_of_its_halves(samples):
+    """As processes and accumulated steps divide a batch: each counts by its share of the tokens."""
+    torch.manual_seed(0)
+    model = TraDeForConditionalGeneration(TraDeConfig(vocab_size=len(VOCABULARY), d_model=32, num_heads=2)).train()
+    batch = collate_examples([to_example(samples[0])] * 4)
+    halves = [{name: tensor[half] for name, tensor in batch.items()} for half in (slice(2), slice(2, 4))]
+    tokens = (batch["labels"] != -100).sum()
+    summed = sum(model(**half, num_items_in_batch=tokens).loss for half in halves)
+    assert torch.allclose(summed, model(**batch).loss, atol=1e-5)
 
 
 def test_padding_changes_nothing(tiny_checkpoint, samples):

@@ -11,10 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
+import torch
 
 from dataset_builder.card import write_card
 from dataset_builder.corpus import CorpusConfig, build
-from trade_hf.decompiler import load_model
+from trade_hf.decompiler import DEFAULT_CHECKPOINT, load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = """
@@ -173,3 +175,12 @@ def test_exact_match_counts_programs_and_their_structures(monkeypatch):
     assert found == {"free_running_exact": 0.25, "structure_exact": 0.5}
     cut = train.exact_match(SimpleNamespace(predictions=np.array([[1, 10, 11]]), label_ids=np.array([label])))
     assert cut == {"free_running_exact": 0.0, "structure_exact": 0.0}
+
+
+def test_a_warm_start_is_in_single_precision_and_of_the_configs_size(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    train = importlib.import_module("train")
+    model = train.build_model({"lines_before": 5}, DEFAULT_CHECKPOINT)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32} and model.config.lines_before == 5
+    with pytest.raises(SystemExit, match="another size than the config's model: {'d_model': 192}"):
+        train.build_model({"d_model": 192}, DEFAULT_CHECKPOINT)

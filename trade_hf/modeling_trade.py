@@ -368,9 +368,11 @@ class TraDeForConditionalGeneration(TraDePreTrainedModel, GenerationMixin):
             loss = F.cross_entropy(
                 logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction=reduction
             )
+            share = 1.0 if num_items_in_batch is None else (labels != -100).sum() / num_items_in_batch
             loss = loss if num_items_in_batch is None else loss / num_items_in_batch
             if self.training and unit_labels is not None:
-                loss = loss + self.config.unit_loss * self.unit_loss(outputs.encoder_last_hidden_state, unit_labels)
+                unit_loss = self.unit_loss(outputs.encoder_last_hidden_state, unit_labels)
+                loss = loss + self.config.unit_loss * share * unit_loss
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
