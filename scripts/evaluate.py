@@ -32,6 +32,7 @@ import json
 import math
 import os
 import platform
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -84,17 +85,23 @@ VARIANTS: dict[str, Callable[[TracrWeights, int], TracrWeights]] = {
 # Files of --all: split, variant, programs. Without noise a model takes half a second, with it some five.
 ALL = {
     "test-permuted": ("test", "permuted", 2000),
+    "test-tracr": ("test", "tracr", 2000),
     "test-rotated": ("test", "rotated", 300),
     "test-skewed": ("test", "skewed", 300),
     **{f"test-{variant}": ("test", variant, 60) for variant in VARIANTS if variant.startswith(("noisy", "compressed"))},
     "test_long-permuted": ("test_long", "permuted", 200),
     "test_long-rotated": ("test_long", "rotated", 100),
     "test_long-skewed": ("test_long", "skewed", 100),
+    "test_long-compressed": ("test_long", "compressed", 60),
+    "test_long-noisy-0.001": ("test_long", "noisy-0.001", 60),
     "library": ("library", "permuted", 0),
     "library-rotated": ("library", "rotated", 0),
     "library-skewed": ("library", "skewed", 0),
+    "library-compressed": ("library", "compressed", 0),
+    "library-noisy-0.001": ("library", "noisy-0.001", 0),
 }
 BATCH = 50
+MOST_FAILURES = 50  # that are listed with their programs
 SHARES = (
     "teacher_forced_exact",
     "free_running_exact",
@@ -127,6 +134,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.all and (args.method or args.greedy):
         parser.error("--all: expected neither --method nor --greedy beside it")
+    if args.limit is not None and args.limit < 1:
+        parser.error("expected --limit of at least 1")
     if args.seconds <= 0 or args.memory <= 0:
         parser.error("expected --seconds and --memory above 0")
     if args.method and args.split == "library":
@@ -191,7 +200,7 @@ def evaluate_checkpoint(
             row = {"of": what, "teacher_forced_exact": right}
             row |= _greedy_row(item.sample.program, original, given, candidate)
             if decompiles:
-                row |= _decompiled_row(item.sample.program, given, checkpoint, row.pop("failure"))
+                row |= _decompiled_row(item.sample.program, given, checkpoint)
             rows.append(row)
             keep_row(progress, row)
             bar.update()
@@ -208,8 +217,15 @@ def evaluate_checkpoint(
         "by_operation": {name: _by_operation(rows, name) for name in by_lines},
         **{name: spread([row[column] for row in rows]) for name, column in spreads.items()},
         "environment": environment(),
-        "failures": [row["failure"] for row in rows if row["failure"]][:50],
+        **_failures(rows, "greedy"),
+        **(_failures(rows, "decompiled") if decompiles else {}),
     }
+
+
+def _failures(rows: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    """How many there are, and the first of them with their programs."""
+    found = [row[f"{kind}_failure"] for row in rows if row[f"{kind}_failure"]]
+    return {f"{kind}_failed": len(found), f"{kind}_failures": found[:MOST_FAILURES]}
 
 
 METHOD_SHARES = ("exact", "equivalent", "compiles")
@@ -282,13 +298,22 @@ def score_code(outcome: Outcome, truth: Program, weights: TracrWeights) -> dict[
 
 
 def environment() -> dict[str, Any]:
+    """What was measured, and where."""
     return {
+        "commit": _commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _commit() -> str | None:
+    """Of the code; with a plus sign if it was changed since, None outside of a clone."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    found = subprocess.run(git, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -320,6 +345,7 @@ def evaluate_library(checkpoint: Path, variant: str) -> dict[str, Any]:
         "certified": sum(certified),
         "certified_equivalence": round(float(np.mean(certified)), 4),
         "interval_95": {"certified_equivalence": wilson(sum(certified), len(certified))},
+        "environment": environment(),
         "programs": rows,
     }
 
@@ -340,7 +366,7 @@ def _greedy_row(
         "compiles": compiled is not None,
         "functional_equivalence": verdict.is_verified,
         "greedy_read_exact": read is not None and _canonical(read.program, weights) == truth,
-        "failure": None
+        "greedy_failure": None
         if program == truth
         else {
             "true": to_text(truth),
@@ -350,13 +376,11 @@ def _greedy_row(
     }
 
 
-def _decompiled_row(
-    truth: Program, weights: TracrWeights, checkpoint: Path, greedy_failure: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Figures of verified decoding; what is listed as a failure is one of that."""
+def _decompiled_row(truth: Program, weights: TracrWeights, checkpoint: Path) -> dict[str, Any]:
+    """Figures of verified decoding."""
     result, lifted = decompile(weights, checkpoint), next(lifted_programs(denoise(weights)), None)
     proven, exact = result.verdict.is_verified, result.program == truth
-    failure = {**(greedy_failure or {"true": to_text(truth)}), "decompiled": to_text(result.program)}
+    failure = {"true": to_text(truth), "decompiled": to_text(result.program), "status": result.status.value}
     return {
         "lifted_exact": lifted is not None and _canonical(lifted, weights) == truth,
         "decompiled_exact": exact,
@@ -364,7 +388,7 @@ def _decompiled_row(
         "wrongly_certified": proven and _differs(result.program, weights),
         "seconds": result.seconds,
         "candidates": result.candidates,
-        "failure": None if exact else {**failure, "status": result.status.value},
+        "decompiled_failure": None if exact else failure,
     }
 
 

@@ -24,13 +24,19 @@ MARK = re.compile(r"<!--([\w.-]+)-->(.*?)<!--/-->", re.DOTALL)
 # What each file of `evaluate.py --all` is about.
 VARIANTS = {
     "test-permuted": "test, 3 to 10 lines, in a random order",
+    "test-tracr": "test, in Tracr's own order",
     "test-rotated": "test, in a random orthogonal basis",
     "test-skewed": "test, in a random basis that is not orthogonal",
     "test_long-permuted": "11 to 15 lines, in a random order",
     "test_long-rotated": "11 to 15 lines, in a random orthogonal basis",
     "test_long-skewed": "11 to 15 lines, in a random basis that is not orthogonal",
+    "test_long-compressed": "11 to 15 lines, compressed to the dimensions that are read",
+    "test_long-noisy-0.001": "11 to 15 lines, noise of 0.1 %",
     "library": "Tracr's own programs",
+    "library-rotated": "Tracr's own programs, in a random orthogonal basis",
     "library-skewed": "Tracr's own programs, in a random basis that is not orthogonal",
+    "library-compressed": "Tracr's own programs, compressed to the dimensions that are read",
+    "library-noisy-0.001": "Tracr's own programs, noise of 0.1 %",
     "test-compressed": "test, compressed to the dimensions that are read",
     "test-noisy-0.0003": "test, noise of 0.03 %",
     "test-noisy-0.001": "test, noise of 0.1 %",
@@ -111,10 +117,21 @@ def by_lines(results: Path = RESULTS) -> str:
     return "\n".join(lines)
 
 
+def by_operation(results: Path = RESULTS) -> str:
+    """Exact match of the programs that hold an operation."""
+    shares = _load("test-permuted", results)["by_operation"]
+    greedy, verified = shares["free_running_exact"], shares["decompiled_exact"]
+    lines = ["| operation | programs with it | `free_running_exact` | `decompiled_exact` |", "|---|---|---|---|"]
+    for name, row in greedy.items():
+        exact = f"{100 * row['share']:.0f} % | {100 * verified[name]['share']:.0f} %"
+        lines.append(f"| `{name}` | {row['n']:,} | {exact} |")
+    return "\n".join(lines)
+
+
 def failures(results: Path = RESULTS) -> str:
     """What verified decoding did not bring back exactly: of each kind of model the shortest, of Tracr's own all."""
     kinds = {what: _load(name, results) for name, what in VARIANTS.items()}
-    found = [_shortest_failure(what, kind) for what, kind in kinds.items() if kind.get("failures")]
+    found = [_shortest_failure(what, kind) for what, kind in kinds.items() if kind.get("decompiled_failures")]
     tracr = [
         f"`{item['name']}` of `tracr.compiler.test_cases` ({item['lines']} lines): {item['certificate']}"
         for item in _load("library", results)["programs"]
@@ -125,10 +142,10 @@ def failures(results: Path = RESULTS) -> str:
 
 def _shortest_failure(what: str, kind: dict[str, Any]) -> str:
     """A program, and as comments the lines in which what came back differs."""
-    shortest = min(kind["failures"], key=lambda item: item["true"].count("\n"))
+    shortest = min(kind["decompiled_failures"], key=lambda item: item["true"].count("\n"))
     true = shortest["true"].strip()
     others = [f"# {line}" for line in shortest["decompiled"].strip().splitlines() if line not in true.splitlines()]
-    count = f"{len(kind['failures'])} of {kind['n']:,}"
+    count = f"{kind['decompiled_failed']} of {kind['n']:,}"
     text = f"{what}: {count}. The shortest, and as comments how what came back differs; that is {shortest['status']}:"
     code = _indented("\n".join([true, *others]))
     return f"{text}\n\n{code}"
@@ -188,6 +205,7 @@ def _indented(text: str) -> str:
 TABLES: dict[str, Callable[[Path], str]] = {
     "curve": learning_table,
     "by_lines": by_lines,
+    "by_operation": by_operation,
     "baseline": baseline,
     "failures": failures,
     "methods": methods,

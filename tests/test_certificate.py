@@ -63,9 +63,9 @@ def test_a_claim_that_does_not_hold_is_refused():
         false = dataclasses.replace(certify(PROGRAM, WEIGHTS), **{field: value})
         with pytest.raises(CertificateError, match=f"{field} is "):
             recheck(Certificate.from_json(false.to_json()), WEIGHTS)
-    for field, value in (("limit", 0), ("samples", 10**12)):
-        false = dataclasses.replace(certify(PROGRAM, WEIGHTS), **{field: value})
-        with pytest.raises(CertificateError, match=f"{field}: expected 1 to 10,000,000 inputs, got {value:,}"):
+    for field in ("limit", "samples"):
+        false = dataclasses.replace(certify(PROGRAM, WEIGHTS), **{field: 0})
+        with pytest.raises(CertificateError, match=f"{field}: expected at least 1 input, got 0"):
             recheck(Certificate.from_json(false.to_json()), WEIGHTS)
     for field, value in (("versions", 5), ("seed", "a"), ("inputs", 39.0), ("program", None), ("checked", True)):
         false = dataclasses.replace(certify(PROGRAM, WEIGHTS), **{field: value})

@@ -119,7 +119,7 @@ BAD = [
     (["compile", "good.py", "-o", "x", "--max-seq-len", "0"], "a length of at least 1"),
     (["compile", "good.py", "-o", "no/such/folder/x"], "No such file or directory"),
     (["verify", "text.safetensors", "good.py"], "expected a safetensors file"),
-    (["verify", "good.safetensors", "good.py", "--samples", "0"], "samples: expected 1 to 10,000,000 inputs, got 0"),
+    (["verify", "good.safetensors", "good.py", "--samples", "0"], "samples: expected at least 1 input, got 0"),
     (["verify", "--certificate", "c.json", "--limit", "5"], "--limit: the certificate holds its own"),
     (["sample", "--vocab", "0", "--max-seq-len", "1"], "none of 5,000 programs in a row was kept"),
     (["sample", "-n", "-1"], "expected -n of at least 0"),

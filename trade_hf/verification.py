@@ -45,7 +45,7 @@ from trade_hf.rasp.tables import UnsupportedError, sort_values, tabulate
 
 EXHAUSTIVE_LIMIT = 2_000_000  # inputs; above, a sample is taken
 SAMPLED_INPUTS = 10_000
-MOST_INPUTS = 10_000_000  # that may be asked for, in all or as a sample: they are held in memory
+MOST_TOKENS = 100_000_000  # of all inputs that may be asked for: they are held in memory, 8 bytes each
 CONFIDENCE = 0.95  # of the bound on the share of inputs that differ
 TOLERANCE = 1e-3  # of numbers; rounding leaves some 1e-4 in another basis
 BOS_LOGIT = SOFTMAX_COLDNESS / 2  # of a selected key above BOS, times the root of the key size
@@ -114,9 +114,10 @@ def verify(
     Args:
       program: over the model's vocabulary.
       weights: the model.
-      limit: run all inputs if there are at most this many, else `samples` of them, drawn with `seed`.
+      limit: run all inputs if there are at most this many, or no more than `samples`; else `samples` of them, drawn
+        with `seed`.
 
-    Raises ValueError for a limit or a sample that is not of 1 to MOST_INPUTS.
+    Raises ValueError for a limit or a sample below 1, or of more than MOST_TOKENS tokens.
     """
     return Verifier(weights, limit, seed, samples).verify(program)
 
@@ -265,8 +266,13 @@ class _Inputs:
 
     def __post_init__(self) -> None:
         for name, count in (("limit", self.limit), ("samples", self.samples)):
-            if not 1 <= count <= MOST_INPUTS:
-                raise ValueError(f"{name}: expected 1 to {MOST_INPUTS:,} inputs, got {count:,}")
+            if count < 1:
+                raise ValueError(f"{name}: expected at least 1 input, got {count:,}")
+        asked, most = min(self.total, max(self.limit, self.samples)), MOST_TOKENS // self.max_seq_len
+        if asked > most:
+            raise ValueError(
+                f"limit and samples: expected at most {most:,} inputs of {self.max_seq_len} tokens, got {asked:,}"
+            )
 
     @property
     def total(self) -> int:
