@@ -138,13 +138,13 @@ def test_above_the_limit_a_sample_is_taken_and_said_so():
     assert verdict.bound == pytest.approx((1 - 0.05 ** (1 / 845)) * 3750 / 3905)
 
 
-@pytest.mark.parametrize("turn", [rotate, skew])
 def test_more_inputs_than_memory_holds_are_refused():
     weights = compile_program(CASES[1].program, VOCAB, 20)
     with pytest.raises(ValueError, match="expected at most 5,000,000 inputs of 20 tokens, got 1,000,000,000"):
         verify(CASES[1].program, weights, limit=1, samples=10**9)
 
 
+@pytest.mark.parametrize("turn", [rotate, skew])
 def test_weights_in_another_basis_are_told_from_all_others(samples, turn):
     """Above the limit; with two inputs run, most mutants agree."""
     found, draw, mutants_agree = 0, Draw("turned"), 0
