@@ -27,9 +27,9 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset_builder.online import OnlineExamples, collate_examples, to_example
+from dataset_builder.online import Example, OnlineExamples, collate_examples, to_example
 from dataset_builder.sampler import SamplerConfig
-from dataset_builder.splits import pinned
+from dataset_builder.splits import PINNED, pinned
 from trade_hf.configuration_trade import TraDeConfig
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import TraDeProcessor
@@ -79,7 +79,8 @@ def train(
     sampler = SamplerConfig.from_json(config.get("sampler", {}))
     settings = dict(config["training"])
     reuse, seed = settings.pop("reuse", 1), settings.get("seed", 0)
-    validation_size, minutes = settings.pop("validation_size", 200), settings.pop("minutes", None)
+    validation_size, long_size = settings.pop("validation_size", 200), settings.pop("validation_long_size", 0)
+    minutes = settings.pop("minutes", None)
     muon_learning_rate, fall = settings.pop("muon_learning_rate", None), settings.pop("fall", 0.4)
     if minutes is not None:
         settings["max_steps"] = ENDLESS
@@ -116,6 +117,8 @@ def train(
     trainer = (Seq2SeqTrainer if corpus else OnlineTrainer)(
         model=model, args=arguments, **data, compute_metrics=exact_match
     )
+    if corpus is None and long_size:
+        trainer.long_programs = held_out(long_size, PINNED["test_long"][1], model.config.encoder)
     if muon_learning_rate is not None:
         trainer.optimizer = MuonWithAdamW(
             model, muon_learning_rate, arguments.learning_rate, arguments.weight_decay, arguments.adam_beta2
@@ -151,7 +154,21 @@ def build_model(sizes: dict[str, Any], warm_start: Path | None) -> TraDeForCondi
 
 
 class OnlineTrainer(Seq2SeqTrainer):
-    """Each process makes data of its own: none is made to be skipped by the others."""
+    """Each process makes data of its own: none is made to be skipped by the others.
+
+    Attributes:
+      long_programs: evaluated beside the validation set, as `eval_long_…`: programs longer than any in training.
+    """
+
+    long_programs: list[Example] | None = None
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> dict[str, float]:
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
+        if self.long_programs:
+            metrics |= super().evaluate(self.long_programs, ignore_keys, f"{metric_key_prefix}_long", **kwargs)
+        return metrics
 
     def get_train_dataloader(self) -> DataLoader:
         assert self.train_dataset is not None
@@ -179,12 +196,16 @@ def training_log(trainer: Seq2SeqTrainer, path: Path) -> TrainingLog:
 
 def made_online(fresh: OnlineExamples, validation_size: int) -> dict[str, Any]:
     """The trainer's data, sampled and compiled while it trains."""
-    held_out = pinned("validation", validation_size, fresh.config)
     return {
         "train_dataset": fresh,
-        "eval_dataset": [to_example(item.sample, fresh.encoder) for item in held_out],
+        "eval_dataset": held_out(validation_size, fresh.config, fresh.encoder),
         "data_collator": collate_examples,
     }
+
+
+def held_out(size: int, sampler: SamplerConfig, encoder: str) -> list[Example]:
+    """Validation programs, of whatever lengths the sampler makes."""
+    return [to_example(item.sample, encoder) for item in pinned("validation", size, sampler)]
 
 
 def from_corpus(folder: Path, name: str | None, validation_size: int, encoder: str) -> dict[str, Any]:

@@ -80,7 +80,8 @@ def test_online_killed_and_resumed(tmp_path):
 
 def test_by_the_clock_in_two_calls(tmp_path):
     arguments = command(tmp_path, "--online", "--minutes", "0.2")
-    (tmp_path / "config.yaml").write_text(CONFIG.replace("max_steps: 6", "minutes: 9").replace("save_steps: 2", ""))
+    by_the_clock = CONFIG.replace("max_steps: 6", "minutes: 9").replace("save_steps: 2", "validation_long_size: 2")
+    (tmp_path / "config.yaml").write_text(by_the_clock)
     first = subprocess.run(
         [*arguments, "--call-minutes", "0.05"], capture_output=True, text=True, timeout=240, check=False
     )
@@ -91,6 +92,7 @@ def test_by_the_clock_in_two_calls(tmp_path):
     second = subprocess.run(arguments, capture_output=True, text=True, timeout=240, check=False)
     assert f"from {checkpoint}\n" in second.stdout, second.stderr[-2000:]
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()
+    assert any("eval_long_free_running_exact" in row for row in logged(tmp_path))
     rates = [row["learning_rate"] for row in logged(tmp_path) if "loss" in row]
     assert rates[0] < max(rates) <= 0.001 and rates[-1] < max(rates)
 
