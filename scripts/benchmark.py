@@ -7,6 +7,7 @@ Run: python scripts/benchmark.py compile --programs 1000 --json --out results/co
      python scripts/benchmark.py verify --programs 200 --json --out results/verify.json
      python scripts/benchmark.py truth --programs 1000 --json --out results/truth.json
      python scripts/benchmark.py decompile --programs 200 --json --out results/decompile.json
+     python scripts/benchmark.py decoding --programs 300 --json --out results/decoding.json
      python scripts/benchmark.py metric --programs 2000 --json --out results/metric.json
      python scripts/benchmark.py provenance --programs 200 --json --out results/provenance.json
      python scripts/benchmark.py bounds --programs 500 --json --out results/bounds.json
@@ -51,6 +52,7 @@ from dataset_builder.corpus import CONFIGS, CorpusConfig, distinct_rows
 from dataset_builder.mutants import mutants
 from dataset_builder.origins import true_places
 from dataset_builder.sampler import Draw, Sample, sample_programs
+from dataset_builder.splits import pinned
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.faithful import may_depart
 from trade_hf.compiled.forward import run
@@ -70,6 +72,7 @@ STUDIES = (
     "canonical",
     "compile",
     "corpus",
+    "decoding",
     "decompile",
     "kills",
     "metric",
@@ -109,6 +112,8 @@ def main() -> None:
             result = corpus_study(replace(CONFIGS[args.config], rows=args.programs, long_rows=20), args.processes)
         case "metric":
             result = metric_study(list(islice(samples, args.programs)), Draw(args.seed))
+        case "decoding":
+            result = decoding_study([item.sample for item in pinned("validation", args.programs)], args.seed)
         case "decompile":
             result = decompile_study(list(islice(samples, args.programs)))
         case "truth":
@@ -353,6 +358,34 @@ def decompile_study(samples: list[Sample], batch: int = 50) -> dict[str, Any]:
         "greedy_models_per_second_in_batches": round(len(weights) / seconds, 1),
         "peak_mb": round(peak / 1024),
     }
+
+
+DECODINGS: dict[str, dict[str, int]] = {"greedy": {}, "beam_5": {"beams": 5}, "samples_16": {"samples": 16}}
+
+
+def decoding_study(samples: list[Sample], seed: int) -> dict[str, Any]:
+    """What the network alone writes of validation programs, in each way of decoding: the share where the likeliest
+    program is the true one, the share where any is, and milliseconds a model."""
+    import torch
+
+    from trade_hf.decompiler import load_model
+    from trade_hf.search import written_programs
+
+    model = load_model()
+    torch.manual_seed(seed)
+    result: dict[str, Any] = {"programs": len(samples)}
+    weights = [permute(sample.compile(), number) for number, sample in enumerate(samples)]
+    for name, options in DECODINGS.items():
+        start, first, among = time.perf_counter(), 0, 0
+        for sample, one in tqdm(zip(samples, weights, strict=True), name, len(samples), disable=None):
+            programs = [candidate.program for candidate in written_programs(one, model, **options)]
+            first += programs[:1] == [sample.program]
+            among += sample.program in programs
+        seconds = time.perf_counter() - start
+        shares = {"likeliest": first / len(samples), "among_them": among / len(samples)}
+        result[name] = {key: round(share, 4) for key, share in shares.items()}
+        result[name]["ms"] = round(1e3 * seconds / len(samples), 1)
+    return result
 
 
 def metric_study(samples: list[Sample], draw: Draw) -> dict[str, Any]:

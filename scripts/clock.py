@@ -52,8 +52,9 @@ class Clock(TrainerCallback):
         return max(0.0, min(1.0, share / RISE, (1 - share) / self.fall))
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        spent = torch.tensor(self.before + time.monotonic() - self.begun, device=self.device)
-        self.spent = float(broadcast(spent))
+        self.spent = self.before + time.monotonic() - self.begun
+        if args.world_size > 1:
+            self.spent = float(broadcast(torch.tensor(self.spent, device=self.device)))
         if self.is_over or self.spent - self.before >= self.call:
             control.should_training_stop = control.should_save = True
         if control.should_save and state.is_world_process_zero:  # before the rest: no checkpoint is whole without it

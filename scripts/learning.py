@@ -12,19 +12,30 @@ from pathlib import Path
 
 import numpy as np
 
-EXAMPLES_A_STEP = 32  # in each of these runs
-OURS = {  # one run after the other, each from the last one's weights; the lines of its programs
-    "training-cpu": "3 to 8 lines",
-    "training-cpu-2": "3 to 10 lines",
-    "training-cpu-3": "3 to 10 lines",
+
+@dataclass(frozen=True)
+class Run:
+    """The lines of its programs, and the examples of a step."""
+
+    lines: str
+    batch: int = 32
+
+
+OURS = {  # one run after the other, each from the last one's weights
+    "training-cpu": Run("3 to 8 lines"),
+    "training-cpu-2": Run("3 to 10 lines"),
+    "training-cpu-3": Run("3 to 10 lines"),
 }
-PAPER = {"training-paper": "3 to 10 lines"}
-STEADY = 5000  # steps of the first run in which its learning rate was not yet below half of the highest
+NEXT = OURS | {"training-muon": Run("3 to 10 lines", 64)}  # goes on from the weights that ship
+PAPER = {"training-paper": Run("3 to 10 lines")}
+LONG_EXACT = "eval_long_free_running_exact"
+STEADY = 5000  # steps of the first run in which its learning rate was above 0.4 of the highest
 
 
 @dataclass(frozen=True)
 class Point:
-    """One evaluation: `examples` were seen in all, `step` is of the run."""
+    """One evaluation: `examples` were seen in all, `step` is of the run; `long`: the share of exact programs among
+    those longer than any in training, where that was measured."""
 
     run: str
     lines: str
@@ -32,27 +43,22 @@ class Point:
     examples: int
     loss: float
     exact: float
+    long: float | None = None
 
 
-def curve(runs: dict[str, str], results: Path) -> list[Point]:
+def curve(runs: dict[str, Run], results: Path) -> list[Point]:
     """The evaluations of runs that followed each other."""
     points: list[Point] = []
     before = 0
-    for name, lines in runs.items():
+    for name, run in runs.items():
         rows = [json.loads(line) for line in (results / f"{name}.jsonl").read_text().splitlines()]
-        points += [
-            Point(
-                name,
-                lines,
-                row["step"],
-                before + EXAMPLES_A_STEP * row["step"],
-                row["eval_loss"],
-                row["eval_free_running_exact"],
-            )
-            for row in rows
-            if "eval_loss" in row
-        ]
-        before += EXAMPLES_A_STEP * max(row["step"] for row in rows)
+        long = {row["step"]: row[LONG_EXACT] for row in rows if LONG_EXACT in row}
+        for row in rows:
+            if "eval_loss" in row:
+                step, exact = row["step"], row["eval_free_running_exact"]
+                examples = before + run.batch * step
+                points.append(Point(name, run.lines, step, examples, row["eval_loss"], exact, long.get(step)))
+        before += run.batch * max(row["step"] for row in rows)
     return points
 
 
@@ -80,7 +86,7 @@ class Forecast:
 
 
 def forecast(results: Path) -> Forecast:
-    points = curve(OURS, results)
+    points = curve(NEXT, results)
     steady = [point for point in points if point.run == points[0].run and point.step <= STEADY]
     logs = np.log([[point.examples, point.loss] for point in steady])
     return Forecast(-float(np.polyfit(*logs.T, 1)[0]), points[-1])

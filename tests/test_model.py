@@ -30,7 +30,7 @@ from trade_hf.processing_trade import (
 )
 from trade_hf.rasp.program import variable_name
 from trade_hf.rasp.text import parse
-from trade_hf.search import Source, greedy_programs, processor, propose, teacher_forced
+from trade_hf.search import Source, greedy_programs, processor, propose, teacher_forced, written_programs
 from trade_hf.tokenization_rasp import LINE_SIZE, VOCABULARY, to_ids, to_tokens
 from trade_hf.verification import verify
 
@@ -174,6 +174,20 @@ def test_cached_and_uncached_decoding_agree(tiny_checkpoint, samples):
     options = {"do_sample": False, "max_new_tokens": 12}
     assert torch.equal(model.generate(**batch, **options), model.generate(**batch, **options, use_cache=False))
     assert model.generate(**batch, max_new_tokens=8, do_sample=True, num_return_sequences=2).shape[0] == 8
+
+
+@pytest.mark.parametrize("options", [{"beams": 3}, {"samples": 4}], ids=str)
+def test_beams_and_samples_are_programs_in_order_of_likelihood(options):
+    """The network that ships, on a program that is easy for it."""
+    program = parse("v1 = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)\nprogram = rasp.SelectorWidth(v1)")
+    torch.manual_seed(0)
+    model, weights = load_model(), compile_program(program, range(5), 5)
+    [greedy] = written_programs(weights, model)
+    found = written_programs(weights, model, **options)
+    assert greedy.program == greedy_programs([weights], model)[0].program
+    assert found[0].score >= greedy.score - 1e-4
+    assert sorted(found, key=lambda candidate: -candidate.score) == found
+    assert len({candidate.program for candidate in found}) == len(found)
 
 
 def test_save_and_load(tiny_checkpoint, tmp_path, samples):

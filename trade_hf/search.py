@@ -11,6 +11,7 @@ up. A beam would spend most of its places on names of one and the same table.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import heapq
 import itertools
@@ -161,6 +162,29 @@ def greedy_programs(batch: list[TracrWeights], model: TraDeForConditionalGenerat
     """The most likely token at each step, for a batch of models. None where the length limit cut a program off."""
     written = _complete(model, _inputs(batch, model), [()] * len(batch))
     return [_candidate(one) for one in written]
+
+
+@torch.inference_mode()
+def written_programs(
+    weights: TracrWeights, model: TraDeForConditionalGeneration, beams: int = 1, samples: int = 1
+) -> list[Candidate]:
+    """What the network alone writes of one model, distinct, the likeliest first: the programs of a beam search, or of
+    so many samples by torch's seed. Programs that the length limit cut off are left out."""
+    inputs = _encoded(_inputs([weights], model), model)
+    rows = model.generate(
+        **inputs,
+        num_beams=beams,
+        do_sample=samples > 1,
+        num_return_sequences=max(beams, samples),
+        max_new_tokens=MAX_NEW_TOKENS,
+        prefix_allowed_tokens_fn=TraDeProcessor.allowed_next,
+    )
+    programs = set()
+    for ids in rows[:, 1:].tolist():
+        with contextlib.suppress(RaspError):
+            programs.add(from_ids(ids))
+    found = [Candidate(program, _likelihood(program, inputs, model)) for program in programs]
+    return sorted(found, key=lambda candidate: -candidate.score)
 
 
 @torch.inference_mode()
