@@ -14,15 +14,16 @@ from pathlib import Path
 
 import matplotlib.style
 import numpy as np
-from learning import OURS, PAPER, curve, forecast
+from learning import NEXT, OURS, PAPER, curve, forecast
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from plot_corpus import LONG, STYLE, TEST, TRAIN, save
 
 from dataset_builder.corpus import write_whole
 
-OF = (*(f"{name}.jsonl" for name in (*OURS, *PAPER)), "test-permuted.json", "paper-tracr.json")
+OF = (*(f"{name}.jsonl" for name in (*NEXT, *PAPER)), "test-permuted.json", "paper-tracr.json")
 FLOOR, FURTHEST = 0.9, 2e7
+MUON = "#7a4fa3"
 
 
 def digest(results: Path) -> str:
@@ -46,15 +47,18 @@ def draw(results: Path) -> Figure:
 def plot_learning(loss: Axes, exact: Axes, results: Path) -> None:
     ours = groupby(curve(OURS, results), attrgetter("lines"))
     drawn = [(list(points), f"TraDe, {lines}") for lines, points in ours]
-    drawn.append((curve(PAPER, results), "the paper's, 3 to 10"))
-    for (points, label), colour in zip(drawn, (LONG, TRAIN, TEST), strict=True):
+    going_on = [point for point in curve(NEXT, results) if point.run not in OURS]
+    drawn += [(going_on, "the same, with Muon"), (curve(PAPER, results), "the paper's, 3 to 10")]
+    for (points, label), colour in zip(drawn, (LONG, TRAIN, MUON, TEST), strict=True):
         seen = [point.examples for point in points]
         loss.plot(seen, [point.loss for point in points], "o-", color=colour, markersize=3, label=label)
         exact.plot(seen, [100 * point.exact for point in points], "o-", color=colour, markersize=3)
+    long = [(point.examples, 100 * point.long) for point in going_on if point.long is not None]
+    exact.plot(*zip(*long, strict=True), "^-", color=MUON, markersize=3, label="of 11 to 15 lines")
     fitted = forecast(results)
     ahead = np.geomspace(fitted.last.examples, FURTHEST, 50)
-    loss.plot(ahead, fitted.loss(ahead), "--", color=TRAIN)
-    exact.plot(ahead, 100 * fitted.exact(ahead), "--", color=TRAIN, label="to be expected")
+    loss.plot(ahead, fitted.loss(ahead), "--", color=MUON)
+    exact.plot(ahead, 100 * fitted.exact(ahead), "--", color=MUON, label="to be expected")
     exact.axhline(100 * FLOOR, color="#888888", linewidth=0.8)
     loss.set(title="Loss", ylabel="validation loss a token", xscale="log", yscale="log")
     exact.set(title="Exact, greedy", ylabel="validation programs (%)", xscale="log", ylim=(0, 101))

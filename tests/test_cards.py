@@ -189,12 +189,12 @@ def test_the_forecast_goes_on_as_the_loss_did(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
     learning = importlib.import_module("learning")
     seen = 0
-    for name in learning.OURS:
+    for name, run in learning.NEXT.items():
         rows = []
         for step in (1000, 2000, 4000):
-            loss = 4 / math.sqrt(seen + learning.EXAMPLES_A_STEP * step)
+            loss = 4 / math.sqrt(seen + run.batch * step)
             rows.append({"step": step, "eval_loss": loss, "eval_free_running_exact": math.exp(-10 * loss)})
-        seen += learning.EXAMPLES_A_STEP * 4000
+        seen += run.batch * 4000
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     forecast = learning.forecast(tmp_path)
     assert forecast.slope == pytest.approx(0.5)
