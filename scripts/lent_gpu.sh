@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One call on a GPU machine that is lent for minutes: train from where the last call ended, bring back what the next needs.
-# On such a machine: OUT=folder bash scripts/lent_gpu.sh 8.5      (minutes of this call; more options go to train.py)
-# Three calls fill the 24 minutes of scripts/configs/base.yaml. What lies under $OUT then, parts of one archive of at most
+# On such a machine: OUT=folder bash scripts/lent_gpu.sh 7.5      (minutes of this call; more options go to train.py)
+# Three calls fill the 22 minutes of scripts/configs/base.yaml. What lies under $OUT then, parts of one archive of at most
 # 15 MB each, holds the last checkpoint with its optimiser, or the final model. If the next call gets another machine, put
 # the parts into runs/parts. At the end, here: cat runs/parts/part-* | tar xz, then scripts/export_checkpoint.py.
 set -euo pipefail
