@@ -8,6 +8,7 @@ Run: python scripts/benchmark.py compile --programs 1000 --json --out results/co
      python scripts/benchmark.py truth --programs 1000 --json --out results/truth.json
      python scripts/benchmark.py decompile --programs 200 --json --out results/decompile.json
      python scripts/benchmark.py decoding --programs 300 --json --out results/decoding.json
+     python scripts/benchmark.py online --programs 4096 --json --out results/online.json
      python scripts/benchmark.py metric --programs 2000 --json --out results/metric.json
      python scripts/benchmark.py provenance --programs 200 --json --out results/provenance.json
      python scripts/benchmark.py bounds --programs 500 --json --out results/bounds.json
@@ -76,6 +77,7 @@ STUDIES = (
     "decompile",
     "kills",
     "metric",
+    "online",
     "provenance",
     "read",
     "serve",
@@ -116,6 +118,8 @@ def main() -> None:
             result = decoding_study([item.sample for item in pinned("validation", args.programs)], args.seed)
         case "decompile":
             result = decompile_study(list(islice(samples, args.programs)))
+        case "online":
+            result = online_study(args.programs, args.seed)
         case "truth":
             progress = (args.out or Path(f"truth-{args.seed}")).with_suffix(".progress.jsonl")
             result = truth_study(samples, args.programs, progress)
@@ -386,6 +390,21 @@ def decoding_study(samples: list[Sample], seed: int) -> dict[str, Any]:
         result[name] = {key: round(share, 4) for key, share in shares.items()}
         result[name]["ms"] = round(1e3 * seconds / len(samples), 1)
     return result
+
+
+def online_study(programs: int, seed: int, batch: int = 512) -> dict[str, Any]:
+    """Training examples that one process makes a second, as for scripts/configs/base.yaml, and megabytes of a batch."""
+    from dataset_builder.online import FEWEST_BATCHES, OnlineExamples, collate_examples
+    from dataset_builder.splits import UP_TO_TEN
+
+    examples = iter(OnlineExamples(seed, batch, config=UP_TO_TEN, lines_before=5))
+    start, sizes = time.perf_counter(), []
+    made = -(-programs // (FEWEST_BATCHES * batch)) * FEWEST_BATCHES * batch  # so many are made at once
+    for _ in range(made // batch):
+        tensors = collate_examples(list(islice(examples, batch)))
+        sizes.append(sum(tensor.nbytes for tensor in tensors.values()) / 2**20)
+    rate = made / (time.perf_counter() - start)
+    return {"examples": made, "examples_per_second": round(rate), "batch": batch, "batch_mb": round(max(sizes), 1)}
 
 
 def metric_study(samples: list[Sample], draw: Draw) -> dict[str, Any]:

@@ -80,6 +80,11 @@ class Forecast:
     def exact(self, examples: np.ndarray | float) -> np.ndarray | float:
         return self.last.exact ** (self.loss(examples) / self.last.loss)
 
+    def long(self, examples: np.ndarray | float) -> np.ndarray | float:
+        """Of programs longer than any in training."""
+        assert self.last.long
+        return self.last.long ** (self.loss(examples) / self.last.loss)
+
     def examples(self, exact: float) -> float:
         """How many it takes for a share of exact programs."""
         return self.last.examples * (math.log(self.last.exact) / math.log(exact)) ** (1 / self.slope)
