@@ -33,8 +33,9 @@ from dataset_builder.splits import PINNED, pinned
 from trade_hf.configuration_trade import TraDeConfig
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import TraDeProcessor
-from trade_hf.tokenization_rasp import LINE_SIZE, MAX_LINES, VOCABULARY, build_tokenizer
+from trade_hf.tokenization_rasp import LINE_SIZE, MAX_LINES, PAD, VOCABULARY, build_tokenizer
 
+PAD_ID = VOCABULARY.index(PAD)
 ADDED = ("lines_before",)  # what of a config's model a warm start's checkpoint need not have had
 
 
@@ -134,7 +135,10 @@ def train(
     trainer.train(resume_from_checkpoint=checkpoint)
     if clock and not clock.is_over:
         print(f"{clock.spent / 60:.1f} of {minutes:g} minutes: start it again to go on")
-    elif trainer.is_world_process_zero():
+        return
+    if not any("eval_loss" in row and row["step"] == trainer.state.global_step for row in trainer.state.log_history):
+        trainer.evaluate()
+    if trainer.is_world_process_zero():
         trainer.save_model(str(output / "final"))
         TraDeProcessor(build_tokenizer()).save_pretrained(output / "final")
         source = {"corpus": f"{corpus} {corpus_config or ''}".strip()} if corpus else {"sampler": asdict(sampler)}
@@ -240,7 +244,7 @@ def exact_match(predictions: Any) -> dict[str, float]:
     operations and arguments alone."""
     exact, structure = [], []
     for row, label in zip(predictions.predictions, predictions.label_ids, strict=True):
-        truth = label[label >= 0]
+        truth = label[label > PAD_ID]  # the trainer pads with it, beyond what is padded with -100
         written = row[1 : 1 + len(truth)]
         right = np.pad(written, (0, len(truth) - len(written)), constant_values=-1) == truth
         exact.append(right.all())

@@ -175,6 +175,9 @@ def test_exact_match_counts_programs_and_their_structures(monkeypatch):
     rows = [[1, *row, *[0] * (10 - len(row))] for row in (label[:9], wrong_function, wrong_argument, too_short)]
     found = train.exact_match(SimpleNamespace(predictions=np.array(rows), label_ids=np.array([label] * 4)))
     assert found == {"free_running_exact": 0.25, "structure_exact": 0.5}
+    as_the_trainer_pads = np.array([[*label[:9], 0]])  # the longest of a batch has no -100
+    whole = train.exact_match(SimpleNamespace(predictions=np.array([rows[0][:10]]), label_ids=as_the_trainer_pads))
+    assert whole == {"free_running_exact": 1.0, "structure_exact": 1.0}
     cut = train.exact_match(SimpleNamespace(predictions=np.array([[1, 10, 11]]), label_ids=np.array([label])))
     assert cut == {"free_running_exact": 0.0, "structure_exact": 0.0}
 
