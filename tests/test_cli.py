@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 
 import pytest
 from cases import CASES, LENGTH, VOCAB
@@ -143,3 +145,10 @@ def test_usage_errors_exit_with_2(capsys):
             main(command)
         assert stop.value.code == 2
     capsys.readouterr()
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    command = [sys.executable, "-m", "trade_hf.cli", "sample", "-n", "40", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        run.stdout.close()
+        assert run.stderr.read() == b"" and run.wait() == 1
