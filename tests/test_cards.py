@@ -175,7 +175,7 @@ def test_the_models_card_says_what_a_card_has_to(documents):
     wanted = ("Use", "Intended use", "Figures", "Failures", "Training", "Limits", "Licence and citation")
     assert set(wanted) <= set(headings)
     assert f"{100 * RESULTS['free_running_exact']:.1f} %" in documents["model"]
-    assert re.search(r"^\| 1 \| 9,000 \| 0\.\d+ \| [\d.]+ % \| █+ \|$", documents["model"], re.MULTILINE)
+    assert re.search(r"^\| 1 \| 9,000 \| 0\.\d+ \| [\d.]+ % \| █+ \| – \|$", documents["model"], re.MULTILINE)
 
 
 def test_the_widgets_outputs_are_what_the_checkpoint_gives(documents):

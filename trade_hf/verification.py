@@ -268,7 +268,7 @@ class _Inputs:
         for name, count in (("limit", self.limit), ("samples", self.samples)):
             if count < 1:
                 raise ValueError(f"{name}: expected at least 1 input, got {count:,}")
-        asked, most = min(self.total, max(self.limit, self.samples)), MOST_TOKENS // self.max_seq_len
+        asked, most = self.total if self.is_complete else self.samples, MOST_TOKENS // self.max_seq_len
         if asked > most:
             raise ValueError(
                 f"limit and samples: expected at most {most:,} inputs of {self.max_seq_len} tokens, got {asked:,}"
