@@ -53,7 +53,7 @@ from dataset_builder.corpus import CONFIGS, CorpusConfig, distinct_rows
 from dataset_builder.mutants import mutants
 from dataset_builder.origins import true_places
 from dataset_builder.sampler import Draw, Sample, sample_programs
-from dataset_builder.splits import pinned
+from dataset_builder.splits import UP_TO_TEN, pinned
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.faithful import may_depart
 from trade_hf.compiled.forward import run
@@ -395,7 +395,6 @@ def decoding_study(samples: list[Sample], seed: int) -> dict[str, Any]:
 def online_study(programs: int, seed: int, batch: int = 512) -> dict[str, Any]:
     """Training examples that one process makes a second, as for scripts/configs/base.yaml, and megabytes of a batch."""
     from dataset_builder.online import FEWEST_BATCHES, OnlineExamples, collate_examples
-    from dataset_builder.splits import UP_TO_TEN
 
     examples = iter(OnlineExamples(seed, batch, config=UP_TO_TEN, lines_before=5))
     start, sizes = time.perf_counter(), []

@@ -34,7 +34,7 @@ class Clock(TrainerCallback):
         device: torch.device,
         call_minutes: float | None,
         checkpoint: str | None,
-        fall: float = 0.4,
+        fall: float,
     ) -> None:
         self.total, self.device, self.fall = 60 * minutes, device, fall
         self.before = json.loads((Path(checkpoint) / SPENT).read_text()) if checkpoint else 0.0

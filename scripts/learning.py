@@ -68,11 +68,12 @@ class Forecast:
 
     The loss falls as examples ** -slope, fitted to the first run as long as its learning rate was high; it starts from
     the last evaluation. The logarithm of the share of exact programs goes with the loss, as if each program were so
-    many decisions.
+    many decisions. `shipped` are the examples that the checkpoint which ships has seen.
     """
 
     slope: float
     last: Point
+    shipped: int
 
     def loss(self, examples: np.ndarray | float) -> np.ndarray | float:
         return self.last.loss * (self.last.examples / examples) ** self.slope
@@ -94,4 +95,5 @@ def forecast(results: Path) -> Forecast:
     points = curve(NEXT, results)
     steady = [point for point in points if point.run == points[0].run and point.step <= STEADY]
     logs = np.log([[point.examples, point.loss] for point in steady])
-    return Forecast(-float(np.polyfit(*logs.T, 1)[0]), points[-1])
+    shipped = max(point.examples for point in points if point.run in OURS)
+    return Forecast(-float(np.polyfit(*logs.T, 1)[0]), points[-1], shipped)

@@ -33,6 +33,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
             "adamw": torch.optim.AdamW(others, learning_rate, betas=(0.9, beta2), weight_decay=weight_decay),
         }
         super().__init__([*matrices, *others], {"lr": learning_rate})
+        self.share_groups()
+
+    def share_groups(self) -> None:
+        """A scheduler that sets the rates of this optimiser's groups then sets those of its parts."""
         self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -50,7 +54,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             raise ValueError(f"expected the state of {sorted(self.parts)}, got {sorted(state_dict)}")
         for name, part in self.parts.items():
             part.load_state_dict(state_dict[name])
-        self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
+        self.share_groups()
 
 
 def _is_matrix_of_layer(name: str, weight: torch.Tensor) -> bool:

@@ -12,10 +12,11 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from learning import NEXT, OURS, PAPER, Forecast, curve, forecast
+from learning import NEXT, PAPER, Forecast, curve, forecast
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -84,8 +85,8 @@ def figure(name: str, results: Path = RESULTS) -> str:
     if study == "table":
         return f"\n{TABLES[key](results)}\n"
     if study == "forecast":
-        return FORECASTS[key](forecast(results), curve(OURS, results)[-1].examples)
-    if study == "permuted":
+        return FORECASTS[key](forecast(results))
+    if name == "permuted.loss":
         return permuted_loss(results)
     result = _load("test-permuted" if study == "test" else study, results)
     if key in result.get("interval_95", {}):
@@ -119,24 +120,14 @@ def learning_table(results: Path = RESULTS) -> str:
     return "\n".join(lines)
 
 
-def by_lines(results: Path = RESULTS) -> str:
-    """Exact match by the number of lines of the program."""
-    shares = _load("test-permuted", results)["by_lines"]
+def exact_by(grouping: str, heading: str, results: Path = RESULTS) -> str:
+    """Exact match by the number of lines of the program, or of the programs that hold an operation."""
+    shares = _load("test-permuted", results)[grouping]
     greedy, verified = shares["free_running_exact"], shares["decompiled_exact"]
-    lines = ["| lines | programs | `free_running_exact` | `decompiled_exact` |", "|---|---|---|---|"]
-    for count, row in greedy.items():
-        lines.append(f"| {count} | {row['n']} | {100 * row['share']:.0f} % | {100 * verified[count]['share']:.0f} % |")
-    return "\n".join(lines)
-
-
-def by_operation(results: Path = RESULTS) -> str:
-    """Exact match of the programs that hold an operation."""
-    shares = _load("test-permuted", results)["by_operation"]
-    greedy, verified = shares["free_running_exact"], shares["decompiled_exact"]
-    lines = ["| operation | programs with it | `free_running_exact` | `decompiled_exact` |", "|---|---|---|---|"]
-    for name, row in greedy.items():
-        exact = f"{100 * row['share']:.0f} % | {100 * verified[name]['share']:.0f} %"
-        lines.append(f"| `{name}` | {row['n']:,} | {exact} |")
+    lines = [f"| {heading} | `free_running_exact` | `decompiled_exact` |", "|---|---|---|---|"]
+    for group, row in greedy.items():
+        exact = f"{100 * row['share']:.0f} % | {100 * verified[group]['share']:.0f} %"
+        lines.append(f"| {group if group.isdigit() else f'`{group}`'} | {row['n']:,} | {exact} |")
     return "\n".join(lines)
 
 
@@ -237,8 +228,8 @@ def _indented(text: str) -> str:
 
 TABLES: dict[str, Callable[[Path], str]] = {
     "curve": learning_table,
-    "by_lines": by_lines,
-    "by_operation": by_operation,
+    "by_lines": partial(exact_by, "by_lines", "lines | programs"),
+    "by_operation": partial(exact_by, "by_operation", "operation | programs with it"),
     "baseline": baseline,
     "failures": failures,
     "methods": methods,
@@ -247,23 +238,19 @@ TABLES: dict[str, Callable[[Path], str]] = {
 }
 
 
-# Of a forecast and the examples that the checkpoint has seen that ships.
-FORECASTS: dict[str, Callable[[Forecast, int], str]] = {
-    "slope": lambda fitted, shipped: f"{fitted.slope:.2f}",
-    "shipped": lambda fitted, shipped: f"{shipped:,}",
-    "examples": lambda fitted, shipped: f"{fitted.last.examples:,}",
-    "exact": lambda fitted, shipped: f"{100 * fitted.last.exact:.1f} %",
-    "examples_90": lambda fitted, shipped: f"{fitted.examples(0.9) / 1e6:.1f} million",
-    "examples_99": lambda fitted, shipped: f"{fitted.examples(0.99) / 1e6:.0f} million",
-    "times_90": lambda fitted, shipped: f"{fitted.examples(0.9) / fitted.last.examples:.1f}",
-    "long": lambda fitted, shipped: f"{100 * fitted.last.long:.1f} %",
-    **{
-        f"{kind}_{millions}_million": lambda fitted, shipped, kind=kind, millions=millions: (
-            f"{100 * getattr(fitted, kind)(millions * 1e6):.0f} %"
-        )
-        for kind in ("exact", "long")
-        for millions in (5, 11)
-    },
+FORECASTS: dict[str, Callable[[Forecast], str]] = {
+    "slope": lambda fitted: f"{fitted.slope:.2f}",
+    "shipped": lambda fitted: f"{fitted.shipped:,}",
+    "examples": lambda fitted: f"{fitted.last.examples:,}",
+    "exact": lambda fitted: f"{100 * fitted.last.exact:.1f} %",
+    "long": lambda fitted: f"{100 * fitted.last.long:.1f} %",
+    "examples_90": lambda fitted: f"{fitted.examples(0.9) / 1e6:.1f} million",
+    "examples_99": lambda fitted: f"{fitted.examples(0.99) / 1e6:.0f} million",
+    "times_90": lambda fitted: f"{fitted.examples(0.9) / fitted.last.examples:.1f}",
+    "exact_5_million": lambda fitted: f"{100 * fitted.exact(5e6):.0f} %",
+    "long_5_million": lambda fitted: f"{100 * fitted.long(5e6):.0f} %",
+    "exact_11_million": lambda fitted: f"{100 * fitted.exact(11e6):.0f} %",
+    "long_11_million": lambda fitted: f"{100 * fitted.long(11e6):.0f} %",
 }
 
 

@@ -50,7 +50,7 @@ class TrainingLog(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if not state.is_world_process_zero or not logs:
             return
-        row: dict[str, Any] = {"step": state.global_step, "examples": self.examples * state.global_step, **logs}
+        row: dict[str, Any] = {"step": state.global_step, **logs}
         if "loss" in logs and self.steps:
             seconds = time.perf_counter() - self.since
             rate = self.examples * self.steps / seconds

@@ -1,6 +1,7 @@
 """Shared, made once: a tiny checkpoint that knows nothing, sampled programs, a tiny corpus, a client that publishes."""
 
 import contextlib
+import importlib
 import itertools
 import json
 import os
@@ -24,6 +25,13 @@ from trade_hf.configuration_trade import TraDeConfig
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import TraDeProcessor
 from trade_hf.tokenization_rasp import VOCABULARY, build_tokenizer
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Imports a module of scripts/."""
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parent.parent / "scripts")
+    return importlib.import_module
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ The cards are those that the tests' Hub holds after scripts/push_to_hub.py has p
 loads from it.
 """
 
-import importlib
 import json
 import math
 import re
@@ -184,10 +183,9 @@ def test_the_widgets_outputs_are_what_the_checkpoint_gives(documents):
         assert result.verdict.is_verified and result.code.strip() == example["output"]["text"].strip()
 
 
-def test_the_forecast_goes_on_as_the_loss_did(tmp_path, monkeypatch):
+def test_the_forecast_goes_on_as_the_loss_did(tmp_path, script):
     """Of a loss of 4 over the root of the examples, where exp(-10 · loss) of the programs are exact."""
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    learning = importlib.import_module("learning")
+    learning = script("learning")
     seen = 0
     for name, run in learning.NEXT.items():
         rows = []

@@ -1,6 +1,5 @@
 """The training script: online and from a corpus folder, killed and resumed."""
 
-import importlib
 import json
 import os
 import signal
@@ -152,9 +151,8 @@ def test_a_corpus_that_is_not_there_is_refused(tmp_path):
     assert result.returncode == 2 and "expected a folder as scripts/build_dataset.py writes it" in result.stderr
 
 
-def test_muon_moves_the_matrices_of_layers_and_adamw_all_else(tiny_checkpoint, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    muon = importlib.import_module("muon")
+def test_muon_moves_the_matrices_of_layers_and_adamw_all_else(tiny_checkpoint, script):
+    muon = script("muon")
     model = load_model(tiny_checkpoint)
     optimizer = muon.MuonWithAdamW(model, muon_learning_rate=0.002, learning_rate=0.001, weight_decay=0.01, beta2=0.98)
     names = {id(weight): name for name, weight in model.named_parameters()}
@@ -165,9 +163,8 @@ def test_muon_moves_the_matrices_of_layers_and_adamw_all_else(tiny_checkpoint, m
     assert [group["lr"] for group in optimizer.param_groups] == [0.002, 0.001]
 
 
-def test_exact_match_counts_programs_and_their_structures(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    train = importlib.import_module("train")
+def test_exact_match_counts_programs_and_their_structures(script):
+    train = script("train")
     label = [10, 11, 12, 13, 20, 21, 22, 23, 2, -100]
     wrong_function = [10, 11, 12, 13, 20, 21, 22, 99, 2, 0]
     wrong_argument = [10, 11, 99, 13, 20, 21, 22, 23, 2, 0]
@@ -182,9 +179,8 @@ def test_exact_match_counts_programs_and_their_structures(monkeypatch):
     assert cut == {"free_running_exact": 0.0, "structure_exact": 0.0}
 
 
-def test_a_warm_start_is_in_single_precision_and_of_the_configs_size(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    train = importlib.import_module("train")
+def test_a_warm_start_is_in_single_precision_and_of_the_configs_size(script):
+    train = script("train")
     model = train.build_model({"lines_before": 5}, DEFAULT_CHECKPOINT)
     assert {weight.dtype for weight in model.parameters()} == {torch.float32} and model.config.lines_before == 5
     with pytest.raises(SystemExit, match="another size than the config's model: {'d_model': 192}"):

@@ -364,15 +364,13 @@ class TraDeForConditionalGeneration(TraDePreTrainedModel, GenerationMixin):
         logits = self.lm_head(outputs.last_hidden_state)
         loss = None
         if labels is not None:
-            reduction = "mean" if num_items_in_batch is None else "sum"
-            loss = F.cross_entropy(
-                logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction=reduction
-            )
-            share = 1.0 if num_items_in_batch is None else (labels != -100).sum() / num_items_in_batch
-            loss = loss if num_items_in_batch is None else loss / num_items_in_batch
+            tokens = (labels != -100).sum()
+            in_all = tokens if num_items_in_batch is None else num_items_in_batch
+            summed = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+            loss = summed / in_all
             if self.training and unit_labels is not None:
                 unit_loss = self.unit_loss(outputs.encoder_last_hidden_state, unit_labels)
-                loss = loss + self.config.unit_loss * share * unit_loss
+                loss = loss + self.config.unit_loss * unit_loss * tokens / in_all
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
