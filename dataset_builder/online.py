@@ -129,6 +129,8 @@ class OnlineExamples(IterableDataset):
       config: what is sampled.
       encoder: the model's `config.encoder`.
       lines_before: the model's `config.lines_before`.
+      long_share: of the programs come from the longer half of the config's lengths alone.
+      order: of small and large batches; processes that train together take the same, or they wait for each other.
     """
 
     def __init__(
@@ -139,18 +141,21 @@ class OnlineExamples(IterableDataset):
         config: SamplerConfig = SamplerConfig(),
         encoder: str = "units",
         lines_before: int = 0,
+        long_share: float = 0.0,
+        order: int | str = 0,
     ) -> None:
         if lines_before and encoder != "units":
             raise ValueError(f"lines_before: expected the encoder 'units', got {encoder!r}")
         self.seed, self.batch_size, self.reuse, self.config = seed, batch_size, reuse, config
-        self.encoder, self.lines_before = encoder, lines_before
+        self.encoder, self.lines_before, self.long_share, self.order = encoder, lines_before, long_share, order
 
     def __iter__(self) -> Iterator[Example]:
         worker = get_worker_info()
         seed = f"{self.seed}-{worker.id if worker else 0}"
         rng = random.Random(seed)
-        fresh = (to_example(item.sample, self.encoder) for item in stream("train", seed, self.config))
+        fresh = self.fresh(seed, rng)
         held: list[Example] = []
+        order = random.Random(self.order)
         while True:
             wanted = min(MOST_BATCHES, max(FEWEST_BATCHES, BUCKET // self.batch_size)) * self.batch_size
             new = [next(fresh) for _ in range(-(-wanted // self.reuse))]
@@ -158,9 +163,17 @@ class OnlineExamples(IterableDataset):
             rng.shuffle(held)
             bucket, held = sorted(held[:wanted], key=lambda e: len(e.units.features)), held[wanted:]
             batches = [bucket[i : i + self.batch_size] for i in range(0, wanted, self.batch_size)]
-            rng.shuffle(batches)
+            order.shuffle(batches)
             for example in itertools.chain.from_iterable(batches):
                 yield self.shifted(example, rng) if self.lines_before else example
+
+    def fresh(self, seed: str, rng: random.Random) -> Iterator[Example]:
+        """Each once, in the order in which they are drawn."""
+        longer = replace(self.config, min_lines=(self.config.min_lines + self.config.max_lines + 1) // 2)
+        of_all, of_longer = stream("train", seed, self.config), stream("train", f"{seed}-longer", longer)
+        while True:
+            item = next(of_longer if rng.random() < self.long_share else of_all)
+            yield to_example(item.sample, self.encoder)
 
     def shifted(self, example: Example, rng: random.Random) -> Example:
         """Some examples begin at a later line and layer."""
@@ -170,10 +183,10 @@ class OnlineExamples(IterableDataset):
         return with_lines_before(example, lines, layers=rng.randint(0, lines))
 
 
-def collate_examples(examples: list[Example]) -> dict[str, Any]:
+def collate_examples(examples: list[Example], multiple: int = 1) -> dict[str, Any]:
     """A padded batch of tensors with `labels` [batch, token] and `unit_labels` [batch, unit, 3], -100 for none, and
-    `lines_before` [batch]."""
-    batch = {name: torch.from_numpy(array) for name, array in collate([e.units for e in examples]).items()}
+    `lines_before` [batch]. `multiple`: of units, for libraries that prepare each size of a product anew."""
+    batch = {name: torch.from_numpy(array) for name, array in collate([e.units for e in examples], multiple).items()}
     unit_labels = torch.full((*batch["attention_mask"].shape, 3), -100)
     for row, example in zip(unit_labels, examples, strict=True):
         row[: len(example.unit_labels)] = torch.from_numpy(example.unit_labels)

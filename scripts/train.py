@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,35 @@ from trade_hf.tokenization_rasp import LINE_SIZE, MAX_LINES, PAD, VOCABULARY, bu
 
 PAD_ID = VOCABULARY.index(PAD)
 ADDED = ("lines_before",)  # what of a config's model a warm start's checkpoint need not have had
+SAME_SHAPE = 8  # units of a batch are a multiple of it where oneDNN prepares each shape of a product anew
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `training` of a config holds beside the arguments of the trainer.
+
+    Attributes:
+      minutes: of the whole run, in place of `max_steps` (see clock.py).
+      fall: the last share of the minutes, in which the learning rate falls.
+      muon_learning_rate: for the matrices of the layers (see muon.py); None: AdamW for all.
+      cpu_bf16_products: matrix products in bf16, all else in float32: on a CPU with AMX a quarter faster.
+      reuse, long_share: of data made on the fly (see `OnlineExamples`).
+      validation_size, validation_long_size: programs; the long ones are of 11 to 15 lines.
+    """
+
+    minutes: float | None = None
+    fall: float = 0.4
+    muon_learning_rate: float | None = None
+    cpu_bf16_products: bool = False
+    reuse: int = 1
+    long_share: float = 0.0
+    validation_size: int = 200
+    validation_long_size: int = 0
+
+    @classmethod
+    def taken_from(cls, settings: dict[str, Any]) -> Recipe:
+        """Takes its own out of a config's settings."""
+        return cls(**{field.name: settings.pop(field.name) for field in fields(cls) if field.name in settings})
 
 
 def main() -> None:
@@ -79,11 +109,8 @@ def train(
     """One run, from the config to a saved model in `output`/final."""
     sampler = SamplerConfig.from_json(config.get("sampler", {}))
     settings = dict(config["training"])
-    reuse, seed = settings.pop("reuse", 1), settings.get("seed", 0)
-    validation_size, long_size = settings.pop("validation_size", 200), settings.pop("validation_long_size", 0)
-    minutes = settings.pop("minutes", None)
-    muon_learning_rate, fall = settings.pop("muon_learning_rate", None), settings.pop("fall", 0.4)
-    if minutes is not None:
+    recipe, seed = Recipe.taken_from(settings), settings.get("seed", 0)
+    if recipe.minutes is not None:
         settings["max_steps"] = ENDLESS
     checkpoint = last_complete_checkpoint(output)
     if corpus and config.get("model", {}).get("lines_before"):
@@ -101,30 +128,37 @@ def train(
     )
     torch.manual_seed(seed)
     model = build_model(config.get("model", {}), warm_start)
+    if recipe.cpu_bf16_products:
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        model.set_attn_implementation("eager")
     if corpus is None:
         step = int(Path(checkpoint).name.split("-")[-1]) if checkpoint else 0
         draws = f"{seed}-{step}-{arguments.process_index}" if arguments.world_size > 1 else f"{seed}-{step}"
         fresh = OnlineExamples(
             draws,
             arguments.per_device_train_batch_size,
-            reuse,
+            recipe.reuse,
             sampler,
             encoder=model.config.encoder,
             lines_before=model.config.lines_before,
+            long_share=recipe.long_share,
+            order=f"{seed}-{step}",
         )
-        data = made_online(fresh, validation_size)
+        data = made_online(fresh, recipe.validation_size, SAME_SHAPE if recipe.cpu_bf16_products else 1)
     else:
-        data = from_corpus(corpus, corpus_config, validation_size, model.config.encoder)
+        data = from_corpus(corpus, corpus_config, recipe.validation_size, model.config.encoder)
     trainer = (Seq2SeqTrainer if corpus else OnlineTrainer)(
         model=model, args=arguments, **data, compute_metrics=exact_match
     )
-    if corpus is None and long_size:
-        trainer.long_programs = held_out(long_size, PINNED["test_long"][1], model.config.encoder)
-    if muon_learning_rate is not None:
+    if corpus is None and recipe.validation_long_size:
+        trainer.long_programs = held_out(recipe.validation_long_size, PINNED["test_long"][1], model.config.encoder)
+    if recipe.muon_learning_rate is not None:
         trainer.optimizer = MuonWithAdamW(
-            model, muon_learning_rate, arguments.learning_rate, arguments.weight_decay, arguments.adam_beta2
+            model, recipe.muon_learning_rate, arguments.learning_rate, arguments.weight_decay, arguments.adam_beta2
         )
-    clock = None if minutes is None else Clock(minutes, arguments.device, call_minutes, checkpoint, fall)
+    clock = None
+    if recipe.minutes is not None:
+        clock = Clock(recipe.minutes, arguments.device, call_minutes, checkpoint, recipe.fall)
     if clock:
         trainer.create_optimizer()
         trainer.lr_scheduler = LambdaLR(trainer.optimizer, clock.factor)
@@ -134,7 +168,7 @@ def train(
     print(f"{size:.2f} M parameters; from {checkpoint or warm_start or 'scratch'}")
     trainer.train(resume_from_checkpoint=checkpoint)
     if clock and not clock.is_over:
-        print(f"{clock.spent / 60:.1f} of {minutes:g} minutes: start it again to go on")
+        print(f"{clock.spent / 60:.1f} of {recipe.minutes:g} minutes: start it again to go on")
         return
     if not any("eval_loss" in row and row["step"] == trainer.state.global_step for row in trainer.state.log_history):
         trainer.evaluate()
@@ -198,12 +232,12 @@ def training_log(trainer: Seq2SeqTrainer, path: Path) -> TrainingLog:
     return TrainingLog(path, per_step, flops, peak)
 
 
-def made_online(fresh: OnlineExamples, validation_size: int) -> dict[str, Any]:
+def made_online(fresh: OnlineExamples, validation_size: int, multiple: int) -> dict[str, Any]:
     """The trainer's data, sampled and compiled while it trains."""
     return {
         "train_dataset": fresh,
         "eval_dataset": held_out(validation_size, fresh.config, fresh.encoder),
-        "data_collator": collate_examples,
+        "data_collator": partial(collate_examples, multiple=multiple),
     }
 
 

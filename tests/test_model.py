@@ -9,6 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 from dataset_builder.online import OnlineExamples, collate_examples, to_example, with_lines_before
+from dataset_builder.sampler import SamplerConfig
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.transforms import permute, rotate
 from trade_hf.configuration_trade import TraDeConfig
@@ -93,6 +94,15 @@ def test_a_model_may_know_what_lines_stand_before(samples):
     assert not torch.equal(told, model(**{**batch, "lines_before": torch.tensor([0, 2])}).logits)
     stream = OnlineExamples("test", batch_size=4, lines_before=4)
     assert {example.lines_before for example in islice(iter(stream), 64)} == {0, 1, 2, 3, 4}
+
+
+def test_plain_products_are_torchs_attention(samples):
+    torch.manual_seed(0)
+    model = TraDeForConditionalGeneration(TraDeConfig(vocab_size=len(VOCABULARY), d_model=32, num_heads=2)).eval()
+    batch = collate_examples([to_example(sample) for sample in samples[:4]])
+    fused = model(**batch).logits
+    model.set_attn_implementation("eager")
+    assert torch.allclose(model(**batch).logits, fused, atol=1e-5)
 
 
 def test_the_unit_loss_counts_in_training_alone(samples):
@@ -234,6 +244,31 @@ def test_it_learns_a_handful_of_programs(samples):
     found = greedy_programs(weights, model)
     assert sum(c is not None and c.program == s.program for c, s in zip(found, samples[:8], strict=True)) >= 7
     assert sum(teacher_forced(weights, [to_ids(s.program) for s in samples[:8]], model)) >= 7
+
+
+def test_units_of_a_batch_may_be_a_multiple(samples):
+    batch = collate_examples([to_example(sample) for sample in samples[:3]], multiple=8)
+    units = batch["attention_mask"].shape[1]
+    assert units % 8 == 0 and batch["weight_edges"].shape[2:] == (units, units)
+    assert batch["unit_labels"].shape[1] == batch["weight_features"].shape[1] == units
+    assert 0 < batch["attention_mask"].sum(1).max() > units - 8
+
+
+def test_processes_that_train_together_have_batches_of_like_size():
+    streams = [iter(OnlineExamples(seed, batch_size=4)) for seed in "ab"]
+    sizes = [[max(len(next(one).units.features) for _ in range(4)) for _ in range(128)] for one in streams]
+    together, at_random = np.abs(np.subtract(*sizes)), np.abs(np.subtract(sizes[0], np.roll(sizes[1], 1)))
+    assert together.mean() < at_random.mean() / 2
+    assert sizes[0] != sizes[1]
+
+
+def test_a_share_of_the_programs_is_long():
+    def lines(share):
+        stream = OnlineExamples("test", batch_size=4, config=SamplerConfig(min_lines=3, max_lines=6), long_share=share)
+        return [len(example.labels) // LINE_SIZE for example in islice(iter(stream), 64)]
+
+    assert set(lines(1.0)) == {5, 6}
+    assert 0.05 < np.mean(np.array(lines(0.5)) < 5) < np.mean(np.array(lines(0.0)) < 5)
 
 
 def test_online_examples_come_in_batches_of_similar_size():

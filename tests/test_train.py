@@ -110,7 +110,9 @@ def test_two_processes_killed_and_resumed_end_with_the_losses_of_an_undisturbed_
         (tmp_path / name).mkdir(exist_ok=True)
         source = ["--corpus", str(tmp_path / "corpus"), "--warm-start", str(tiny_checkpoint)]
         arguments = command(tmp_path / name, *source, "--max-steps", str(steps))[1:]
-        (tmp_path / name / "config.yaml").write_text(CONFIG + "  use_cpu: true\n  muon_learning_rate: 0.002\n")
+        (tmp_path / name / "config.yaml").write_text(
+            CONFIG + "  use_cpu: true\n  muon_learning_rate: 0.002\n  cpu_bf16_products: true\n  long_share: 0.5\n"
+        )
         return subprocess.Popen(
             [*launch, *arguments],
             env=environment,

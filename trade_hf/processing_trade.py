@@ -229,10 +229,10 @@ def to_pieces(weights: Any) -> Units:
 READINGS = {"units": to_units, "flat": to_pieces}
 
 
-def collate(units: list[Units]) -> dict[str, np.ndarray]:
+def collate(units: list[Units], multiple: int = 1) -> dict[str, np.ndarray]:
     """A padded batch: weight_features [batch, unit, column], weight_edges [batch, channel, unit, unit], attention_mask
-    [batch, unit]."""
-    size = max(len(u.features) for u in units)
+    [batch, unit]; as many units as the largest has, up to the next `multiple`."""
+    size = -(-max(len(u.features) for u in units) // multiple) * multiple
     features = np.zeros((len(units), size, units[0].features.shape[1]), np.float32)
     edges = np.zeros((len(units), units[0].edges.shape[2], size, size), np.float32)
     mask = np.zeros((len(units), size), np.int64)
