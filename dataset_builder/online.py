@@ -6,6 +6,7 @@ import ast
 import itertools
 import random
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -154,15 +155,15 @@ class OnlineExamples(IterableDataset):
         seed = f"{self.seed}-{worker.id if worker else 0}"
         rng = random.Random(seed)
         fresh = self.fresh(seed, rng)
-        held: list[Example] = []
+        recent: deque[list[Example]] = deque(maxlen=self.reuse)  # shown again, but never twice in one batch's bucket
+        count = min(MOST_BATCHES, max(FEWEST_BATCHES, BUCKET // self.batch_size))
         order = random.Random(self.order)
         while True:
-            wanted = min(MOST_BATCHES, max(FEWEST_BATCHES, BUCKET // self.batch_size)) * self.batch_size
-            new = [next(fresh) for _ in range(-(-wanted // self.reuse))]
-            held += new * self.reuse
-            rng.shuffle(held)
-            bucket, held = sorted(held[:wanted], key=lambda e: len(e.units.features)), held[wanted:]
-            batches = [bucket[i : i + self.batch_size] for i in range(0, wanted, self.batch_size)]
+            recent.append(list(itertools.islice(fresh, max(1, count // self.reuse) * self.batch_size)))
+            shown = list(itertools.chain.from_iterable(recent))
+            rng.shuffle(shown)
+            shown.sort(key=lambda example: len(example.units.features))
+            batches = [shown[i : i + self.batch_size] for i in range(0, len(shown), self.batch_size)]
             order.shuffle(batches)
             for example in itertools.chain.from_iterable(batches):
                 yield self.shifted(example, rng) if self.lines_before else example

@@ -26,7 +26,10 @@ OURS = {  # one run after the other, each from the last one's weights
     "training-cpu-2": Run("3 to 10 lines"),
     "training-cpu-3": Run("3 to 10 lines"),
 }
-NEXT = OURS | {"training-muon": Run("3 to 10 lines", 64)}  # goes on from the weights that ship
+NEXT = OURS | {  # go on from the weights that ship
+    "training-muon": Run("3 to 10 lines", 64),
+    "training-muon-2": Run("3 to 10 lines", 96),
+}
 PAPER = {"training-paper": Run("3 to 10 lines")}
 LONG_EXACT = "eval_long_free_running_exact"
 STEADY = 5000  # steps of the first run in which its learning rate was above 0.4 of the highest
