@@ -35,16 +35,21 @@ from trade_hf.tokenization_rasp import LINE_SIZE, MAX_LINES, VOCABULARY, to_ids
 # Batches that are sorted by size together, so that little is padded; of large ones fewer, or a worker would take
 # minutes and gigabytes for the first.
 MOST_BATCHES, FEWEST_BATCHES, BUCKET = 16, 4, 512
+LATER = 1_000  # examples that are waiting to be shown again, before the first of them is
 
 
 @dataclass(frozen=True)
 class Example:
-    """The model's input and the tokens it should write; `lines_before`: as if so many lines stood before them."""
+    """The model's input and the tokens it should write.
+
+    `lines_before`: as if so many lines stood before them; `number`: which of its stream it is.
+    """
 
     units: Units
     labels: list[int]
     unit_labels: np.ndarray
     lines_before: int = 0
+    number: int | None = None
 
 
 def to_example(sample: Sample, encoder: str = "units") -> Example:
@@ -100,7 +105,8 @@ def with_lines_before(example: Example, lines: int, layers: int) -> Example:
     unit_labels = example.unit_labels.copy()
     unit_labels[:, 0] += lines * np.isin(unit_labels[:, 0], _LINES)
     labels = [token + lines * (token in _LINES) for token in example.labels]
-    return Example(replace(example.units, features=features), labels, unit_labels, lines)
+    units = replace(example.units, features=features)
+    return replace(example, units=units, labels=labels, unit_labels=unit_labels, lines_before=lines)
 
 
 _ID = {token: number for number, token in enumerate(VOCABULARY)}
@@ -126,12 +132,15 @@ class OnlineExamples(IterableDataset):
     Args:
       seed: with the worker's number it decides everything that is drawn.
       batch_size: examples a batch.
-      reuse: how often each example is shown, some batches apart; 2 halves the cost of making data.
+      reuse: how often an example is shown at most, many batches apart; 2 halves the cost of making data.
       config: what is sampled.
       encoder: the model's `config.encoder`.
       lines_before: the model's `config.lines_before`.
       long_share: of the programs come from the longer half of the config's lengths alone.
       order: of small and large batches; processes that train together take the same, or they wait for each other.
+
+    Attributes:
+      known: numbers of examples that need not be shown again, for the trainer to add to.
     """
 
     def __init__(
@@ -149,32 +158,45 @@ class OnlineExamples(IterableDataset):
             raise ValueError(f"lines_before: expected the encoder 'units', got {encoder!r}")
         self.seed, self.batch_size, self.reuse, self.config = seed, batch_size, reuse, config
         self.encoder, self.lines_before, self.long_share, self.order = encoder, lines_before, long_share, order
+        self.known: set[int] = set()
 
     def __iter__(self) -> Iterator[Example]:
         worker = get_worker_info()
         seed = f"{self.seed}-{worker.id if worker else 0}"
         rng = random.Random(seed)
         fresh = self.fresh(seed, rng)
-        recent: deque[list[Example]] = deque(maxlen=self.reuse)  # shown again, but never twice in one batch's bucket
-        count = min(MOST_BATCHES, max(FEWEST_BATCHES, BUCKET // self.batch_size))
+        count = min(MOST_BATCHES, max(FEWEST_BATCHES, BUCKET // self.batch_size)) * self.batch_size
         order = random.Random(self.order)
+        waiting: deque[tuple[Example, int]] = deque()  # what is to be shown again, and how often
         while True:
-            recent.append(list(itertools.islice(fresh, max(1, count // self.reuse) * self.batch_size)))
-            shown = list(itertools.chain.from_iterable(recent))
+            again = self.to_show_again(waiting, count - count // self.reuse)
+            new = [(example, self.reuse - 1) for example in itertools.islice(fresh, count - len(again))]
+            shown = [example for example, _ in (*again, *new)]
+            waiting.extend((example, times) for example, times in (*again, *new) if times)
             rng.shuffle(shown)
             shown.sort(key=lambda example: len(example.units.features))
-            batches = [shown[i : i + self.batch_size] for i in range(0, len(shown), self.batch_size)]
+            batches = [shown[i : i + self.batch_size] for i in range(0, count, self.batch_size)]
             order.shuffle(batches)
             for example in itertools.chain.from_iterable(batches):
                 yield self.shifted(example, rng) if self.lines_before else example
+
+    def to_show_again(self, waiting: deque[tuple[Example, int]], most: int) -> list[tuple[Example, int]]:
+        """Those that have waited long enough and are not known, with how often they are to be shown after that."""
+        again: list[tuple[Example, int]] = []
+        while len(waiting) > LATER and len(again) < most:
+            example, times = waiting.popleft()
+            if example.number not in self.known:
+                again.append((example, times - 1))
+        self.known &= {example.number for example, _ in waiting}
+        return again
 
     def fresh(self, seed: str, rng: random.Random) -> Iterator[Example]:
         """Each once, in the order in which they are drawn."""
         longer = replace(self.config, min_lines=(self.config.min_lines + self.config.max_lines + 1) // 2)
         of_all, of_longer = stream("train", seed, self.config), stream("train", f"{seed}-longer", longer)
-        while True:
+        for number in itertools.count():
             item = next(of_longer if rng.random() < self.long_share else of_all)
-            yield to_example(item.sample, self.encoder)
+            yield replace(to_example(item.sample, self.encoder), number=number)
 
     def shifted(self, example: Example, rng: random.Random) -> Example:
         """Some examples begin at a later line and layer."""
@@ -186,11 +208,16 @@ class OnlineExamples(IterableDataset):
 
 def collate_examples(examples: list[Example], multiple: int = 1) -> dict[str, Any]:
     """A padded batch of tensors with `labels` [batch, token] and `unit_labels` [batch, unit, 3], -100 for none, and
-    `lines_before` [batch]. `multiple`: of units, for libraries that prepare each size of a product anew."""
+    `lines_before` [batch]; of a stream also `numbers` [batch].
+
+    `multiple`: of units, for libraries that prepare each size of a product anew.
+    """
     batch = {name: torch.from_numpy(array) for name, array in collate([e.units for e in examples], multiple).items()}
     unit_labels = torch.full((*batch["attention_mask"].shape, 3), -100)
     for row, example in zip(unit_labels, examples, strict=True):
         row[: len(example.unit_labels)] = torch.from_numpy(example.unit_labels)
+    if examples[0].number is not None:
+        batch["numbers"] = torch.tensor([example.number for example in examples])
     return {
         **batch,
         "labels": pad_labels([example.labels for example in examples]),

@@ -194,11 +194,21 @@ def build_model(sizes: dict[str, Any], warm_start: Path | None) -> TraDeForCondi
 class OnlineTrainer(Seq2SeqTrainer):
     """Each process makes data of its own: none is made to be skipped by the others.
 
+    What the network writes without a fault is not shown to it again, unless workers make the data: they are not told.
+
     Attributes:
       long_programs: evaluated beside the validation set, as `eval_long_…`: programs longer than any in training.
     """
 
     long_programs: list[Example] | None = None
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
+        numbers, labels = inputs.pop("numbers", None), inputs["labels"]
+        loss, outputs = super().compute_loss(model, inputs, True, **kwargs)
+        if numbers is not None and not self.args.dataloader_num_workers:
+            right = ((outputs.logits.argmax(-1) == labels) | (labels == -100)).all(-1)
+            self.train_dataset.known.update(numbers[right].tolist())
+        return (loss, outputs) if return_outputs else loss
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval", **kwargs: Any

@@ -1,6 +1,7 @@
 """The model: unmoved by the basis, generates within the grammar, learns, saves and loads."""
 
 import re
+from collections import Counter
 from itertools import islice
 
 import numpy as np
@@ -260,6 +261,24 @@ def test_processes_that_train_together_have_batches_of_like_size():
     together, at_random = np.abs(np.subtract(*sizes)), np.abs(np.subtract(sizes[0], np.roll(sizes[1], 1)))
     assert together.mean() < at_random.mean() / 2
     assert sizes[0] != sizes[1]
+
+
+@pytest.mark.parametrize(("reuse", "known"), [(1, False), (2, False), (2, True), (3, False)])
+def test_examples_are_shown_again_many_batches_apart(monkeypatch, reuse, known):
+    """At most `reuse` times, never twice in a batch, and not at all if the trainer says that they are known."""
+    monkeypatch.setattr("dataset_builder.online.LATER", 40)
+    examples = OnlineExamples("test", batch_size=4, config=SamplerConfig(max_lines=4), reuse=reuse)
+    stream, shown = iter(examples), Counter()
+    for _ in range(200):
+        numbers = collate_examples(list(islice(stream, 4)))["numbers"].tolist()
+        assert len(set(numbers)) == 4
+        shown.update(numbers)
+        examples.known.update(number for number in numbers if known and number % 2)
+    assert max(shown.values()) == reuse
+    assert all(times == 1 for number, times in shown.items() if known and number % 2)
+    assert len(examples.known) < 200
+    if not known:
+        assert len(shown) < 800 / reuse + 200
 
 
 def test_a_share_of_the_programs_is_long():
