@@ -36,6 +36,7 @@ from trade_hf.tokenization_rasp import LINE_SIZE, MAX_LINES, VOCABULARY, to_ids
 # minutes and gigabytes for the first.
 MOST_BATCHES, FEWEST_BATCHES, BUCKET = 16, 4, 512
 LATER = 1_000  # examples that are waiting to be shown again, before the first of them is
+NUMBERS = 2**20  # then they begin anew: many more than are waiting
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class OnlineExamples(IterableDataset):
       order: of small and large batches; processes that train together take the same, or they wait for each other.
 
     Attributes:
-      known: numbers of examples that need not be shown again, for the trainer to add to.
+      known: by number, whether an example need not be shown again, for the trainer to say; workers see it.
     """
 
     def __init__(
@@ -158,7 +159,7 @@ class OnlineExamples(IterableDataset):
             raise ValueError(f"lines_before: expected the encoder 'units', got {encoder!r}")
         self.seed, self.batch_size, self.reuse, self.config = seed, batch_size, reuse, config
         self.encoder, self.lines_before, self.long_share, self.order = encoder, lines_before, long_share, order
-        self.known: set[int] = set()
+        self.known = torch.zeros(NUMBERS, dtype=torch.bool).share_memory_()
 
     def __iter__(self) -> Iterator[Example]:
         worker = get_worker_info()
@@ -185,18 +186,19 @@ class OnlineExamples(IterableDataset):
         again: list[tuple[Example, int]] = []
         while len(waiting) > LATER and len(again) < most:
             example, times = waiting.popleft()
-            if example.number not in self.known:
+            if not self.known[example.number]:
                 again.append((example, times - 1))
-        self.known &= {example.number for example, _ in waiting}
         return again
 
     def fresh(self, seed: str, rng: random.Random) -> Iterator[Example]:
         """Each once, in the order in which they are drawn."""
         longer = replace(self.config, min_lines=(self.config.min_lines + self.config.max_lines + 1) // 2)
         of_all, of_longer = stream("train", seed, self.config), stream("train", f"{seed}-longer", longer)
-        for number in itertools.count():
+        worker = get_worker_info()
+        for number in itertools.count(*((worker.id, worker.num_workers) if worker else ())):
             item = next(of_longer if rng.random() < self.long_share else of_all)
-            yield replace(to_example(item.sample, self.encoder), number=number)
+            self.known[number % NUMBERS] = False
+            yield replace(to_example(item.sample, self.encoder), number=number % NUMBERS)
 
     def shifted(self, example: Example, rng: random.Random) -> Example:
         """Some examples begin at a later line and layer."""

@@ -194,7 +194,7 @@ def build_model(sizes: dict[str, Any], warm_start: Path | None) -> TraDeForCondi
 class OnlineTrainer(Seq2SeqTrainer):
     """Each process makes data of its own: none is made to be skipped by the others.
 
-    What the network writes without a fault is not shown to it again, unless workers make the data: they are not told.
+    What the network writes without a fault is not shown to it again.
 
     Attributes:
       long_programs: evaluated beside the validation set, as `eval_long_…`: programs longer than any in training.
@@ -205,9 +205,9 @@ class OnlineTrainer(Seq2SeqTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
         numbers, labels = inputs.pop("numbers", None), inputs["labels"]
         loss, outputs = super().compute_loss(model, inputs, True, **kwargs)
-        if numbers is not None and not self.args.dataloader_num_workers:
+        if numbers is not None:
             right = ((outputs.logits.argmax(-1) == labels) | (labels == -100)).all(-1)
-            self.train_dataset.known.update(numbers[right].tolist())
+            self.train_dataset.known[numbers.cpu()] = right.cpu()
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(
