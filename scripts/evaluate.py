@@ -138,8 +138,8 @@ def main() -> None:
         parser.error("expected --limit of at least 1")
     if args.seconds <= 0 or args.memory <= 0:
         parser.error("expected --seconds and --memory above 0")
-    if args.method and args.split == "library":
-        parser.error(f"--method: expected one of the splits {', '.join(sorted(PINNED))}, got library")
+    if args.split == "library" and (args.method or args.greedy or args.limit):
+        parser.error("--split library: expected neither --method, --greedy nor --limit beside it")
     runs = {"": (args.split, args.variant, 500, args.out)}
     if args.all:
         folder = args.out or Path("results")

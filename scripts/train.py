@@ -77,8 +77,9 @@ def main() -> None:
     source.add_argument("--online", action="store_true", help="make data on the fly")
     source.add_argument("--corpus", type=Path, help="a folder as scripts/build_dataset.py writes it")
     parser.add_argument("--corpus-config", help="its configuration; by default the smallest that is there")
-    parser.add_argument("--max-steps", type=int, help="in place of the config's")
-    parser.add_argument("--minutes", type=float, help="of the whole run, in place of the config's")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--max-steps", type=int, help="in place of the config's steps or minutes")
+    length.add_argument("--minutes", type=float, help="of the whole run, in place of the config's steps or minutes")
     parser.add_argument("--call-minutes", type=float, help="end this call with a checkpoint after so many")
     parser.add_argument("--warm-start", type=Path, help="begin with the weights of this checkpoint folder")
     args = parser.parse_args()
@@ -90,7 +91,8 @@ def main() -> None:
         parser.error(f"{args.warm_start}: expected a checkpoint folder with config.json")
     config = yaml.safe_load(args.config.read_text())
     limits = {"max_steps": args.max_steps, "minutes": args.minutes}
-    config["training"] |= {name: limit for name, limit in limits.items() if limit is not None}
+    if given := {name: limit for name, limit in limits.items() if limit is not None}:
+        config["training"] = {k: v for k, v in config["training"].items() if k not in limits} | given
     if "muon_learning_rate" in config["training"] and not hasattr(torch.optim, "Muon"):
         parser.error(f"{args.config}: muon_learning_rate takes torch 2.9 or newer, got {torch.__version__}")
     if args.call_minutes and "minutes" not in config["training"]:

@@ -125,6 +125,7 @@ BAD = [
     (["verify", "--certificate", "c.json", "--limit", "5"], "--limit: the certificate holds its own"),
     (["sample", "--vocab", "0", "--max-seq-len", "1"], "none of 5,000 programs in a row was kept"),
     (["sample", "-n", "-1"], "expected -n of at least 0"),
+    (["sample", "--vocab", "1,1"], "expected distinct tokens"),
 ]
 
 

@@ -18,6 +18,7 @@ from hostile_files import HOSTILE, noise
 from trade_hf import compile_program, decompile, parse
 from trade_hf.compiled.transforms import permute
 from trade_hf.decompiler import DEFAULT_CHECKPOINT
+from trade_hf.handler import Worker
 from trade_hf.remote_code import export
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # last: `evaluate` is the library
@@ -149,6 +150,28 @@ def test_a_request_that_would_run_for_minutes(port, files, tmp_path):
     assert (status, answer["error"]) == (400, "the request ran for more than 3 s: send fewer or smaller models")
     assert time.monotonic() - start < TIME_LIMIT + 5
     assert ask(port, encoded(files[0][0])) == (200, files[0][1])
+
+
+def test_a_worker_that_could_not_be_started_again_is_started_later(tmp_path):
+    script, ill = tmp_path / "worker.py", tmp_path / "ill"
+    script.write_text(
+        "import json, pathlib, sys\n"
+        f"if not pathlib.Path({str(ill)!r}).exists():\n"
+        "    print('ready', flush=True)\n"
+        "    for line in sys.stdin:\n"
+        "        if 'end' in line: sys.exit()\n"
+        "        print(json.dumps({'result': 1}), flush=True)\n"
+    )
+    worker = Worker([sys.executable, str(script)], "it")
+    assert worker.ask({}) == 1
+    ill.touch()
+    with pytest.raises(RuntimeError, match="it: the model could not be loaded"):
+        worker.ask({"end": 1})
+    with pytest.raises(RuntimeError, match="it: the model could not be loaded"):
+        worker.ask({})
+    ill.unlink()
+    assert worker.ask({}) == 1
+    worker.close()
 
 
 def test_no_handler(tmp_path):

@@ -46,6 +46,11 @@ def test_a_program_is_equivalent_to_itself_and_only_to_its_like():
     assert all(item.reason.startswith(("refuted by", "refuted: one output is")) for item in scores if item.reason)
 
 
+def test_a_reference_that_does_not_compile_is_no_fault_of_the_prediction():
+    with pytest.raises(UnsupportedError, match="must read tokens"):
+        score(TEXTS[0], "program = rasp.Map(lambda x: x + 1, rasp.indices)", VOCAB, LENGTH)
+
+
 def test_other_names_for_the_same_program_are_exact():
     first = "v1 = rasp.Map(lambda x: x > 2, rasp.tokens)\nprogram = rasp.SequenceMap(lambda x, y: x and y, v1, v1)"
     second = "v9 = rasp.Map(lambda x: x > 2, rasp.tokens)\nprogram = rasp.SequenceMap(lambda x, y: x and y, v9, v9)"

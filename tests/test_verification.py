@@ -192,6 +192,10 @@ def test_programs_that_do_not_fit_are_refuted_with_a_reason():
     assert "numerical" in str(verify(numerical, weights))
     indices_only = parse("program = rasp.Map(lambda x: x + 1, rasp.indices)")
     assert "must read tokens" in str(verify(indices_only, weights))
+    many, plus = tuple(range(120)), "v1 = rasp.Map(lambda x: x + 1, rasp.tokens)\n"
+    large = parse(f"{plus}program = rasp.SequenceMap(lambda x, y: x * y, rasp.tokens, v1)")
+    weights = compile_program(parse(f"{plus}program = v1"), many, LENGTH)
+    assert "parameters; the limit is" in str(verify(large, weights))
 
 
 def test_inputs_are_listed_completely():

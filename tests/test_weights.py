@@ -197,6 +197,16 @@ def test_other_files(file, compiled, tmp_path, monkeypatch):
         replace(compiled, num_heads=1)
 
 
+@pytest.mark.parametrize("magic", [b"PK", b"\x80\x04", b" {"], ids=["zip", "pickle", "json"])
+def test_a_header_whose_length_begins_as_another_format_does(file, compiled, tmp_path, magic):
+    wanted, length = (int.from_bytes(start, "little") for start in (magic, file.read_bytes()[:8]))
+    first, *labels = compiled.residual_labels
+    longer = replace(compiled, residual_labels=(first + "x" * ((wanted - length) % 2**16), *labels))
+    longer.save(tmp_path / "longer")
+    assert (tmp_path / "longer").read_bytes()[:2] == magic
+    assert_equal(TracrWeights.load(tmp_path / "longer"), longer)
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_corrupted_files_give_errors_not_crashes(data, compiled, tmp_path_factory):

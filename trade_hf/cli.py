@@ -118,13 +118,16 @@ def parse_vocab(text: str) -> tuple[Value, ...]:
     tokens = [part.strip() for part in text.split(",")]
     if not all(tokens):
         raise UsageError(f"--vocab: expected tokens separated by commas, got {text!r}")
-    return tuple(_token(token) for token in tokens)
+    vocab = tuple(_token(token) for token in tokens)
+    if len(set(vocab)) != len(vocab):
+        raise UsageError(f"--vocab: expected distinct tokens, got {text}")
+    return vocab
 
 
 def _token(text: str) -> Value:
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: nested too deep
         return text
     return value if isinstance(value, int | float | str) else text
 
@@ -222,8 +225,6 @@ def _compile(args: argparse.Namespace) -> int:
     from trade_hf.compiled.transformer_lens import save as save_for_transformer_lens
 
     vocab = parse_vocab(args.vocab)
-    if len(set(vocab)) != len(vocab):
-        raise UsageError(f"--vocab: expected distinct tokens, got {args.vocab}")
     weights = compile_program(_read_program(args.program), vocab, args.max_seq_len)
     if args.format == "transformer-lens":
         save_for_transformer_lens(weights, args.output)

@@ -208,8 +208,10 @@ def decompile_with(
     not the model's own program, a few more are looked at; where none is proven, the one with the strongest verdict is
     returned, which says what it lacks. For the search, Tracr's own basis is found again in another one, and noise is
     taken off; where that cannot be done, a program whose units have the same products as the model's counts as its own.
-    The verdict is always on the model as it was given.
+    The verdict is always on the model as it was given. Raises ValueError for fewer than one candidate.
     """
+    if max_candidates < 1:
+        raise ValueError(f"max_candidates: expected at least 1, got {max_candidates}")
     start = time.monotonic()
     weights = denoise(given)
     verifier, likeness, is_clean = Verifier(weights), Likeness(weights), weights is not given
@@ -237,7 +239,7 @@ def decompile_with(
     program = attempts[chosen].program
     if attempts[chosen].verdict.is_verified:
         program = spelled(canonicalise_spoken(candidate.program, weights.input_vocab, weights.max_seq_len), weights)
-    verdict = attempts[chosen].verdict if weights is given else _verdict(program, Verifier(given))
+    verdict = attempts[chosen].verdict if weights is given else Verifier(given).verify(program)
     return Decompilation(program, verdict, tuple(attempts), chosen, time.monotonic() - start)
 
 
@@ -280,16 +282,5 @@ def _checked(program: Program, verifier: Verifier) -> tuple[Program, Verdict]:
     try:
         program = spelled(program, verifier.weights)
     except UnsupportedError as error:
-        return program, _not_compiled(error)
-    return program, _verdict(program, verifier)
-
-
-def _verdict(program: Program, verifier: Verifier) -> Verdict:
-    try:
-        return verifier.verify(program)
-    except UnsupportedError as error:
-        return _not_compiled(error)
-
-
-def _not_compiled(error: UnsupportedError) -> Verdict:
-    return Verdict(Status.REFUTED, 0, 0, reason=f"does not compile: {error}")
+        return program, Verdict(Status.REFUTED, 0, 0, reason=f"does not compile: {error}")
+    return program, verifier.verify(program)

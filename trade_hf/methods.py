@@ -113,12 +113,12 @@ class Method:
 
     def ask(self, path: Path) -> Outcome:
         """As `run`, once. The process is ended if it gave no answer."""
-        start = time.monotonic()
         try:
             if self.process is None:
                 self.start()
         except MethodError as error:
-            return Outcome(None, str(error), time.monotonic() - start)
+            return Outcome(None, str(error), 0.0)
+        start = time.monotonic()
         assert self.process is not None and self.process.stdin is not None
         self.asked += 1
         with contextlib.suppress(BrokenPipeError):  # it ended since: the answer will say so

@@ -22,7 +22,6 @@ from trade_hf.rasp.text import to_text
 from trade_hf.tokenization_rasp import allowed_next, from_ids
 
 TOKEN, BOS, POSITION, QUERY_KEY, VALUE_OUTPUT, HIDDEN, OUTPUT = range(1, 8)
-UNIT_TYPES = 8  # 0 is padding
 COLUMNS = ("type", "layer", "value", "bias_a", "bias_b", "amount", "merged", "self")
 INTEGER_COLUMNS = 3
 EDGE_CHANNELS = 5  # reader a, reader b, same head, writers alike, readers alike

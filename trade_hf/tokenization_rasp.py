@@ -102,7 +102,7 @@ def from_words(words: list[str]) -> Program:
 # ---------------------------------------------------------------- grammar
 
 
-def allowed_next(ids: list[int], max_lines: int = MAX_LINES) -> list[int]:
+def allowed_next(ids: list[int]) -> list[int]:
     """Ids that may follow `ids` (without the start token), so that every output parses and type-checks, and does not
     end on a line that depends on no token, which Tracr cannot compile."""
     if ids and ids[-1] in (_ID[END], _ID[PAD]):
@@ -111,7 +111,7 @@ def allowed_next(ids: list[int], max_lines: int = MAX_LINES) -> list[int]:
     ops = [OPS[word] for word in words[::LINE_SIZE]]
     component = len(words) % LINE_SIZE
     if component == 0:
-        return _allowed_operations(ops, _reads_tokens(words), max_lines)
+        return _allowed_operations(ops, _reads_tokens(words))
     op, line = ops[-1], words[len(words) - component :]
     if component == LINE_SIZE - 1:
         return _functions_of(op.kind)
@@ -140,12 +140,12 @@ def _reads_tokens(words: list[str]) -> bool:
     return last in reading
 
 
-def _allowed_operations(ops: list[Op], reads_tokens: bool, max_lines: int) -> list[int]:
+def _allowed_operations(ops: list[Op], reads_tokens: bool) -> list[int]:
     ends = bool(ops) and ops[-1].result is not Type.SELECTOR and reads_tokens
-    if len(ops) >= max_lines:
+    if len(ops) >= MAX_LINES:
         return [_ID[END]]
     needed = {Op.LINEAR_SEQUENCE_MAP: 2}
-    last = len(ops) == max_lines - 1
+    last = len(ops) == MAX_LINES - 1
     allowed = [
         _ID[op.text]
         for op in Op

@@ -37,7 +37,7 @@ from trade_hf.compiled.faithful import may_depart
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.straightening import in_tracrs_basis
-from trade_hf.compiled.weights import TracrWeights
+from trade_hf.compiled.weights import TracrWeights, WeightsError
 from trade_hf.rasp.evaluate import PADDING, all_inputs, count_inputs, evaluate, random_inputs
 from trade_hf.rasp.functions import Value
 from trade_hf.rasp.program import Program
@@ -138,7 +138,7 @@ class Verifier:
         weights, inputs = self.weights, self.inputs
         try:
             side = _ProgramSide(program, inputs.vocab, inputs.max_seq_len)
-        except UnsupportedError as error:
+        except (UnsupportedError, WeightsError) as error:  # the second: it is too large
             return Verdict(Status.REFUTED, 0, inputs.total, reason=f"the program does not compile: {error}")
         if (side.compiled.output_values is None) == (weights.output_values is None) and are_identical(
             side.compiled, weights

@@ -271,6 +271,8 @@ def _check_bytes(size: int) -> None:
 
 def _refuse_other_formats(content: bytes) -> None:
     head = content[:16]
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER_BYTES:
+        return  # a header's length may begin as another format does
     if head[:2] in (b"PK", b"\x1f\x8b", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise WeightsError("expected a safetensors file, got a pickle or an archive, which is never opened")
     if head.lstrip()[:1] in (b"{", b"["):

@@ -58,6 +58,7 @@ def score(prediction: str, reference: str, vocab: Iterable[Value], max_seq_len: 
     domain = (tuple(vocab), max_seq_len)
     truth = parse(reference)
     components = _components(truth, domain)
+    compile_program(truth, *domain)
     try:
         program = parse(prediction)
         compile_program(program, *domain)

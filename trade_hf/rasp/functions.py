@@ -166,14 +166,6 @@ def compares(name: str) -> bool:
 LINEAR_FACTORS: tuple[tuple[int, int], ...] = ((1, 1), (1, -1), (-1, 1), (1, 2), (2, 1))
 
 
-def named(kind: Kind, name: str) -> Function:
-    """The named function; raises ValueError for a name that the table does not hold."""
-    try:
-        return FUNCTIONS[kind][name]
-    except KeyError:
-        raise ValueError(f"no function of ({kind.value}) is named {name!r}") from None
-
-
 def linear(first: float, second: float) -> Function:
     """The function of a linear sequence map: first * x + second * y."""
     return Function(Kind.LINEAR, factors=(first, second))
