@@ -119,7 +119,7 @@ SHIFTED = 0.6  # of the examples, where any are
 def _line_and_value(direction: str) -> tuple[int | None, int]:
     """`v3_:7` → line 2 (counted from 0), the bucket of 7; no line for what belongs to none, -100 for no value."""
     name, _, value = direction.partition(":")
-    line = re.match(r"_*(?:hidden_)?v(\d+)_", name)
+    line = re.match(r"v(\d+)_", name)
     try:
         bucket = value_bucket(ast.literal_eval(value)) if value else -100
     except (ValueError, SyntaxError):  # a token that is a word

@@ -52,12 +52,12 @@ class Certificate:
     """What was compared, how, and what came out.
 
     Attributes:
-      verdict: a `Status`: identical weights, equivalent, agrees or refuted.
+      verdict: the value of a `Status`.
       method: how that was found, in words.
       summary: the verdict in words.
       inputs: how many inputs there are, of all lengths.
       checked: on how many of them both were run (all, where weights are identical: they need not be run).
-      bound: the share of inputs that may differ at most, with 95 % confidence; None where all were checked.
+      bound: the share of inputs that may differ at most, with `confidence`; None where all were checked.
       tolerance: by how much numbers may differ.
       limit: up to how many inputs all are run.
       samples: how many are run where there are more.

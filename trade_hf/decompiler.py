@@ -45,7 +45,7 @@ LIKE, LIKE_IN_NOISE = 0.01, 0.1
 
 
 # Of verdicts, the weakest first.
-_STRENGTH = [Status.UNVERIFIED, Status.REFUTED, Status.AGREES, Status.EQUIVALENT, Status.TURNED, Status.IDENTICAL]
+_STRENGTH = [Status.REFUTED, Status.AGREES, Status.EQUIVALENT, Status.TURNED, Status.IDENTICAL]
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def draw_layers(program: Program, weights: TracrWeights, origins: Sequence[LineO
     Returns an SVG document, in ASCII. Raises ValueError if `origins` name a line or a part that is not there.
     """
     _check(program, weights, origins)
-    parts = _parts(weights, origins)
+    parts = _parts(origins)
     layers = [_Layer(number, weights, [p for p in parts if p.component.layer == number]) for number in _layers(weights)]
     drawing = _Drawing(program, weights, origins, layers)
     return ElementTree.tostring(drawing.root, encoding="us-ascii").decode("ascii") + "\n"
@@ -137,7 +137,7 @@ class _Part:
         return names if len(names) <= _NAMES else names[: _NAMES - 1].rsplit(" ", 1)[0] + "…"
 
 
-def _parts(weights: TracrWeights, origins: Iterable[LineOrigin]) -> list[_Part]:
+def _parts(origins: Iterable[LineOrigin]) -> list[_Part]:
     """Each component once: heads of a layer by number, then its hidden units by line."""
     lines: dict[Component, list[Variable]] = {}
     for origin in origins:

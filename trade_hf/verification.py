@@ -61,7 +61,6 @@ class Status(Enum):
     EQUIVALENT = "equivalent"
     AGREES = "agrees"
     REFUTED = "refuted"
-    UNVERIFIED = "unverified"
 
 
 PROVEN = (Status.IDENTICAL, Status.TURNED, Status.EQUIVALENT)
@@ -165,7 +164,7 @@ def verify_programs(
 ) -> Verdict:
     """Compare two programs over the same vocabulary and length.
 
-    Raises UnsupportedError for a program that Tracr cannot compile.
+    Raises UnsupportedError for a program that Tracr cannot compile, WeightsError for one that is too large.
     """
     vocab = tuple(sort_values(set(vocab)))
     one, other = (_ProgramSide(program, vocab, max_seq_len) for program in (first, second))

@@ -3,7 +3,8 @@
 What one unit reads of what another writes is the same in any orthogonal basis of the residual stream. Units get
 colours: first those of their kind, layer, token, position or output value; then, again and again, what they read and
 write from and to units of each colour (refinement as in Weisfeiler–Leman). Where colours tie, one unit is fixed and
-refinement goes on. The result is checked: all products must agree, so nothing rests on colours.
+refinement goes on. The result is checked: all products must agree, so nothing rests on colours. Biases are not read:
+models that differ in them alone correspond.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ MAX_BRANCHES = 64
 class _Graph:
     """Vertices with a fixed colour, and weighted edges of a fixed kind, sorted by nothing.
 
-    Vertices: residual directions first, then for each layer its heads, head dimensions and hidden units.
+    Vertices: residual directions first, then tokens, positions, outputs and one for all biases, then for each layer its
+    heads, head dimensions and hidden units.
     """
 
     colours: list

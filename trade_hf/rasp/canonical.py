@@ -69,7 +69,7 @@ class Structure:
 
     Attributes:
       nodes: the lines in canonical order.
-      inputs: values of each numerical s-op (it decides the steps of a map that reads it), by line.
+      numbers: values of each numerical s-op (it decides the steps of a map that reads it), by line.
       output_values: the output's values by code; None for a numerical output.
     """
 
