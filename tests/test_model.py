@@ -153,6 +153,8 @@ def test_no_model_is_lost_to_a_machine_that_stood_still(tiny_checkpoint, samples
     result = decompile(weights, tiny_checkpoint, budget_seconds=0)
     assert result.source is not Source.WRITTEN and result.verdict.is_verified
     assert decompile(weights, tiny_checkpoint, max_candidates=1, budget_seconds=0).candidates == 1
+    with pytest.raises(ValueError, match="max_candidates: expected at least 1, got 0"):
+        decompile(weights, tiny_checkpoint, max_candidates=0)
 
 
 def test_the_search_departs_from_the_greedy_program_by_what_it_gives_up(tiny_checkpoint, samples):
