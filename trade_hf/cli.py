@@ -118,7 +118,11 @@ def parse_vocab(text: str) -> tuple[Value, ...]:
     tokens = [part.strip() for part in text.split(",")]
     if not all(tokens):
         raise UsageError(f"--vocab: expected tokens separated by commas, got {text!r}")
-    vocab = tuple(_token(token) for token in tokens)
+    return tuple(_token(token) for token in tokens)
+
+
+def _distinct_vocab(text: str) -> tuple[Value, ...]:
+    vocab = parse_vocab(text)
     if len(set(vocab)) != len(vocab):
         raise UsageError(f"--vocab: expected distinct tokens, got {text}")
     return vocab
@@ -224,7 +228,7 @@ def _compile(args: argparse.Namespace) -> int:
     from trade_hf.compiled.compiler import compile_program
     from trade_hf.compiled.transformer_lens import save as save_for_transformer_lens
 
-    vocab = parse_vocab(args.vocab)
+    vocab = _distinct_vocab(args.vocab)
     weights = compile_program(_read_program(args.program), vocab, args.max_seq_len)
     if args.format == "transformer-lens":
         save_for_transformer_lens(weights, args.output)
@@ -281,7 +285,7 @@ def _sample(args: argparse.Namespace) -> int:
     from trade_hf.rasp.tables import sort_values
     from trade_hf.rasp.text import to_text
 
-    vocab = tuple(sort_values(parse_vocab(args.vocab)))
+    vocab = tuple(sort_values(_distinct_vocab(args.vocab)))
     if args.n < 0 or not 1 <= args.min_lines <= args.max_lines <= 15 or not 1 <= args.max_seq_len <= 12:
         raise UsageError("expected -n of at least 0, 1 ≤ --min-lines ≤ --max-lines ≤ 15 and --max-seq-len from 1 to 12")
     config = SamplerConfig(vocab, args.max_seq_len, args.min_lines, args.max_lines)
