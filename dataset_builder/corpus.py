@@ -37,7 +37,7 @@ from tqdm import tqdm
 from dataset_builder.library import library_programs
 from dataset_builder.rows import SCHEMA, to_row, to_table
 from dataset_builder.sampler import LINE, Sample, SamplerConfig, sample_programs
-from dataset_builder.splits import PINNED, SHARES, UP_TO_TEN, split_of
+from dataset_builder.splits import LONG, SHARES, UP_TO_TEN, split_of
 from trade_hf.rasp.canonical import canonical_hash, hash_canonical
 
 HASHED_SPLITS = ("train", *sorted(SHARES, reverse=True))
@@ -75,7 +75,7 @@ class CorpusConfig:
     long_rows: int
     shard_rows: int = 2_500
     sampler: SamplerConfig = UP_TO_TEN
-    long_sampler: SamplerConfig = PINNED["test_long"][1]
+    long_sampler: SamplerConfig = LONG
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> CorpusConfig:

@@ -162,23 +162,23 @@ class OnlineExamples(IterableDataset):
         self.known = torch.zeros(NUMBERS, dtype=torch.bool).share_memory_()
 
     def __iter__(self) -> Iterator[Example]:
-        worker = get_worker_info()
-        seed = f"{self.seed}-{worker.id if worker else 0}"
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        seed = f"{self.seed}-{worker}"
         rng = random.Random(seed)
-        fresh = self.fresh(seed, rng)
+        fresh = self.fresh(seed, rng, itertools.count(worker, workers))
         count = min(MOST_BATCHES, max(FEWEST_BATCHES, BUCKET // self.batch_size)) * self.batch_size
         order = random.Random(self.order)
         waiting: deque[tuple[Example, int]] = deque()  # what is to be shown again, and how often
         while True:
-            again = self.to_show_again(waiting, count - count // self.reuse)
-            new = [(example, self.reuse - 1) for example in itertools.islice(fresh, count - len(again))]
-            shown = [example for example, _ in (*again, *new)]
-            waiting.extend((example, times) for example, times in (*again, *new) if times)
+            shown = self.to_show_again(waiting, count - count // self.reuse)
+            shown += [(example, self.reuse - 1) for example in itertools.islice(fresh, count - len(shown))]
+            waiting.extend(one for one in shown if one[1])
             rng.shuffle(shown)
-            shown.sort(key=lambda example: len(example.units.features))
+            shown.sort(key=lambda one: len(one[0].units.features))
             batches = [shown[i : i + self.batch_size] for i in range(0, count, self.batch_size)]
             order.shuffle(batches)
-            for example in itertools.chain.from_iterable(batches):
+            for example, _ in itertools.chain.from_iterable(batches):
                 yield self.shifted(example, rng) if self.lines_before else example
 
     def to_show_again(self, waiting: deque[tuple[Example, int]], most: int) -> list[tuple[Example, int]]:
@@ -190,12 +190,11 @@ class OnlineExamples(IterableDataset):
                 again.append((example, times - 1))
         return again
 
-    def fresh(self, seed: str, rng: random.Random) -> Iterator[Example]:
+    def fresh(self, seed: str, rng: random.Random, numbers: Iterator[int]) -> Iterator[Example]:
         """Each once, in the order in which they are drawn."""
         longer = replace(self.config, min_lines=(self.config.min_lines + self.config.max_lines + 1) // 2)
         of_all, of_longer = stream("train", seed, self.config), stream("train", f"{seed}-longer", longer)
-        worker = get_worker_info()
-        for number in itertools.count(*((worker.id, worker.num_workers) if worker else ())):
+        for number in numbers:
             item = next(of_longer if rng.random() < self.long_share else of_all)
             self.known[number % NUMBERS] = False
             yield replace(to_example(item.sample, self.encoder), number=number % NUMBERS)

@@ -11,12 +11,13 @@ from trade_hf.rasp.canonical import hash_canonical
 
 SHARES = {"test": 10, "validation": 5}  # per cent of all canonical programs; the rest is `train`
 UP_TO_TEN = SamplerConfig(max_lines=10)
+LONG = SamplerConfig(min_lines=11, max_lines=15, max_d_model=160)
 # Splits that are drawn anew wherever they are needed: seed, and what is sampled. No program of `test_long` can be in
 # train, which has none of so many lines.
 PINNED = {
     "test": ("test-1", UP_TO_TEN),
     "validation": ("validation-1", UP_TO_TEN),
-    "test_long": ("test-long-1", SamplerConfig(min_lines=11, max_lines=15, max_d_model=160)),
+    "test_long": ("test-long-1", LONG),
 }
 
 

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset_builder.online import Example, OnlineExamples, collate_examples, to_example
 from dataset_builder.sampler import SamplerConfig
-from dataset_builder.splits import PINNED, pinned
+from dataset_builder.splits import LONG, pinned
 from trade_hf.configuration_trade import TraDeConfig
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import TraDeProcessor
@@ -153,7 +153,7 @@ def train(
         model=model, args=arguments, **data, compute_metrics=exact_match
     )
     if corpus is None and recipe.validation_long_size:
-        trainer.long_programs = held_out(recipe.validation_long_size, PINNED["test_long"][1], model.config.encoder)
+        trainer.long_programs = held_out(recipe.validation_long_size, LONG, model.config.encoder)
     if recipe.muon_learning_rate is not None:
         trainer.optimizer = MuonWithAdamW(
             model, recipe.muon_learning_rate, arguments.learning_rate, arguments.weight_decay, arguments.adam_beta2
@@ -161,7 +161,6 @@ def train(
     clock = None
     if recipe.minutes is not None:
         clock = Clock(recipe.minutes, arguments.device, call_minutes, checkpoint, recipe.fall)
-    if clock:
         trainer.create_optimizer()
         trainer.lr_scheduler = LambdaLR(trainer.optimizer, clock.factor)
         trainer.add_callback(clock)

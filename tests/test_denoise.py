@@ -9,7 +9,8 @@ from cases import CASES, LENGTH, VOCAB
 
 from dataset_builder import corpus
 from dataset_builder.library import library_programs
-from dataset_builder.sampler import SamplerConfig, sample_programs
+from dataset_builder.sampler import sample_programs
+from dataset_builder.splits import LONG, UP_TO_TEN
 from trade_hf.compiled.alignment import align
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.denoise import denoise, is_aligned
@@ -19,9 +20,9 @@ from trade_hf.decompiler import decompile
 from trade_hf.provenance import confirm, provenance
 
 CONFIGS = {
-    "base": SamplerConfig(max_lines=10),
+    "base": UP_TO_TEN,
     "wide": corpus.CONFIGS["wide"].sampler,
-    "long": SamplerConfig(min_lines=11, max_lines=15, max_d_model=160),
+    "long": LONG,
 }
 
 

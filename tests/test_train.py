@@ -80,7 +80,7 @@ def test_online_killed_and_resumed(tmp_path):
 def test_by_the_clock_in_two_calls(tmp_path):
     arguments = command(tmp_path, "--online", "--minutes", "0.2")
     by_the_clock = CONFIG.replace("max_steps: 6", "minutes: 9").replace("save_steps: 2", "validation_long_size: 2")
-    (tmp_path / "config.yaml").write_text(by_the_clock)
+    (tmp_path / "config.yaml").write_text(by_the_clock + "  reuse: 2\n  long_share: 0.5\n")
     first = subprocess.run(
         [*arguments, "--call-minutes", "0.05"], capture_output=True, text=True, timeout=240, check=False
     )
@@ -111,7 +111,7 @@ def test_two_processes_killed_and_resumed_end_with_the_losses_of_an_undisturbed_
         source = ["--corpus", str(tmp_path / "corpus"), "--warm-start", str(tiny_checkpoint)]
         arguments = command(tmp_path / name, *source, "--max-steps", str(steps))[1:]
         (tmp_path / name / "config.yaml").write_text(
-            CONFIG + "  use_cpu: true\n  muon_learning_rate: 0.002\n  cpu_bf16_products: true\n  long_share: 0.5\n"
+            CONFIG + "  use_cpu: true\n  muon_learning_rate: 0.002\n  cpu_bf16_products: true\n"
         )
         return subprocess.Popen(
             [*launch, *arguments],

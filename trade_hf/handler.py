@@ -48,7 +48,8 @@ class Worker:
     def __init__(self, command: Sequence[str], name: str, wait_limit: float = WAIT_LIMIT) -> None:
         self.command, self.name, self.wait_limit = command, name, wait_limit
         self.turn = threading.Lock()
-        self.worker: subprocess.Popen[bytes] | None = self._start()
+        self.worker: subprocess.Popen[bytes] | None = None
+        self._start()
 
     def ask(self, request: dict[str, Any], hear: Callable[[str], object] = str) -> Any:
         """The result of a request; `hear` is called with the name of each step.
@@ -74,17 +75,15 @@ class Worker:
             self.worker = None
 
     def _start(self) -> subprocess.Popen[bytes]:
-        worker = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.worker = worker = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         if worker.stdout is None or not worker.stdout.readline():
-            worker.kill()
-            worker.communicate()
+            self.close()
             raise RuntimeError(f"{self.name}: the model could not be loaded")
         return worker
 
     def _exchange(self, request: dict[str, Any], hear: Callable[[str], object]) -> dict[str, Any]:
-        if self.worker is None:  # it had ended, and could not be started again
-            self.worker = self._start()
-        requests, answers = self.worker.stdin, self.worker.stdout
+        worker = self.worker or self._start()  # it may have ended, and not have started again
+        requests, answers = worker.stdin, worker.stdout
         assert requests is not None and answers is not None
         try:
             write(requests, request)
@@ -93,7 +92,7 @@ class Worker:
             return answer
         except (BrokenPipeError, json.JSONDecodeError):
             self.close()
-            self.worker = self._start()
+            self._start()
             raise RuntimeError("the worker had ended and was started again: send the request once more") from None
 
 

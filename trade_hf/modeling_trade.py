@@ -50,16 +50,19 @@ def _split(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
+def _mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores of attention, so that nothing comes of what is not allowed."""
+    return torch.where(allowed, 0.0, -1e4).to(dtype)
+
+
 def _eager_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor) -> Tensor:
     """Like torch's `scaled_dot_product_attention`, in plain products: faster on a CPU that has them in bf16."""
     scores = (query * query.shape[-1] ** -0.5) @ key.mT
-    added = attn_mask.dtype != torch.bool
-    scores = scores.add_(attn_mask) if added else scores.masked_fill(~attn_mask, -1e4)
-    return scores.softmax(-1) @ value
+    return scores.add_(attn_mask).softmax(-1) @ value
 
 
 def _attend(config: TraDeConfig, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """[batch, head, time, size], a mask that is added or boolean → [batch, time, heads · size]."""
+    """[batch, head, time, size] and what is added to the scores → [batch, time, heads · size]."""
     eager = config._attn_implementation == "eager"
     attention = _eager_attention if eager else F.scaled_dot_product_attention
     return attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
@@ -82,7 +85,7 @@ class RelationalLayer(nn.Module):
 
     def __init__(self, config: TraDeConfig) -> None:
         super().__init__()
-        self.config, self.heads = config, config.num_heads
+        self.config = config
         self.norm = nn.LayerNorm(config.d_model)
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
         self.messages = nn.Linear(config.d_model, RELATIONS * config.message_size)
@@ -92,7 +95,7 @@ class RelationalLayer(nn.Module):
 
     def forward(self, x: Tensor, relations: Tensor, bias: Tensor) -> Tensor:
         normed = self.norm(x)
-        query, key, value = (_split(part, self.heads) for part in self.qkv(normed).chunk(3, -1))
+        query, key, value = (_split(part, self.config.num_heads) for part in self.qkv(normed).chunk(3, -1))
         attended = _attend(self.config, query, key, value, bias)
         messages = (relations @ _split(self.messages(normed), RELATIONS)).transpose(1, 2).flatten(2)
         x = x + self.out(torch.cat([attended, self.message_norm(messages)], -1))
@@ -146,7 +149,7 @@ class TraDeEncoder(TraDePreTrainedModel):
 
     def attention_biases(self, relations: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         """For each layer [batch, head, unit, unit]: linear in the relations and in whether they are there at all."""
-        padding = torch.where(attention_mask > 0, 0.0, -1e4).to(relations.dtype)[:, None, None, :]
+        padding = _mask(attention_mask > 0, relations.dtype)[:, None, None, :]
         there = (relations.abs() > 0.01).to(relations.dtype)
         features = torch.cat([relations, there, padding.expand_as(relations[:, :1])], 1).flatten(2)
         weight = F.pad(self.relation_bias.weight, (0, 1), value=1.0)
@@ -159,14 +162,14 @@ class FlatLayer(nn.Module):
 
     def __init__(self, config: TraDeConfig) -> None:
         super().__init__()
-        self.config, self.heads = config, config.num_heads
+        self.config = config
         self.norm = nn.LayerNorm(config.d_model)
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
         self.out = nn.Linear(config.d_model, config.d_model)
         self.ffn = FeedForward(config)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        query, key, value = (_split(part, self.heads) for part in self.qkv(self.norm(x)).chunk(3, -1))
+        query, key, value = (_split(part, self.config.num_heads) for part in self.qkv(self.norm(x)).chunk(3, -1))
         return self.ffn(x + self.out(_attend(self.config, query, key, value, mask)))
 
 
@@ -192,7 +195,7 @@ class FlatEncoder(TraDePreTrainedModel):
         x = x + self.parameter_embedding(kind) + self.layer_embedding(layer) + self.place_embedding(place)
         if attention_mask is None:
             attention_mask = torch.ones(x.shape[:2], device=x.device)
-        mask = attention_mask[:, None, None, :] > 0
+        mask = _mask(attention_mask > 0, x.dtype)[:, None, None, :]
         for block in self.layers:
             x = block(x, mask)
         return BaseModelOutput(last_hidden_state=self.norm(x))
@@ -204,7 +207,7 @@ ENCODERS = {"units": TraDeEncoder, "flat": FlatEncoder}
 class DecoderLayer(nn.Module):
     def __init__(self, config: TraDeConfig, index: int) -> None:
         super().__init__()
-        self.config, self.index, self.heads = config, index, config.num_heads
+        self.config, self.index = config, index
         self.self_norm = nn.LayerNorm(config.d_model)
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
         self.self_out = nn.Linear(config.d_model, config.d_model)
@@ -217,11 +220,11 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, causal: Tensor, memory: Tensor, memory_mask: Tensor, cache: EncoderDecoderCache | None
     ) -> Tensor:
-        query, key, value = (_split(part, self.heads) for part in self.qkv(self.self_norm(x)).chunk(3, -1))
+        query, key, value = (_split(part, self.config.num_heads) for part in self.qkv(self.self_norm(x)).chunk(3, -1))
         if cache is not None:
             key, value = cache.self_attention_cache.update(key, value, self.index)
         x = x + self.self_out(_attend(self.config, query, key, value, causal))
-        query = _split(self.cross_query(self.cross_norm(x)), self.heads)
+        query = _split(self.cross_query(self.cross_norm(x)), self.config.num_heads)
         key, value = self.memory_keys(memory, cache)
         x = x + self.cross_out(_attend(self.config, query, key, value, memory_mask))
         return self.ffn(x)
@@ -230,7 +233,7 @@ class DecoderLayer(nn.Module):
         if cache is not None and cache.is_updated.get(self.index):
             layer = cache.cross_attention_cache.layers[self.index]
             return layer.keys, layer.values
-        key, value = (_split(part, self.heads) for part in self.cross_key_value(memory).chunk(2, -1))
+        key, value = (_split(part, self.config.num_heads) for part in self.cross_key_value(memory).chunk(2, -1))
         if cache is not None:
             key, value = cache.cross_attention_cache.update(key, value, self.index)
             cache.is_updated[self.index] = True
@@ -266,10 +269,10 @@ class TraDeDecoder(TraDePreTrainedModel):
         lines = lines.clamp(max=self.config.max_lines)
         x = self.embedding(input_ids) + self.line(lines) + self.component(places % self.config.line_size)
         total = past + input_ids.shape[1]
-        causal = places[:, None] >= torch.arange(total, device=input_ids.device)[None, :]
+        causal = _mask(places[:, None] >= torch.arange(total, device=input_ids.device), x.dtype)
         if memory_mask is None:
             memory_mask = torch.ones(memory.shape[:2], device=memory.device)
-        mask = torch.zeros_like(memory[:, None, None, :, 0]).masked_fill(memory_mask[:, None, None, :] == 0, -1e4)
+        mask = _mask(memory_mask > 0, memory.dtype)[:, None, None, :]
         for block in self.layers:
             x = block(x, causal, memory, mask, cache)
         return self.norm(x)

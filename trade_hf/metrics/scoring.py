@@ -61,9 +61,8 @@ def score(prediction: str, reference: str, vocab: Iterable[Value], max_seq_len: 
     compile_program(truth, *domain)
     try:
         program = parse(prediction)
-        compile_program(program, *domain)
-        mine = _components(program, domain)
         verdict = verify_programs(program, truth, *domain, limit=LIMIT, samples=LIMIT // 2)
+        mine = _components(program, domain)
     except WRONG as error:
         return _failed(error, len(components))
     return _scored(verdict, mine == components, _edit_distance(mine, components))
