@@ -396,7 +396,7 @@ def online_study(programs: int, seed: int, batch: int = 512) -> dict[str, Any]:
     """Training examples that one process makes a second, as for scripts/configs/base.yaml, and megabytes of a batch."""
     from dataset_builder.online import FEWEST_BATCHES, OnlineExamples, collate_examples
 
-    examples = iter(OnlineExamples(seed, batch, config=UP_TO_TEN, lines_before=5))
+    examples = iter(OnlineExamples(seed, batch, config=UP_TO_TEN, lines_before=5, long_share=0.6))
     start, sizes = time.perf_counter(), []
     made = -(-programs // (FEWEST_BATCHES * batch)) * FEWEST_BATCHES * batch  # so many are made at once
     for _ in range(made // batch):

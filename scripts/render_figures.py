@@ -249,8 +249,8 @@ FORECASTS: dict[str, Callable[[Forecast], str]] = {
     "times_90": lambda fitted: f"{fitted.examples(0.9) / fitted.last.examples:.1f}",
     "exact_5_million": lambda fitted: f"{100 * fitted.exact(5e6):.0f} %",
     "long_5_million": lambda fitted: f"{100 * fitted.long(5e6):.0f} %",
-    "exact_11_million": lambda fitted: f"{100 * fitted.exact(11e6):.0f} %",
-    "long_11_million": lambda fitted: f"{100 * fitted.long(11e6):.0f} %",
+    "exact_8_million": lambda fitted: f"{100 * fitted.exact(8e6):.0f} %",
+    "long_8_million": lambda fitted: f"{100 * fitted.long(8e6):.0f} %",
 }
 
 
