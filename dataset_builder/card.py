@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-from dataset_builder.corpus import CONFIGS, HASHED_SPLITS, SPLITS, write_whole
+from dataset_builder.corpus import CONFIGS, HASHED_SPLITS, SPLITS
+from trade_hf.files import write_text
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
@@ -19,7 +20,7 @@ SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "1
 def write_card(folder: Path) -> None:
     """Write `folder`/README.md for every configuration that is finished there."""
     text = render_card(folder)
-    write_whole(folder / "README.md", lambda path: path.write_text(text))
+    write_text(folder / "README.md", text)
 
 
 def render_card(folder: Path) -> str:

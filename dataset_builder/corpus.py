@@ -38,6 +38,7 @@ from dataset_builder.library import library_programs
 from dataset_builder.rows import SCHEMA, to_row, to_table
 from dataset_builder.sampler import LINE, Sample, SamplerConfig, sample_programs
 from dataset_builder.splits import LONG, SHARES, UP_TO_TEN, split_of
+from trade_hf.files import write_text, write_whole
 from trade_hf.rasp.canonical import canonical_hash, hash_canonical
 
 HASHED_SPLITS = ("train", *sorted(SHARES, reverse=True))
@@ -274,7 +275,7 @@ def _build(config: CorpusConfig, home: Path, work: Path, run: Runner) -> dict[st
         },
         "bytes": sum(path.stat().st_size for path in home.glob("*.parquet")),
     }
-    write_whole(home / "report.json", lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
+    write_text(home / "report.json", json.dumps(report, indent=2) + "\n")
     shutil.rmtree(work)
     return report
 
@@ -326,7 +327,7 @@ def _claim(path: Path, home: Path, config: CorpusConfig) -> None:
     elif [*home.glob("*.parquet"), *path.parent.glob("*.parquet")]:
         raise CorpusError(f"{home}: files of an unknown build; remove it and {path.parent}")
     else:
-        write_whole(path, lambda partial: partial.write_text(text))
+        write_text(path, text)
 
 
 def code_version() -> str:
@@ -399,13 +400,3 @@ def _write_groups(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> 
     with pq.ParquetWriter(path, schema, compression="zstd", write_statistics=False) as writer:
         for table in tables:
             writer.write_table(table.replace_schema_metadata(schema.metadata), row_group_size=max(1, len(table)))
-
-
-def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
-    """What `write` puts into the path that it is given appears at `target` once it is complete."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -26,7 +26,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from operator import attrgetter
@@ -36,7 +35,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dataset_builder.corpus import CorpusConfig, CorpusError, write_whole
+from dataset_builder.corpus import CorpusConfig, CorpusError
+from trade_hf.files import write_text
 
 NEEDS = {"datatrove": ("datatrove",), "ray": ("datatrove", "ray"), "slurm": ("datatrove",)}  # packages of an executor
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +60,7 @@ class Stage:
             except Exception as error:
                 (self.folder / "error.txt").write_text(f"{type(error).__name__}: {error}")
                 raise
-            write_whole(target, partial(Path.write_text, data=text))
+            write_text(target, text)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from records import commit, keep_row, kept_rows
+
 from dataset_builder.brute_force import differing, outputs_in_rasp, outputs_of_model
 from dataset_builder.corpus import CONFIGS, CorpusConfig, distinct_rows
 from dataset_builder.mutants import mutants
@@ -60,6 +62,7 @@ from trade_hf.compiled.forward import run
 from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.transforms import permute, rotate
 from trade_hf.compiled.weights import TracrWeights
+from trade_hf.files import write_text
 from trade_hf.provenance import LineOrigin, confirm, provenance
 from trade_hf.rasp.canonical import canonicalise
 from trade_hf.rasp.evaluate import all_inputs, count_inputs, evaluate
@@ -68,28 +71,10 @@ from trade_hf.rasp.tables import UnsupportedError, tabulate
 from trade_hf.rasp.text import to_text
 from trade_hf.verification import CONFIDENCE, TOLERANCE, verify, verify_programs
 
-STUDIES = (
-    "bounds",
-    "canonical",
-    "compile",
-    "corpus",
-    "decoding",
-    "decompile",
-    "kills",
-    "metric",
-    "online",
-    "provenance",
-    "read",
-    "serve",
-    "space",
-    "truth",
-    "verify",
-)
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("study", choices=sorted(STUDIES))
     parser.add_argument("--programs", type=int, default=200)
     parser.add_argument("--mutants", type=int, default=1000)
     parser.add_argument("--config", choices=sorted(CONFIGS), default="base", help="of the corpus: what is sampled")
@@ -102,53 +87,21 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     args = parser.parse_args()
+    if args.study == "read" and args.corpus is None:
+        parser.error("read: expected --corpus FOLDER, as scripts/build_dataset.py writes it")
     samples = sample_programs(f"benchmark-{args.seed}", CONFIGS[args.config].sampler)
-    match args.study:
-        case "compile":
-            progress = (args.out or Path(f"compile-{args.seed}")).with_suffix(f".{args.seed}.progress.jsonl")
-            result = compile_study(list(islice(samples, args.programs)), progress)
-            progress.unlink()
-        case "canonical":
-            result = canonical_study(samples, args.programs, args.mutants, Draw(args.seed))
-        case "corpus":
-            result = corpus_study(replace(CONFIGS[args.config], rows=args.programs, long_rows=20), args.processes)
-        case "metric":
-            result = metric_study(list(islice(samples, args.programs)), Draw(args.seed))
-        case "decoding":
-            result = decoding_study([item.sample for item in pinned("validation", args.programs)], args.seed)
-        case "decompile":
-            result = decompile_study(list(islice(samples, args.programs)))
-        case "online":
-            result = online_study(args.programs, args.seed)
-        case "truth":
-            progress = (args.out or Path(f"truth-{args.seed}")).with_suffix(".progress.jsonl")
-            result = truth_study(samples, args.programs, progress)
-            progress.unlink()
-        case "verify":
-            result = verify_study(list(islice(samples, args.programs)))
-        case "provenance":
-            result = provenance_study(list(islice(samples, args.programs)))
-        case "bounds":
-            result = bounds_study(samples, args.programs, Draw(args.seed))
-        case "serve":
-            result = serve_study(list(islice(samples, args.programs)), args.rounds, args.requests, args.concurrency)
-        case "space":
-            result = space_study(list(islice(samples, args.programs)), args.rounds, args.requests, args.concurrency)
-        case "kills":
-            result = kills_study(
-                replace(CONFIGS[args.config], rows=args.programs, long_rows=20, shard_rows=250),
-                args.processes,
-                random.Random(args.seed),
-            )
-        case _:
-            if args.corpus is None:
-                parser.error("read: expected --corpus FOLDER, as scripts/build_dataset.py writes it")
-            result = read_study(args.corpus, args.config, args.programs)
-    result = {"study": args.study, "config": args.config, "seed": args.seed, **result}
+    found = STUDIES[args.study](args, samples)
+    result = {"study": args.study, "config": args.config, "seed": args.seed, **found}
     text = json.dumps(result, indent=2)
     if args.out:
-        args.out.write_text(text + "\n")
+        write_text(args.out, text + "\n")
+    progress_of(args).unlink(missing_ok=True)
     print(text if args.json else "\n".join(f"{key}: {value}" for key, value in result.items()))
+
+
+def progress_of(args: argparse.Namespace) -> Path:
+    """Where a long study keeps its rows until its result is written."""
+    return (args.out or Path(args.study)).with_suffix(".progress.jsonl")
 
 
 def timed(function: Callable, *args: Any) -> tuple[Any, float]:
@@ -161,13 +114,12 @@ def timed(function: Callable, *args: Any) -> tuple[Any, float]:
 RUN = 50  # programs whose models are run too, which takes tracr as long as to compile them
 
 
-def compile_study(samples: list[Sample], progress: Path) -> dict[str, Any]:
+def compile_study(samples: list[Sample], args: argparse.Namespace) -> dict[str, Any]:
     """Every tensor, the evaluator and the forward pass against the tracr package, on the same programs.
 
-    It takes 2 to 4 s a program, nearly all of it tracr's: what was measured is kept in `progress`, one JSON line for
-    each program, and a study that was killed goes on from there.
+    It takes 2 to 4 s a program, nearly all of it tracr's; a study that was killed goes on where it was.
     """
-    rows = resumed(compare_with_tracr, samples, progress)
+    rows = resumed(compare_with_tracr, samples, args)
     ours, tracr = (statistics.median(row[name] for row in rows) for name in ("ours_ms", "tracr_ms"))
     return {
         "programs": len(samples),
@@ -181,16 +133,15 @@ def compile_study(samples: list[Sample], progress: Path) -> dict[str, Any]:
     }
 
 
-def resumed(measure: Callable[[Sample, int], dict[str, Any]], samples: list[Sample], progress: Path) -> list[dict]:
-    """A row for each sample; those of an earlier run that was killed are read from `progress`, one JSON line each."""
-    kept = progress.read_text() if progress.exists() else ""
-    kept = kept[: kept.rfind("\n") + 1]  # a kill may have cut the last line off
-    progress.write_text(kept)
-    rows = [json.loads(line) for line in kept.splitlines()][: len(samples)]
-    for number in tqdm(range(len(rows), len(samples)), progress.stem, len(samples), initial=len(rows), disable=None):
-        rows.append(measure(samples[number], number))
-        with progress.open("a") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
+def resumed(
+    measure: Callable[[Sample, int], dict[str, Any]], samples: list[Sample], args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """A row for each sample; those of an earlier run of the same study, seed and commit that was killed are kept."""
+    progress, what = progress_of(args), f"{args.study} on {args.config}, seed {args.seed}, commit {commit()}"
+    rows = kept_rows(progress, what)[: len(samples)]
+    for number in tqdm(range(len(rows), len(samples)), args.study, len(samples), initial=len(rows), disable=None):
+        rows.append({"of": what, **measure(samples[number], number)})
+        keep_row(progress, rows[-1])
     return rows
 
 
@@ -431,7 +382,7 @@ MOST_INPUTS = 5_000  # of a program, for tracr to run them all
 THROUGH_MODELS = 25  # programs whose outputs tracr's compiled models give too
 
 
-def truth_study(samples: Iterator[Sample], programs: int, progress: Path) -> dict[str, Any]:
+def truth_study(samples: Iterator[Sample], args: argparse.Namespace) -> dict[str, Any]:
     """Verdicts on programs and on one mutant of each, against what the tracr package gives on every input.
 
     A program is compared with its own weights in a random basis, the mutant with the program and with those weights.
@@ -439,7 +390,7 @@ def truth_study(samples: Iterator[Sample], programs: int, progress: Path) -> dic
     fails, the model that tracr compiles of it, and for the first THROUGH_MODELS programs that too.
     """
     few = (s for s in samples if s.spelled == s.program and count_inputs(len(s.vocab), s.max_seq_len) <= MOST_INPUTS)
-    rows = resumed(truth_of, list(islice(few, programs)), progress)
+    rows = resumed(truth_of, list(islice(few, args.programs)), args)
     kinds = ("program", "mutant_with_program", "mutant_with_weights")
     return {
         "programs": len(rows),
@@ -831,6 +782,36 @@ def canonical_study(samples: Iterator[Sample], programs: int, wanted: int, draw:
         "exceptions": len(exceptions),
         "exception_list": exceptions,
     }
+
+
+Study = Callable[[argparse.Namespace, Iterator[Sample]], dict[str, Any]]
+STUDIES: dict[str, Study] = {
+    "bounds": lambda args, samples: bounds_study(samples, args.programs, Draw(args.seed)),
+    "canonical": lambda args, samples: canonical_study(samples, args.programs, args.mutants, Draw(args.seed)),
+    "compile": lambda args, samples: compile_study(list(islice(samples, args.programs)), args),
+    "corpus": lambda args, _: corpus_study(corpus_of(args), args.processes),
+    "decoding": lambda args, _: decoding_study([i.sample for i in pinned("validation", args.programs)], args.seed),
+    "decompile": lambda args, samples: decompile_study(list(islice(samples, args.programs))),
+    "kills": lambda args, _: kills_study(
+        replace(corpus_of(args), shard_rows=250), args.processes, random.Random(args.seed)
+    ),
+    "metric": lambda args, samples: metric_study(list(islice(samples, args.programs)), Draw(args.seed)),
+    "online": lambda args, _: online_study(args.programs, args.seed),
+    "provenance": lambda args, samples: provenance_study(list(islice(samples, args.programs))),
+    "read": lambda args, _: read_study(args.corpus, args.config, args.programs),
+    "serve": lambda args, samples: serve_study(
+        list(islice(samples, args.programs)), args.rounds, args.requests, args.concurrency
+    ),
+    "space": lambda args, samples: space_study(
+        list(islice(samples, args.programs)), args.rounds, args.requests, args.concurrency
+    ),
+    "truth": lambda args, samples: truth_study(samples, args),
+    "verify": lambda args, samples: verify_study(list(islice(samples, args.programs))),
+}
+
+
+def corpus_of(args: argparse.Namespace) -> CorpusConfig:
+    return replace(CONFIGS[args.config], rows=args.programs, long_rows=20)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ import json
 import math
 import os
 import platform
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -47,6 +46,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from records import commit, keep_row, kept_rows
+
 from dataset_builder.library import library_programs
 from dataset_builder.splits import PINNED, pinned
 from trade_hf.compiled.compiler import compile_program
@@ -56,6 +57,7 @@ from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate, skew
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile, load_model
+from trade_hf.files import write_text
 from trade_hf.methods import LONGEST_REASON, Limits, Method, MethodError, Outcome
 from trade_hf.metrics.scoring import WRONG
 from trade_hf.rasp.canonical import canonicalise_spoken
@@ -177,7 +179,8 @@ def run_one(args: argparse.Namespace, split: str, variant: str, limit: int, out:
     else:
         result = evaluate_checkpoint(args.checkpoint, split, variant, limit, progress, not args.greedy)
     if out:
-        write_atomically(out, json.dumps(result, indent=2) + "\n")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -262,23 +265,6 @@ def evaluate_method(
     }
 
 
-def kept_rows(progress: Path | None, what: str) -> list[dict[str, Any]]:
-    """The rows that a run of the same kind left, without what a kill cut off; the file is made to hold just these."""
-    if progress is None:
-        return []
-    kept = progress.read_text() if progress.exists() else ""
-    rows = [json.loads(line) for line in kept[: kept.rfind("\n") + 1].splitlines()]
-    rows = [row for row in rows if row["of"] == what]
-    write_atomically(progress, "".join(json.dumps(row) + "\n" for row in rows))
-    return rows
-
-
-def keep_row(progress: Path | None, row: dict[str, Any]) -> None:
-    if progress:
-        with progress.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
-
 def score_code(outcome: Outcome, truth: Program, weights: TracrWeights) -> dict[str, Any]:
     """Whether a method's code is the canonical program, and whether it is proven to do what the model does."""
     row: dict[str, Any] = dict.fromkeys(METHOD_SHARES, False)
@@ -300,27 +286,13 @@ def score_code(outcome: Outcome, truth: Program, weights: TracrWeights) -> dict[
 def environment() -> dict[str, Any]:
     """What was measured, and where."""
     return {
-        "commit": _commit(),
+        "commit": commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
-
-
-def _commit() -> str | None:
-    """Of the code; with a plus sign if it was changed since, None outside of a clone."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-    found = subprocess.run(git, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def evaluate_library(checkpoint: Path, variant: str) -> dict[str, Any]:

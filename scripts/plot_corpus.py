@@ -31,8 +31,8 @@ from PIL.PngImagePlugin import PngInfo
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset_builder.card import built, write_card
-from dataset_builder.corpus import write_whole
 from dataset_builder.rows import SCHEMA
+from trade_hf.files import write_whole
 
 Rows = dict[str, np.ndarray]  # a number for each row of a split: NUMBERS, vocab_size, weights
 NUMBERS = ["num_lines", "num_layers", "d_model", "max_seq_len"]

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from plot_corpus import LONG, STYLE, TEST, TRAIN, save
 
-from dataset_builder.corpus import write_whole
+from trade_hf.files import write_whole
 
 OF = (*(f"{name}.jsonl" for name in (*NEXT, *PAPER)), "test-permuted.json", "paper-tracr.json")
 FLOOR, FURTHEST = 0.9, 2e7

@@ -117,17 +117,7 @@ def train(
     checkpoint = last_complete_checkpoint(output)
     if corpus and config.get("model", {}).get("lines_before"):
         raise SystemExit("train: lines_before goes with --online: rows of a corpus begin at the first line")
-    arguments = Seq2SeqTrainingArguments(
-        output_dir=str(output),
-        predict_with_generate=True,
-        generation_max_length=LINE_SIZE * MAX_LINES + 2,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        ignore_data_skip=corpus is None,
-        accelerator_config={"dispatch_batches": False},
-        report_to=[],
-        **settings,
-    )
+    arguments = arguments_of(output, settings, ignore_data_skip=corpus is None)
     torch.manual_seed(seed)
     model = build_model(config.get("model", {}), warm_start)
     if recipe.cpu_bf16_products:
@@ -135,17 +125,7 @@ def train(
         model.set_attn_implementation("eager")
     if corpus is None:
         step = int(Path(checkpoint).name.split("-")[-1]) if checkpoint else 0
-        draws = f"{seed}-{step}-{arguments.process_index}" if arguments.world_size > 1 else f"{seed}-{step}"
-        fresh = OnlineExamples(
-            draws,
-            arguments.per_device_train_batch_size,
-            recipe.reuse,
-            sampler,
-            encoder=model.config.encoder,
-            lines_before=model.config.lines_before,
-            long_share=recipe.long_share,
-            order=f"{seed}-{step}",
-        )
+        fresh = stream_of(arguments, recipe, sampler, model.config, f"{seed}-{step}")
         data = made_online(fresh, recipe.validation_size, SAME_SHAPE if recipe.cpu_bf16_products else 1)
     else:
         data = from_corpus(corpus, corpus_config, recipe.validation_size, model.config.encoder)
@@ -174,11 +154,47 @@ def train(
     if not any("eval_loss" in row and row["step"] == trainer.state.global_step for row in trainer.state.log_history):
         trainer.evaluate()
     if trainer.is_world_process_zero():
-        trainer.save_model(str(output / "final"))
-        TraDeProcessor(build_tokenizer()).save_pretrained(output / "final")
         source = {"corpus": f"{corpus} {corpus_config or ''}".strip()} if corpus else {"sampler": asdict(sampler)}
-        record = {"config": config, **source, "steps": trainer.state.global_step}
-        (output / "final" / "training.json").write_text(json.dumps(record, indent=2))
+        save_final(trainer, output / "final", {"config": config, **source, "steps": trainer.state.global_step})
+
+
+def arguments_of(output: Path, settings: dict[str, Any], ignore_data_skip: bool) -> Seq2SeqTrainingArguments:
+    """The trainer's arguments: a config's and what is the same in every run."""
+    return Seq2SeqTrainingArguments(
+        output_dir=str(output),
+        predict_with_generate=True,
+        generation_max_length=LINE_SIZE * MAX_LINES + 2,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        ignore_data_skip=ignore_data_skip,
+        accelerator_config={"dispatch_batches": False},
+        report_to=[],
+        **settings,
+    )
+
+
+def stream_of(
+    arguments: Seq2SeqTrainingArguments, recipe: Recipe, sampler: SamplerConfig, model: TraDeConfig, drawn: str
+) -> OnlineExamples:
+    """This process's examples; `drawn` decides which, and the order of sizes, which all processes share."""
+    own = f"{drawn}-{arguments.process_index}" if arguments.world_size > 1 else drawn
+    return OnlineExamples(
+        own,
+        arguments.per_device_train_batch_size,
+        recipe.reuse,
+        sampler,
+        encoder=model.encoder,
+        lines_before=model.lines_before,
+        long_share=recipe.long_share,
+        order=drawn,
+    )
+
+
+def save_final(trainer: Seq2SeqTrainer, folder: Path, record: dict[str, Any]) -> None:
+    """A checkpoint folder, with what it was made with in training.json."""
+    trainer.save_model(str(folder))
+    TraDeProcessor(build_tokenizer()).save_pretrained(folder)
+    (folder / "training.json").write_text(json.dumps(record, indent=2))
 
 
 def build_model(sizes: dict[str, Any], warm_start: Path | None) -> TraDeForConditionalGeneration:

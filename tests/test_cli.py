@@ -119,13 +119,16 @@ BAD = [
     (["compile", "good.py", "-o", "x", "--vocab", "a,,b"], "expected tokens separated by commas"),
     (["compile", "good.py", "-o", "x", "--vocab", "1,1"], "expected distinct tokens"),
     (["compile", "good.py", "-o", "x", "--max-seq-len", "0"], "a length of at least 1"),
-    (["compile", "good.py", "-o", "no/such/folder/x"], "No such file or directory"),
+    (["compile", "good.py", "-o", "no/such/folder/x"], "no/such/folder: expected a folder to write x to"),
     (["verify", "text.safetensors", "good.py"], "expected a safetensors file"),
     (["verify", "good.safetensors", "good.py", "--samples", "0"], "samples: expected at least 1 input, got 0"),
     (["verify", "--certificate", "c.json", "--limit", "5"], "--limit: the certificate holds its own"),
     (["sample", "--vocab", "0", "--max-seq-len", "1"], "none of 5,000 programs in a row was kept"),
     (["sample", "-n", "-1"], "expected -n of at least 0"),
     (["sample", "--vocab", "1,1"], "expected distinct tokens"),
+    (["sample", "--vocab", "1,compiler_pad"], "must not contain 'compiler_pad'"),
+    (["decompile", "good.safetensors", "--figure", "no/figure.svg"], "no: expected a folder to write figure.svg to"),
+    (["verify", "good.safetensors", "good.py", "--write-certificate", "no/c.json"], "to write c.json to"),
 ]
 
 

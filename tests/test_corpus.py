@@ -26,6 +26,7 @@ from dataset_builder.online import collate_examples, to_example
 from dataset_builder.rows import to_weights
 from dataset_builder.splits import pinned, split_of
 from trade_hf.compiled.compiler import compile_program
+from trade_hf.files import write_whole
 from trade_hf.rasp.text import parse
 
 SCRIPTS = Path(corpus.__file__).parent.parent / "scripts"
@@ -229,7 +230,7 @@ def test_a_full_disk_leaves_nothing_that_looks_finished(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        corpus.write_whole(tmp_path / "file", fill)
+        write_whole(tmp_path / "file", fill)
     assert not list(tmp_path.iterdir())
 
 

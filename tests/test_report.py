@@ -135,7 +135,7 @@ def test_the_command_writes_a_page(histogram, tmp_path, capsys):
     assert "identical weights" in capsys.readouterr().out
     assert "Decompiled: <i>.safetensors" in check_page(target.read_text(encoding="utf-8")).text
     assert main(["decompile", str(model), "--report", str(tmp_path / "no" / "report.html")]) == 2
-    assert capsys.readouterr().err == f"trade: {tmp_path / 'no'}: expected a folder to write the report to\n"
+    assert capsys.readouterr().err == f"trade: {tmp_path / 'no'}: expected a folder to write report.html to\n"
 
 
 def test_what_is_not_proven_says_so(tiny_checkpoint, spoiled):

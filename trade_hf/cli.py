@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trade_hf.files import write_text
 from trade_hf.rasp.functions import Value
 from trade_hf.rasp.program import Program, variable_name
 
@@ -122,9 +123,13 @@ def parse_vocab(text: str) -> tuple[Value, ...]:
 
 
 def _distinct_vocab(text: str) -> tuple[Value, ...]:
+    from trade_hf.compiled.weights import BOS, PAD
+
     vocab = parse_vocab(text)
     if len(set(vocab)) != len(vocab):
         raise UsageError(f"--vocab: expected distinct tokens, got {text}")
+    if reserved := {BOS, PAD} & set(vocab):
+        raise UsageError(f"--vocab must not contain {reserved.pop()!r}, which Tracr keeps for itself")
     return vocab
 
 
@@ -152,6 +157,13 @@ def _read_program(path: Path) -> Any:
         raise UsageError(f"{path}: {error}") from None
 
 
+def _check_folders(*files: Path | None) -> None:
+    """Before the work whose result is to be written there."""
+    for path in files:
+        if path and not path.parent.is_dir():
+            raise UsageError(f"{path.parent}: expected a folder to write {path.name} to")
+
+
 def _print(data: Any, text: str, as_json: bool) -> None:
     print(json.dumps(data, indent=2) if as_json else text.rstrip("\n"))
 
@@ -163,8 +175,7 @@ def _decompile(args: argparse.Namespace) -> int:
     from trade_hf.compiled.weights import TracrWeights
     from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile
 
-    if args.report and not args.report.parent.is_dir():
-        raise UsageError(f"{args.report.parent}: expected a folder to write the report to")
+    _check_folders(args.report, args.figure)
     weights = TracrWeights.load(args.file)
     result = decompile(weights, args.checkpoint or DEFAULT_CHECKPOINT)
     origins = _origins(result.program, weights)
@@ -206,7 +217,7 @@ def _write_report(
     from trade_hf.report.page import report
 
     text = report(result, weights, args.file.name, [origin for origin, _ in origins or ()])
-    args.report.write_text(text, encoding="utf-8")
+    write_text(args.report, text)
 
 
 def _write_figure(
@@ -216,7 +227,7 @@ def _write_figure(
 
     if origins is None:
         raise UsageError(f"{path}: not drawn: the model's parts are not those of the program that was found")
-    path.write_text(draw_layers(program, weights, [origin for origin, _ in origins]), encoding="utf-8")
+    write_text(path, draw_layers(program, weights, [origin for origin, _ in origins]))
 
 
 def _marked(result: Any) -> str:
@@ -228,6 +239,7 @@ def _compile(args: argparse.Namespace) -> int:
     from trade_hf.compiled.compiler import compile_program
     from trade_hf.compiled.transformer_lens import save as save_for_transformer_lens
 
+    _check_folders(args.output)
     vocab = _distinct_vocab(args.vocab)
     weights = compile_program(_read_program(args.program), vocab, args.max_seq_len)
     if args.format == "transformer-lens":
@@ -250,10 +262,11 @@ def _verify(args: argparse.Namespace) -> int:
         return _recheck(args)
     if args.file is None or args.program is None:
         raise UsageError("expected a model and a program: trade verify MODEL PROGRAM, or --certificate FILE")
+    _check_folders(args.write_certificate)
     program, weights = _read_program(args.program), TracrWeights.load(args.file)
     verdict = verify(program, weights, **how)
     if args.write_certificate:
-        args.write_certificate.write_text(certify(program, weights, args.file, **how).to_json())
+        write_text(args.write_certificate, certify(program, weights, args.file, **how).to_json())
     data: dict[str, Any] = {"status": verdict.status.value, "certificate": str(verdict), "checked": verdict.checked}
     data |= {"counterexample": verdict.counterexample, "expected": verdict.expected, "got": verdict.got}
     text = str(verdict)

@@ -39,7 +39,6 @@ class TraDeConfig(PreTrainedConfig):
     unit_types: int = 8
     max_layers: int = 32
     value_buckets: int = 64
-    edge_channels: int = 5
     piece_size: int = 256
     parameter_kinds: int = 16
     is_encoder_decoder: bool = True

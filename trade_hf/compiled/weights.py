@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from trade_hf.files import write_whole
 from trade_hf.rasp.functions import Value
 
 BOS = "compiler_bos"
@@ -185,14 +186,8 @@ def write_file(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metad
     """Write one safetensors file, whole or not at all."""
     from safetensors.numpy import save
 
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        partial.write_bytes(save(arrays, metadata=metadata))
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, metadata=metadata)
+    write_whole(Path(path), lambda partial: partial.write_bytes(content))
 
 
 def read_weights(source: Any) -> TracrWeights:

@@ -1,0 +1,30 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
+    """What `write` puts into the path that it is given appears at `target` once it is complete.
+
+    A link is followed; a pipe or a device, as `/dev/stdout`, is written to as it is.
+    """
+    if target.exists() and not target.is_file() and not target.is_dir():
+        write(target)
+        return
+    target = target.resolve()
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """The same of a text, in UTF-8."""
+    write_whole(target, lambda path: path.write_text(text, encoding="utf-8"))
