@@ -58,7 +58,11 @@ ERRORS = [
     ("x = 1", "line 1, column 5: expected a variable or a call of rasp.…, got `1`"),
     ("program = rasp.tokens", "the output must be a line of its own"),
     ("v1 = rasp.Map(lambda x: x + 100, rasp.tokens)", "line 1, column 25: expected a named function such as `x`"),
-    ("v1 = rasp.Map(lambda y: y, rasp.tokens)", "expected `lambda x: …`, got `lambda y: …`"),
+    ("v1 = rasp.Map(lambda n: n + 100, rasp.tokens)", "got `n + 100`"),
+    ("v1 = rasp.Map(lambda n: x, rasp.tokens)", "line 1, column 25: x is not an argument of `lambda n: …`"),
+    ("v1 = rasp.Map(lambda x, y: x, rasp.tokens)", "expected `lambda x: …`, got `lambda x, y: …`"),
+    ("v1 = rasp.Map(lambda x=1: x, rasp.tokens)", "expected `lambda x: …`, got `lambda x=1: …`"),
+    ("v1 = rasp.Map(lambda *x: x, rasp.tokens)", "expected `lambda x: …`, got `lambda *x: …`"),
     ("v1 = rasp.Aggregate(rasp.tokens, rasp.tokens)", "aggregate expects a selector, got tokens"),
     ("v1 = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)\nprogram = v1", "must be an s-op, got a selector"),
     (
@@ -82,6 +86,20 @@ ERRORS = [
     ("x = " + "-" * 20000 + "1", "expected"),
     ("", "expected `program = …`"),
 ]
+
+
+OTHER_NAMES = [
+    ("rasp.Map(lambda n: n + 1, rasp.tokens)", "lambda x: x + 1"),
+    ("rasp.Map(lambda n: {0: 1}.get(n), rasp.tokens)", "lambda x: {0: 1}.get(x)"),
+    ("rasp.SequenceMap(lambda y, x: y - x, rasp.tokens, rasp.indices)", "lambda x, y: x - y"),
+    ("rasp.SequenceMap(lambda a, b: {(0, 1): 2}.get((a, b)), rasp.tokens, rasp.indices)", ".get((x, y))"),
+    ("rasp.SelectorWidth(rasp.Select(rasp.tokens, rasp.indices, lambda key, query: key < query))", "Comparison.LT"),
+]
+
+
+@pytest.mark.parametrize(("line", "written"), OTHER_NAMES)
+def test_arguments_may_have_any_name(line, written):
+    assert written in to_text(parse(f"v1 = {line}\nprogram = v1"))
 
 
 @pytest.mark.parametrize(("text", "message"), ERRORS, ids=range(len(ERRORS)))

@@ -274,11 +274,11 @@ class _Parser:
     def function(self, node: ast.expr, kind: Kind) -> Function:
         if not isinstance(node, ast.Lambda):
             raise RaspSyntaxError(node, f"expected `lambda {kind.value}: …`, got `{_shown(node)}`")
-        if ast.unparse(node.args) != kind.value:
-            raise RaspSyntaxError(node, f"expected `lambda {kind.value}: …`, got `lambda {ast.unparse(node.args)}: …`")
-        function = FUNCTIONS[kind].get(ast.unparse(node.body))
+        shown = _shown(node.body)
+        body = _in_own_names(node, kind)
+        function = FUNCTIONS[kind].get(ast.unparse(body))
         if function is None:
-            function = _table(node.body, kind)
+            function = _table(body, kind)
         if function is None:
             form = {
                 Kind.UNARY: "{0: 1, …}.get(x)",
@@ -287,10 +287,24 @@ class _Parser:
             }[kind]
             raise RaspSyntaxError(
                 node.body,
-                f"expected a named function such as `{next(iter(FUNCTIONS[kind]))}` or a table `{form}`, "
-                f"got `{_shown(node.body)}`",
+                f"expected a named function such as `{next(iter(FUNCTIONS[kind]))}` or a table `{form}`, got `{shown}`",
             )
         return function
+
+
+def _in_own_names(node: ast.Lambda, kind: Kind) -> ast.expr:
+    """The body of a lambda, its arguments renamed to those that functions of this kind are written with."""
+    own = kind.value.split(", ")
+    given = [argument.arg for argument in node.args.args]
+    if len(given) != len(own) or ast.unparse(node.args) != ", ".join(given):
+        raise RaspSyntaxError(node, f"expected `lambda {kind.value}: …`, got `lambda {ast.unparse(node.args)}: …`")
+    if given != own:
+        names = dict(zip(given, own, strict=True))
+        for name in [part for part in ast.walk(node.body) if isinstance(part, ast.Name)]:
+            if name.id in own and name.id not in names:
+                raise RaspSyntaxError(name, f"{name.id} is not an argument of `lambda {', '.join(given)}: …`")
+            name.id = names.get(name.id, name.id)
+    return node.body
 
 
 def _table(body: ast.expr, kind: Kind) -> Function | None:
