@@ -16,7 +16,7 @@ import functools
 import heapq
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -30,8 +30,9 @@ from trade_hf.compiled.reading import Reader
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import TraDeProcessor, pad_labels
-from trade_hf.rasp.canonical import name_functions
+from trade_hf.rasp.canonical import Structure, name_functions
 from trade_hf.rasp.program import Program, RaspError
+from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.tokenization_rasp import (
     LINE_SIZE,
     MAX_NEW_TOKENS,
@@ -130,14 +131,20 @@ def with_functions_read(candidate: Candidate, weights: TracrWeights) -> Iterator
 
 
 def _read(candidate: Candidate, reader: Reader) -> Iterator[Candidate]:
-    for structure in itertools.islice(reader.structures(), MAX_READINGS):
-        yield Candidate(name_functions(structure), candidate.score, Source.FUNCTIONS_READ)
+    for program in _named(itertools.islice(reader.structures(), MAX_READINGS)):
+        yield Candidate(program, candidate.score, Source.FUNCTIONS_READ)
 
 
 def lifted_programs(weights: TracrWeights) -> Iterator[Program]:
     """Programs that are read from the weights, without the network."""
-    for structure in itertools.islice(lift(weights), MAX_LIFTED):
-        yield name_functions(structure)
+    yield from _named(itertools.islice(lift(weights), MAX_LIFTED))
+
+
+def _named(structures: Iterable[Structure]) -> Iterator[Program]:
+    """With functions; without those whose numbers are beyond what programs may hold."""
+    for structure in structures:
+        with contextlib.suppress(UnsupportedError):
+            yield name_functions(structure)
 
 
 def _lifted(weights: TracrWeights, inputs: dict[str, Any], model: TraDeForConditionalGeneration) -> Iterator[Candidate]:
@@ -190,7 +197,7 @@ def written_programs(
 @torch.inference_mode()
 def teacher_forced(batch: list[TracrWeights], ids: list[list[int]], model: TraDeForConditionalGeneration) -> list[bool]:
     """For each model, whether every token of `ids` is the likeliest one after its true prefix."""
-    labels = pad_labels(ids)
+    labels = pad_labels(ids).to(model.device)
     logits = model(**_inputs(batch, model), labels=labels).logits
     right = (logits.argmax(-1) == labels) | (labels == -100)
     return right.all(1).tolist()

@@ -139,9 +139,7 @@ class Verifier:
             side = _ProgramSide(program, inputs.vocab, inputs.max_seq_len)
         except (UnsupportedError, WeightsError) as error:  # the second: it is too large
             return Verdict(Status.REFUTED, 0, inputs.total, reason=f"the program does not compile: {error}")
-        if (side.compiled.output_values is None) == (weights.output_values is None) and are_identical(
-            side.compiled, weights
-        ):
+        if are_identical(side.compiled, weights):
             return Verdict(Status.IDENTICAL, inputs.total, inputs.total)
         verdict = _compare(side, self.model, inputs)
         if verdict.status is Status.AGREES and any(is_turned(side.compiled, found) for found in self.in_tracrs_basis):
@@ -183,7 +181,7 @@ def verify_weights(
     if domains[0] != domains[1]:
         raise ValueError("expected two models over one vocabulary and length, got {} and {}".format(*domains))
     (vocab, length), total = domains[0], count_inputs(len(domains[0][0]), domains[0][1])
-    if (first.output_values is None) == (second.output_values is None) and are_identical(first, second):
+    if are_identical(first, second):
         return Verdict(Status.IDENTICAL, total, total)
     one, other = (_ModelSide(weights, vocab) for weights in (first, second))
     return _compare(one, other, _Inputs(vocab, length, limit, samples, seed))

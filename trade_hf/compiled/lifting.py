@@ -207,14 +207,12 @@ class Lifter:
         reads = reader.first @ source.vectors.T
         reads = reads[(np.abs(reads).max(1) > NEAR) & (np.abs(reader.biases) < NEAR)]
         plain = np.abs(reads - (reads > ON)).max(1, initial=0) < NEAR
-        sizes, seen = (reads[plain] > ON).sum(1).tolist(), set()
-        for more in range(MAX_NUMERICAL_MAPS + 1 - int((~plain).sum())):
-            for taken in itertools.combinations(range(len(sizes)), more):
-                maps, over = divmod(sum(sizes) - sum(sizes[i] for i in taken), len(source.vectors))
-                counts = (maps, more + int((~plain).sum()))
-                if not over and counts not in seen:
-                    seen.add(counts)
-                    yield counts
+        sizes = (reads[plain] > ON).sum(1).tolist()
+        for more, sums in enumerate(_sums(sizes, MAX_NUMERICAL_MAPS - int((~plain).sum()))):
+            for taken in sorted(sums):
+                maps, over = divmod(sum(sizes) - taken, len(source.vectors))
+                if not over:
+                    yield maps, more + int((~plain).sum())
         if 0 < sum(sizes) < len(source.vectors) and plain.all():
             yield 1, 0  # undefined on some values
 
@@ -247,6 +245,15 @@ class Lifter:
         written = {place[v]: some for v, some in state.written.items() if v in place}
         readings = {place[n]: reading for n, reading in state.readings.items() if n in place}
         return Reader(tuple(lines), self.weights).structure(State(written, readings))
+
+
+def _sums(sizes: list[int], most: int) -> list[set[int]]:
+    """What none, one, … up to `most` of the sizes add up to."""
+    sums: list[set[int]] = [{0}, *(set() for _ in range(most))]
+    for size in sizes:
+        for count in range(most, 0, -1):
+            sums[count] |= {size + rest for rest in sums[count - 1]}
+    return sums[: most + 1]
 
 
 def _is_along(one: np.ndarray, other: np.ndarray) -> bool:
