@@ -15,6 +15,14 @@ SPENT = "seconds.json"  # beside a checkpoint
 ENDLESS = 10**9  # steps
 
 
+def spent_until(checkpoint: str) -> float:
+    """Seconds; raises SystemExit for a checkpoint of a run that did not go by the clock."""
+    path = Path(checkpoint) / SPENT
+    if not path.is_file():
+        raise SystemExit(f"train: {path}: not there; a run that was begun by steps goes on by steps")
+    return json.loads(path.read_text())
+
+
 class Clock(TrainerCallback):
     """Ends a run after `minutes` in all, evaluations among them, or this call of it after `call_minutes`.
 
@@ -37,7 +45,7 @@ class Clock(TrainerCallback):
         fall: float,
     ) -> None:
         self.total, self.device, self.fall = 60 * minutes, device, fall
-        self.before = json.loads((Path(checkpoint) / SPENT).read_text()) if checkpoint else 0.0
+        self.before = spent_until(checkpoint) if checkpoint else 0.0
         self.call = 60 * call_minutes if call_minutes else float("inf")
         self.begun, self.spent = time.monotonic(), self.before
 

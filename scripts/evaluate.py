@@ -34,8 +34,9 @@ import os
 import platform
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -55,13 +56,13 @@ from trade_hf.compiled.denoise import denoise
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate, skew
-from trade_hf.compiled.weights import TracrWeights
+from trade_hf.compiled.weights import TracrWeights, WeightsError
 from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile, load_model
 from trade_hf.files import write_text
 from trade_hf.methods import LONGEST_REASON, Limits, Method, MethodError, Outcome
 from trade_hf.metrics.scoring import WRONG
 from trade_hf.rasp.canonical import canonicalise_spoken
-from trade_hf.rasp.evaluate import all_inputs
+from trade_hf.rasp.evaluate import all_inputs, count_inputs, random_inputs
 from trade_hf.rasp.program import Program
 from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.rasp.text import parse, to_text
@@ -103,6 +104,7 @@ ALL = {
     "library-noisy-0.001": ("library", "noisy-0.001", 0),
 }
 BATCH = 50
+MOST_RUN = 100_000  # inputs that the check of what is certified runs
 MOST_FAILURES = 50  # that are listed with their programs
 SHARES = (
     "teacher_forced_exact",
@@ -171,6 +173,8 @@ def progress_beside(out: Path) -> Path:
 def run_one(args: argparse.Namespace, split: str, variant: str, limit: int, out: Path | None) -> dict[str, Any]:
     """One split in one variant; written to `out`, with what was scored so far beside it."""
     progress = out and progress_beside(out)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
     if args.method:
         limits = Limits(args.seconds, int(args.memory * 2**30))
         result = evaluate_method(args.method, split, variant, limit, limits, progress)
@@ -179,7 +183,6 @@ def run_one(args: argparse.Namespace, split: str, variant: str, limit: int, out:
     else:
         result = evaluate_checkpoint(args.checkpoint, split, variant, limit, progress, not args.greedy)
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, json.dumps(result, indent=2) + "\n")
     return result
 
@@ -191,7 +194,8 @@ def evaluate_checkpoint(
     `decompiles`. What was scored is kept in `progress`, if given, and a run that was killed goes on from there."""
     items, model = pinned(split, limit), load_model(checkpoint)
     weights_hash = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(checkpoint.glob("*.safetensors"))))
-    rows = kept_rows(progress, what := f"{weights_hash.hexdigest()} on {split}, {variant}, {decompiles}")[:limit]
+    what = f"{weights_hash.hexdigest()} on {split}, {variant}, {decompiles}, {commit()}"
+    rows = kept_rows(progress, what)[:limit]
     bar = tqdm(total=len(items), initial=len(rows), desc=f"{split}, {variant}", disable=None)
     for first in range(len(rows), len(items), BATCH):
         batch = items[first : first + BATCH]
@@ -239,7 +243,7 @@ def evaluate_method(
 ) -> dict[str, Any]:
     """What a decompiler gives for the first `limit` models of a split, without a look at the programs."""
     items = pinned(split, limit)
-    rows = kept_rows(progress, what := f"{name} on {split}, {variant}, {limits}")[:limit]
+    rows = kept_rows(progress, what := f"{name} on {split}, {variant}, {limits}, {commit()}")[:limit]
     with Method(name, limits) as method, TemporaryDirectory() as folder:
         for number in tqdm(range(len(rows), len(items)), name, len(items), initial=len(rows), disable=None):
             sample = items[number].sample
@@ -308,7 +312,8 @@ def evaluate_library(checkpoint: Path, variant: str) -> dict[str, Any]:
             "certificate": result.certificate,
             "source": result.source.value,
         }
-        rows.append({**row, "certified": proven, "code": result.code if proven else None})
+        row |= {"certified": proven, "wrongly_certified": proven and _differs(result.program, weights)}
+        rows.append({**row, "code": result.code if proven else None})
     certified = [row["certified"] for row in rows]
     return {
         "split": "library",
@@ -316,6 +321,7 @@ def evaluate_library(checkpoint: Path, variant: str) -> dict[str, Any]:
         "n": len(rows),
         "certified": sum(certified),
         "certified_equivalence": round(float(np.mean(certified)), 4),
+        "wrongly_certified": round(float(np.mean([row["wrongly_certified"] for row in rows])), 4),
         "interval_95": {"certified_equivalence": wilson(sum(certified), len(certified))},
         "environment": environment(),
         "programs": rows,
@@ -374,20 +380,21 @@ def _canonical(program: Program, weights: TracrWeights) -> Program | None:
 def _compiled(program: Program, weights: TracrWeights) -> TracrWeights | None:
     try:
         return compile_program(program, weights.input_vocab, weights.max_seq_len)
-    except UnsupportedError:
+    except (UnsupportedError, WeightsError):  # the second: it is too large
         return None
 
 
 def _differs(program: Any, weights: TracrWeights) -> bool:
-    """Run the recompiled program and the model on every input, without the verifier."""
+    """Run the recompiled program and the model on every input, or on a sample, without the verifier."""
     compiled = compile_program(program, weights.input_vocab, weights.max_seq_len)
-    inputs = all_inputs(len(weights.input_vocab), weights.max_seq_len)
+    domain = len(weights.input_vocab), weights.max_seq_len
+    inputs = all_inputs(*domain) if count_inputs(*domain) <= MOST_RUN else random_inputs(*domain, MOST_RUN, 0)
     first, second = (run(model, inputs, dtype=torch.float64) for model in (compiled, weights))
     if first.values is None or second.values is None:
         same = np.abs(first.codes - second.codes) <= TOLERANCE
     else:
         values = [np.array(out.values, dtype=object)[out.codes] for out in (first, second)]
-        same = (first.undefined & second.undefined) | (values[0] == values[1])
+        same = np.where(first.undefined | second.undefined, first.undefined & second.undefined, values[0] == values[1])
     return not bool(same[first.real].all())
 
 
@@ -407,17 +414,20 @@ def spread(values: list[float]) -> dict[str, float]:
     return {name: round(float(np.percentile(values, percent)), 3) for name, percent in names.items()}
 
 
-def _by_lines(rows: list[dict[str, Any]], name: str) -> dict[int, dict[str, float]]:
-    lengths = sorted({row["lines"] for row in rows})
-    groups = {n: [row[name] for row in rows if row["lines"] == n] for n in lengths}
-    return {n: {"n": len(values), "share": round(float(np.mean(values)), 4)} for n, values in groups.items()}
+def _by(groups: Callable[[dict[str, Any]], Iterable[Any]], rows: list[dict[str, Any]], name: str) -> dict[Any, Any]:
+    """The share among the rows of each group, with its interval; a row may be of several."""
+    found: dict[Any, list[bool]] = {}
+    for row in rows:
+        for group in groups(row):
+            found.setdefault(group, []).append(row[name])
+    return {
+        group: {"n": len(hits), "share": round(float(np.mean(hits)), 4), "interval_95": wilson(sum(hits), len(hits))}
+        for group, hits in sorted(found.items())
+    }
 
 
-def _by_operation(rows: list[dict[str, Any]], name: str) -> dict[str, dict[str, float]]:
-    """The share among the programs that hold each operation."""
-    operations = sorted({operation for row in rows for operation in row["operations"]})
-    groups = {one: [row[name] for row in rows if one in row["operations"]] for one in operations}
-    return {one: {"n": len(values), "share": round(float(np.mean(values)), 4)} for one, values in groups.items()}
+_by_lines = partial(_by, lambda row: [row["lines"]])
+_by_operation = partial(_by, lambda row: sorted(set(row["operations"])))
 
 
 if __name__ == "__main__":

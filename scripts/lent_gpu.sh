@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # One call on a GPU machine that is lent for minutes: train from where the last call ended, bring back what the next needs.
-# On such a machine: OUT=folder bash scripts/lent_gpu.sh 7.5      (minutes of this call; more options go to train.py)
+# On such a machine: OUT=folder bash scripts/lent_gpu.sh 7.5      (minutes of this call; more options go to train.py;
+# CONFIG=file for another configuration than base.yaml)
 # Three calls fill the 22 minutes of scripts/configs/base.yaml. What lies under $OUT then, parts of one archive of at most
 # 15 MB each, holds the last checkpoint with its optimiser, or the final model. If the next call gets another machine, put
 # the parts into runs/parts. At the end, here: cat runs/parts/part-* | tar xz, then scripts/export_checkpoint.py.
@@ -12,9 +13,17 @@ export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 PYTHONUNBUFFER
 if [ ! -e $run ] && compgen -G 'runs/parts/part-*' > /dev/null; then
   cat runs/parts/part-* | tar xz
 fi
-python3 scripts/train.py --config scripts/configs/base.yaml --online --output $run --call-minutes "$@"
-kept=$run/final
-if [ ! -e $kept ]; then
-  kept=$(find $run -maxdepth 1 -name 'checkpoint-*' | sort -V | tail -n 1)
-fi
-tar cz $run/log.jsonl "$kept" | split -b 15M - "$OUT/part-"
+bring_back() {
+  kept=$run/final
+  if [ ! -e $kept ]; then
+    kept=$(PYTHONPATH=scripts python3 -c "import sys; from pathlib import Path; from train import last_complete_checkpoint
+print(last_complete_checkpoint(Path(sys.argv[1])) or '')" $run)
+  fi
+  if [ -z "$kept" ]; then
+    echo "no checkpoint to bring back" >&2
+  else
+    tar cz $run/log.jsonl "$kept" | split -b 15M - "$OUT/part-"
+  fi
+}
+trap bring_back EXIT # after a failure too
+python3 scripts/train.py --config "${CONFIG:-scripts/configs/base.yaml}" --online --output $run --call-minutes "$@"

@@ -199,6 +199,8 @@ def save_final(trainer: Seq2SeqTrainer, folder: Path, record: dict[str, Any]) ->
 
 def build_model(sizes: dict[str, Any], warm_start: Path | None) -> TraDeForConditionalGeneration:
     """A new model, or a checkpoint's in single precision: in bf16, as it ships, small steps would be rounded away."""
+    if unknown := sizes.keys() - TraDeConfig().to_dict().keys():
+        raise SystemExit(f"train: model: expected sizes of a TraDeConfig, got {', '.join(sorted(unknown))}")
     if warm_start is None:
         return TraDeForConditionalGeneration(TraDeConfig(vocab_size=len(VOCABULARY), **sizes))
     added = {name: sizes[name] for name in ADDED if name in sizes}

@@ -1,10 +1,13 @@
 """The training script: online and from a corpus folder, killed and resumed."""
 
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,23 +80,54 @@ def test_online_killed_and_resumed(tmp_path):
     assert json.loads((tmp_path / "run" / "final" / "training.json").read_text())["steps"] == goal
 
 
-def test_by_the_clock_in_two_calls(tmp_path):
-    arguments = command(tmp_path, "--online", "--minutes", "0.2")
-    by_the_clock = CONFIG.replace("max_steps: 6", "minutes: 9").replace("save_steps: 2", "validation_long_size: 2")
+def machine(folder):
+    """A copy of what training takes, as on a machine of its own."""
+    for part in ("trade_hf", "dataset_builder", "scripts"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "out").mkdir()
+    return folder
+
+
+def lent(folder, *options):
+    environment = {**os.environ, "OUT": str(folder / "out"), "CONFIG": str(folder.parent / "config.yaml")}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    call = ["bash", str(folder / "scripts" / "lent_gpu.sh"), *options]
+    return subprocess.run(call, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_two_lent_machines_one_after_the_other(tmp_path):
+    by_the_clock = CONFIG.replace("max_steps: 6", "minutes: 0.2").replace("save_steps: 2", "validation_long_size: 2")
     (tmp_path / "config.yaml").write_text(by_the_clock + "  reuse: 2\n  long_share: 0.5\n")
-    first = subprocess.run(
-        [*arguments, "--call-minutes", "0.05"], capture_output=True, text=True, timeout=240, check=False
-    )
+    here, there = machine(tmp_path / "here"), machine(tmp_path / "there")
+    first = lent(here, "0.05")
     assert "of 0.2 minutes: start it again to go on" in first.stdout, first.stderr[-2000:]
-    assert not (tmp_path / "run" / "final").exists()
-    [checkpoint] = (tmp_path / "run").glob("checkpoint-*")
-    assert 3 <= json.loads((checkpoint / "seconds.json").read_text()) < 12
-    second = subprocess.run(arguments, capture_output=True, text=True, timeout=240, check=False)
-    assert f"from {checkpoint}\n" in second.stdout, second.stderr[-2000:]
-    assert (tmp_path / "run" / "final" / "model.safetensors").exists()
-    assert any("eval_long_free_running_exact" in row for row in logged(tmp_path))
-    rates = [row["learning_rate"] for row in logged(tmp_path) if "loss" in row]
+    (there / "runs").mkdir()
+    shutil.copytree(here / "out", there / "runs" / "parts")
+    second = lent(there, "5")
+    assert "from runs/gpu/checkpoint-" in second.stdout, second.stderr[-2000:]
+    packed = b"".join(path.read_bytes() for path in sorted((there / "out").iterdir()))
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        archive.extractall(tmp_path / "end", filter="data")
+    run = tmp_path / "end" / "runs" / "gpu"
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert any("eval_long_free_running_exact" in row for row in rows)
+    rates = [row["learning_rate"] for row in rows if "loss" in row]
     assert rates[0] < max(rates) <= 0.001 and rates[-1] < max(rates)
+    export = [sys.executable, str(ROOT / "scripts" / "export_checkpoint.py"), run / "final", tmp_path / "exported"]
+    subprocess.run(export, capture_output=True, timeout=240, check=True)
+    assert load_model(tmp_path / "exported").config.d_model == 32
+
+
+def test_what_a_failed_call_has_is_brought_back(tmp_path):
+    (tmp_path / "config.yaml").write_text("model: {d_modle: 32}\n" + CONFIG.split("\n", 2)[2])
+    here = machine(tmp_path / "here")
+    (here / "runs" / "gpu" / "checkpoint-3").mkdir(parents=True)
+    for name in ("trainer_state.json", "model.safetensors"):
+        (here / "runs" / "gpu" / "checkpoint-3" / name).write_text("{}")
+    (here / "runs" / "gpu" / "log.jsonl").touch()
+    failed = lent(here, "0.05", "--minutes", "1")
+    assert failed.returncode == 1 and "expected sizes of a TraDeConfig, got d_modle" in failed.stderr
+    assert [path.name for path in (here / "out").iterdir()] == ["part-aa"]
 
 
 LAUNCH = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"

@@ -38,6 +38,7 @@ DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "trade-base"
 MAX_CANDIDATES = 200
 BUDGET_SECONDS = 5.0
 FIRST = 8  # candidates that are tried even where the time is over, as on a machine that stood still
+LAST_SECONDS = 1.0  # for the verdict on the model as it was given, where the search took all of the time
 FURTHER = 60  # candidates that are looked at after one that is equivalent
 A_FEW = 8  # after one whose units read and write as the model's do, where noise or a turn was taken off
 # Largest difference of two signatures that are alike: by rounding, and where noise was taken off but for thresholds.
@@ -202,7 +203,8 @@ def decompile_with(
       model: as `load_model` or `prepare` gives it.
       given: the compiled transformer.
       max_candidates: how many programs are checked at most.
-      budget_seconds: no further candidate is checked after this time, but for the first 8.
+      budget_seconds: no further candidate is checked after this time, but for the first 8; and what could not be
+        compared on all inputs by then is compared on a sample.
 
     A candidate with identical weights is returned, in canonical form. Where one is found that gives the same and yet is
     not the model's own program, a few more are looked at; where none is proven, the one with the strongest verdict is
@@ -213,13 +215,14 @@ def decompile_with(
     if max_candidates < 1:
         raise ValueError(f"max_candidates: expected at least 1, got {max_candidates}")
     start = time.monotonic()
+    end = start + budget_seconds
     weights = denoise(given)
-    verifier, likeness, is_clean = Verifier(weights), Likeness(weights), weights is not given
+    verifier, likeness, is_clean = Verifier(weights, deadline=end), Likeness(weights), weights is not given
     attempts: list[Attempt] = []
     best: tuple[tuple, int, Candidate] | None = None
     last = max_candidates
     for candidate in islice(propose(weights, model), max_candidates):
-        is_late = len(attempts) >= FIRST and time.monotonic() - start > budget_seconds
+        is_late = len(attempts) >= FIRST and time.monotonic() > end
         if len(attempts) >= last or is_late:
             break
         program, verdict = _checked(candidate.program, verifier)
@@ -239,7 +242,9 @@ def decompile_with(
     program = attempts[chosen].program
     if attempts[chosen].verdict.is_verified:
         program = spelled(canonicalise_spoken(candidate.program, weights.input_vocab, weights.max_seq_len), weights)
-    verdict = attempts[chosen].verdict if weights is given else Verifier(given).verify(program)
+    verdict = attempts[chosen].verdict
+    if is_clean:
+        verdict = Verifier(given, deadline=max(end, time.monotonic() + LAST_SECONDS)).verify(program)
     return Decompilation(program, verdict, tuple(attempts), chosen, time.monotonic() - start)
 
 

@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 
@@ -122,12 +123,20 @@ def verify(
 
 
 class Verifier:
-    """A model that programs are compared with, one after the other: what it gives on the first inputs is kept."""
+    """A model that programs are compared with, one after the other: what it gives on the first inputs is kept.
+
+    `deadline`, of `time.monotonic()`: a comparison on all inputs that would not end by then is one on a sample.
+    """
 
     def __init__(
-        self, weights: TracrWeights, limit: int = EXHAUSTIVE_LIMIT, seed: int = 0, samples: int = SAMPLED_INPUTS
+        self,
+        weights: TracrWeights,
+        limit: int = EXHAUSTIVE_LIMIT,
+        seed: int = 0,
+        samples: int = SAMPLED_INPUTS,
+        deadline: float = math.inf,
     ) -> None:
-        self.weights = weights
+        self.weights, self.deadline = weights, deadline
         vocab = tuple(sort_values(weights.input_vocab))
         self.inputs = _Inputs(vocab, weights.max_seq_len, limit, samples, seed)
         self.model = _ModelSide(weights, vocab)
@@ -141,7 +150,7 @@ class Verifier:
             return Verdict(Status.REFUTED, 0, inputs.total, reason=f"the program does not compile: {error}")
         if are_identical(side.compiled, weights):
             return Verdict(Status.IDENTICAL, inputs.total, inputs.total)
-        verdict = _compare(side, self.model, inputs)
+        verdict = _compare(side, self.model, inputs, self.deadline)
         if verdict.status is Status.AGREES and any(is_turned(side.compiled, found) for found in self.in_tracrs_basis):
             return Verdict(Status.TURNED, verdict.checked, verdict.inputs)
         return verdict
@@ -298,6 +307,10 @@ class _Inputs:
         drawn = random_inputs(size, self.max_seq_len, self.samples - len(short), self.seed, complete + 1)
         return np.concatenate([short, drawn])
 
+    def sampled(self) -> _Inputs:
+        """A sample of them, where there are more."""
+        return replace(self, limit=1)
+
     def bound(self) -> float | None:
         """Clopper–Pearson for no difference seen: n drawn show none with (1 - p) ** n if a share p differs."""
         if self.is_complete:
@@ -306,11 +319,16 @@ class _Inputs:
         return (1 - (1 - CONFIDENCE) ** (1 / (self.samples - short))) * (1 - short / self.total)
 
 
-def _compare(first: _Side, second: _Side, inputs: _Inputs) -> Verdict:
+def _compare(first: _Side, second: _Side, inputs: _Inputs, deadline: float = math.inf) -> Verdict:
+    begun, is_longer = time.monotonic(), inputs.is_complete and inputs.total > inputs.samples
     codes, total = inputs.codes(), inputs.total
     most = max(1, MOST_PAIRS // inputs.max_seq_len**2)
     starts = [0, *range(min(FIRST_CHUNK, most), len(codes), min(CHUNK, most)), len(codes)]
     for start, end in itertools.pairwise(starts):
+        if start > FIRST_CHUNK and is_longer:
+            now = time.monotonic()
+            if now + (now - begun) * (total - start) / start > deadline:
+                return _compare(first, second, inputs.sampled())
         chunk = codes[start:end]
         answers = first(chunk), second(chunk)
         if (answers[0].values is None) != (answers[1].values is None):

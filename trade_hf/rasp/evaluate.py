@@ -25,6 +25,7 @@ NONE = -1  # value code of None
 # A compiled step rises over this width and is at its height at the threshold itself (MLP exactness 100).
 STEP_WIDTH = 0.01
 ROUNDING = 1e-6
+MOST_KEPT = 1_000_000  # tokens of all inputs of a domain that is kept once listed: 8 MB
 # Widths up to this come out exactly: Tracr reads a width w off 1 / (w + 1), and of larger ones the next step has begun
 # to rise there, since it is nearer than STEP_WIDTH.
 EXACT_WIDTH = max(w for w in range(1, 100) if (1 / w - 1 / (w + 1)) / 2 >= STEP_WIDTH)
@@ -54,9 +55,13 @@ class Evaluation:
         return cells if self.values is None else [self.values[code] if code >= 0 else None for code in cells]
 
 
-@functools.lru_cache(maxsize=16)
 def all_inputs(vocab_size: int, max_seq_len: int) -> np.ndarray:
     """Every input of every length from 1 to the maximum: token codes [input, position], short ones first."""
+    is_small = count_inputs(vocab_size, max_seq_len) * max_seq_len <= MOST_KEPT
+    return (_kept_inputs if is_small else _list_inputs)(vocab_size, max_seq_len)
+
+
+def _list_inputs(vocab_size: int, max_seq_len: int) -> np.ndarray:
     blocks = []
     for length in range(1, max_seq_len + 1):
         block = np.full((vocab_size**length, max_seq_len), PADDING, np.int64)
@@ -65,6 +70,9 @@ def all_inputs(vocab_size: int, max_seq_len: int) -> np.ndarray:
     inputs = np.concatenate(blocks)
     inputs.setflags(write=False)
     return inputs
+
+
+_kept_inputs = functools.lru_cache(maxsize=16)(_list_inputs)
 
 
 def count_inputs(vocab_size: int, max_seq_len: int) -> int:
