@@ -1,6 +1,7 @@
 """Whole programs from the weights, without the network."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from trade_hf.compiled.lifting import lift
 from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate
 from trade_hf.decompiler import spelled
 from trade_hf.rasp.canonical import canonicalise_spoken
+from trade_hf.rasp.text import parse
 from trade_hf.search import lifted_programs
 from trade_hf.verification import verify
 
@@ -91,3 +93,24 @@ def test_whatever_the_weights_nothing_is_raised(samples, number, magnitude, turn
 
 def canonical(program, weights):
     return canonicalise_spoken(program, weights.input_vocab, weights.max_seq_len)
+
+
+def test_a_large_vocabulary_takes_no_longer():
+    """It has a unit for each token; that any of these may be a numerical map's is counted, not tried."""
+    select = "rasp.Select(rasp.Map(lambda x: x + 1, rasp.tokens), rasp.indices, rasp.Comparison.EQ)"
+    program = parse(f"program = rasp.SelectorWidth({select})")
+    weights = compile_program(program, range(100), LENGTH)
+    assert canonical(next(lifted_programs(weights)), weights) == canonical(program, weights)
+
+
+def test_numbers_beyond_what_programs_hold_are_not_named():
+    program = parse(
+        "v1 = rasp.numerical(rasp.Map(lambda x: {0: 0, 1: 100000000}.get(x), rasp.tokens))\n"
+        "v2 = rasp.numerical(rasp.Map(lambda x: x, rasp.indices))\n"
+        "program = rasp.LinearSequenceMap(v1, v2, 1000000, 1)"
+    )
+    weights = compile_program(program, (0, 1), 3)
+    assert len(list(lifted_programs(weights))) == 1
+    name = "transformer/layer_1/mlp/linear_2/w"
+    larger = replace(weights, tensors={**weights.tensors, name: 100 * weights.tensors[name]})
+    assert not list(lifted_programs(larger))

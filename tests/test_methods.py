@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,11 +129,40 @@ def test_the_control_gives_a_program_that_compiles(models, monkeypatch):
     compile_program(parse(controls.most_common(weights)), weights.input_vocab, weights.max_seq_len)
 
 
-def test_a_run_that_was_killed_goes_on(tmp_path, request):
-    path = request.path.parent.parent / "scripts" / "evaluate.py"
-    spec = importlib.util.spec_from_file_location("evaluate_script", path)  # the evaluate library has its name
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+@pytest.fixture
+def script(monkeypatch):
+    """scripts/evaluate.py; the evaluate library has its name."""
+    folder = Path(__file__).resolve().parent.parent / "scripts"
+    monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
+    spec = importlib.util.spec_from_file_location("evaluate_script", folder / "evaluate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_check_of_what_is_certified_sees_a_wrong_none(script):
+    program = parse("program = rasp.Map(lambda x: x % 2, rasp.tokens)")
+    weights = compile_program(program, range(5), 3)
+    name = "transformer/layer_0/mlp/linear_2/w"
+    silent = weights.tensors[name].copy()
+    silent[:, weights.residual_labels.index("v1_:0")] = 0
+    assert not script._differs(program, weights)
+    assert script._differs(program, replace(weights, tensors={**weights.tensors, name: silent}))
+
+
+def test_a_program_too_large_to_compile_is_no_error(script):
+    product = "rasp.SequenceMap(lambda x, y: x * y, {}, {})"
+    difference = "rasp.SequenceMap(lambda x, y: x - y, {}, {})"
+    program = parse(
+        f"v1 = {product.format('rasp.tokens', 'rasp.indices')}\nv2 = {difference.format('v1', 'rasp.tokens')}\n"
+        f"v3 = {product.format('v2', 'rasp.tokens')}\nv4 = {difference.format('v3', 'v1')}\n"
+        f"v5 = {product.format('v4', 'v3')}\nprogram = {difference.format('v5', 'v4')}"
+    )
+    small = compile_program(parse("program = rasp.Map(lambda x: x, rasp.tokens)"), range(5), 5)
+    assert script._compiled(program, small) is None
+
+
+def test_a_run_that_was_killed_goes_on(tmp_path, script):
     progress = tmp_path / "most-common.progress.jsonl"
     arguments = ("hostile_methods:leave_politely", "test", "permuted", 3, LIMITS)
     whole = script.evaluate_method(*arguments, None)

@@ -1,6 +1,8 @@
 """Verdicts: proofs where there are any, counterexamples that hold, never a wrong "equivalent"."""
 
 import itertools
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from cases import CASES, LENGTH, VOCAB
 from dataset_builder.corpus import CONFIGS
 from dataset_builder.mutants import mutants
 from dataset_builder.sampler import Draw, sample_programs
+from trade_hf.compiled.alignment import is_turned
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.faithful import may_depart
 from trade_hf.compiled.forward import run
@@ -18,7 +21,7 @@ from trade_hf.rasp.canonical import canonicalise
 from trade_hf.rasp.evaluate import all_inputs, count_inputs, evaluate, random_inputs
 from trade_hf.rasp.tables import UnsupportedError, tabulate
 from trade_hf.rasp.text import parse
-from trade_hf.verification import Status, verify, verify_programs, verify_weights
+from trade_hf.verification import TOLERANCE, Status, Verifier, verify, verify_programs, verify_weights
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -161,6 +164,56 @@ def test_weights_in_another_basis_are_told_from_all_others(samples, turn):
             mutants_agree += verdict.status is not Status.REFUTED
             assert same or not verdict.is_verified
     assert found >= 18 and mutants_agree > 5  # the others have a number whose sign no reader tells
+
+
+def with_larger_heads(weights, size):
+    """The same matrices, with columns of zeros; attention is divided by the root of the size."""
+    tensors = dict(weights.tensors)
+    for name, tensor in weights.tensors.items():
+        if "/attn/" in name and not name.endswith("linear/b"):
+            axis = 0 if name.endswith("linear/w") else -1
+            heads = np.split(tensor, weights.num_heads, axis)
+            padding = [(0, 0)] * tensor.ndim
+            padding[axis] = (0, size - weights.key_size)
+            tensors[name] = np.concatenate([np.pad(head, padding) for head in heads], axis)
+    return replace(weights, tensors=tensors)
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_larger_heads_are_not_identical(size):
+    fractions = next(case for case in CASES if "frac" in case.name).program
+    weights = compile_program(fractions, VOCAB, LENGTH)
+    larger = with_larger_heads(weights, size)
+    assert larger.key_size == size
+    given = [run(model, all_inputs(len(VOCAB), LENGTH)).codes for model in (weights, larger)]
+    differ = (np.abs(given[0] - given[1]) > TOLERANCE).any()
+    for verdict in (verify(fractions, larger), verify_weights(weights, larger)):
+        assert verdict.status is (Status.REFUTED if differ else Status.EQUIVALENT)
+
+
+def test_a_large_weight_hides_no_other(samples):
+    compiled = next(s.compile() for s in samples if np.count_nonzero(s.compile().layer(0, "mlp/linear_2/w")) > 4)
+    name = "transformer/layer_0/mlp/linear_2/w"
+    large, other = np.argwhere(compiled.tensors[name])[[0, -1]]
+    assert large[0] != other[0]
+
+    def changed(factor):
+        tensor = compiled.tensors[name].copy()
+        tensor[tuple(large)] *= 1e6
+        tensor[tuple(other)] *= factor
+        return replace(compiled, tensors={**compiled.tensors, name: tensor})
+
+    assert is_turned(changed(1), changed(1)) and is_turned(changed(1), changed(1 + 1e-6))
+    assert not is_turned(changed(1), changed(0.6))
+
+
+def test_what_takes_too_long_is_compared_on_a_sample():
+    program = next(case for case in CASES if case.name == "reverse").program
+    turned = rotate(compile_program(program, VOCAB[:4], 8), 0)
+    verdict = Verifier(turned, deadline=time.monotonic()).verify(program)
+    assert verdict.status is Status.TURNED and verdict.checked == 10_000 < verdict.inputs == 87_380
+    other = parse("v1 = rasp.Select(rasp.tokens, rasp.indices, lambda k, q: True)\nprogram = rasp.SelectorWidth(v1)")
+    assert Verifier(turned, deadline=time.monotonic()).verify(other).status is Status.REFUTED
 
 
 def test_counterexamples_of_a_sample_are_made_short():
