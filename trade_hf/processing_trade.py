@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
-from trade_hf.compiled.weights import UNEMBED, WeightsError, read_weights
+from trade_hf.compiled.weights import COLDNESS, UNEMBED, WeightsError, read_weights
 from trade_hf.rasp.canonical import spell
 from trade_hf.rasp.text import to_text
 from trade_hf.tokenization_rasp import allowed_next, from_ids
@@ -28,7 +28,6 @@ EDGE_CHANNELS = 5  # reader a, reader b, same head, writers alike, readers alike
 MAX_LAYERS = 32
 VALUE_BUCKETS = 64
 VALUE_OFFSET = 20  # bucket of the value 0; bucket 0 is for what is no whole number in range
-COLDNESS = 100.0  # Tracr's softmax coldness: the scale of W_Q
 EPSILON = 1e-4
 MAX_UNITS = 2048  # memory grows with the square: 2,048 units take about a gigabyte
 

@@ -33,12 +33,12 @@ import numpy as np
 import torch
 
 from trade_hf.compiled.alignment import is_turned
-from trade_hf.compiled.compiler import SOFTMAX_COLDNESS, compile_program
+from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.faithful import may_depart
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.straightening import in_tracrs_basis
-from trade_hf.compiled.weights import TracrWeights, WeightsError
+from trade_hf.compiled.weights import COLDNESS, TracrWeights, WeightsError
 from trade_hf.rasp.evaluate import PADDING, all_inputs, count_inputs, evaluate, random_inputs
 from trade_hf.rasp.functions import Value
 from trade_hf.rasp.program import Program
@@ -49,7 +49,7 @@ SAMPLED_INPUTS = 10_000
 MOST_TOKENS = 100_000_000  # of all inputs that may be asked for: they are held in memory, 8 bytes each
 CONFIDENCE = 0.95  # of the bound on the share of inputs that differ
 TOLERANCE = 1e-3  # of numbers; rounding leaves some 1e-4 in another basis
-BOS_LOGIT = SOFTMAX_COLDNESS / 2  # of a selected key above BOS, times the root of the key size
+BOS_LOGIT = COLDNESS / 2  # of a selected key above BOS, times the root of the key size
 FRACTION_DIGITS = 9  # of the values of a categorical output: 2.2 % 2 is not quite 0.2
 FIRST_CHUNK, CHUNK = 256, 16_384  # most programs that are wrong are so at once
 MOST_PAIRS = 4_000_000  # of positions, of all inputs of a chunk: what a selector and a head hold

@@ -12,9 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from trade_hf.compiled.isomorphism import are_identical
-from trade_hf.compiled.reading import COLDNESS
 from trade_hf.compiled.transforms import READERS, WRITERS, all_readers, change_basis, residual_vectors
-from trade_hf.compiled.weights import UNEMBED, TracrWeights
+from trade_hf.compiled.weights import COLDNESS, UNEMBED, TracrWeights
 
 NEAR = 0.2  # of a length: rows are equal, or a number is 0 or 1
 SMALLEST = 0.02  # length of a row that tells a direction

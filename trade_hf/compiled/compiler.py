@@ -20,13 +20,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from trade_hf.compiled.sparse import SparseWeights
-from trade_hf.compiled.weights import BOS, PAD, TracrWeights
+from trade_hf.compiled.weights import BOS, COLDNESS, PAD, TracrWeights
 from trade_hf.rasp.functions import Value
 from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable
 from trade_hf.rasp.tables import Domain, Table, Tables, UnsupportedError, tabulate
 
-SOFTMAX_COLDNESS = 100.0  # attention logit of a selected key, before division by sqrt(key_size)
-MLP_EXACTNESS = 100.0  # slope of the threshold units of maps of numbers
 ONE = "one"
 CLEAN_BOS = "_hidden_clean_bos_"  # one name for all selector widths of a layer, so that tracr adds them up
 
@@ -340,7 +338,7 @@ class _Compilation:
         size = 2 * len(inputs) - 2
         units, (written, places) = (0, _count(size)), self.at[number]
         start, steps = _Units(1, [(self._one(1), (0, _zeros(1)), 1.0)]), _Units(size)
-        steps.first = [((source, _zeros(size)), units, MLP_EXACTNESS), (self._one(size), units, _biases(inputs))]
+        steps.first = [((source, _zeros(size)), units, COLDNESS), (self._one(size), units, _biases(inputs))]
         if number in self.numerical:
             start.second = [((0, _zeros(1)), (written, _zeros(1)), float(outputs[0]))]
             rises = [float(sign * (b - a)) for a, b in itertools.pairwise(outputs) for sign in (1, -1)]
@@ -505,8 +503,8 @@ class _Compilation:
             chosen = np.flatnonzero(head.chosen.chosen[:-1])
             looked_for = (first + shift, columns[chosen // len(queries)])
             looking = (at_queries, queries[chosen % len(queries)])
-            parameters.add(names["attn/query/w"], (looking, looked_for, SOFTMAX_COLDNESS))
-            parameters.add(names["attn/query/w"], (self._one(1), bos_column, head.bos_weight * SOFTMAX_COLDNESS))
+            parameters.add(names["attn/query/w"], (looking, looked_for, COLDNESS))
+            parameters.add(names["attn/query/w"], (self._one(1), bos_column, head.bos_weight * COLDNESS))
             parameters.add(names["attn/key/w"], (self.at[head.keys], (first + shift, columns), 1.0))
             parameters.add(names["attn/key/w"], (self.bos, bos_column, 1.0))
             parameters.add(names["attn/value/w"], (head.read, (first, moved), 1.0))
@@ -526,7 +524,7 @@ def _offsets(sizes: dict[str, int]) -> tuple[dict[str, int], int]:
 def _biases(inputs: tuple[float, ...]) -> np.ndarray:
     """Biases of the two units of each threshold between two inputs."""
     thresholds = np.array([(a + b) / 2 for a, b in itertools.pairwise(inputs)], np.float64)
-    return np.stack([1 - MLP_EXACTNESS * thresholds, -(MLP_EXACTNESS * thresholds)], 1).ravel()
+    return np.stack([1 - COLDNESS * thresholds, -(COLDNESS * thresholds)], 1).ravel()
 
 
 @functools.cache

@@ -16,14 +16,13 @@ from functools import cached_property
 
 import numpy as np
 
-from trade_hf.compiled.weights import TracrWeights
+from trade_hf.compiled.weights import COLDNESS, TracrWeights
 from trade_hf.rasp.functions import Value
 
 NEAR = 0.02  # products that differ by less, on a logarithmic scale, are one
 EMPTY = 1e-5
 MAX_BRANCHES = 200
 COLOUR_SIZE = 12  # numbers that stand for a colour
-COLDNESS = 100.0
 
 TOKEN, SHARED, POSITION, COMPARED, MOVED, HIDDEN, OUTPUT = range(7)
 

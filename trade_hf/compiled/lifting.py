@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from trade_hf.compiled.reading import (
-    COLDNESS,
     MAX_NUMERICAL_MAPS,
     NEAR,
     GaveUpError,
@@ -26,7 +25,7 @@ from trade_hf.compiled.reading import (
     UnreadableError,
     Written,
 )
-from trade_hf.compiled.weights import TracrWeights
+from trade_hf.compiled.weights import COLDNESS, TracrWeights
 from trade_hf.rasp.canonical import Structure
 from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, linear
 from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Variable

@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from trade_hf.compiled.weights import TracrWeights
+from trade_hf.compiled.weights import COLDNESS, TracrWeights
 from trade_hf.rasp.canonical import Node, Structure
 from trade_hf.rasp.functions import linear
 from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable, type_of
 from trade_hf.rasp.tables import first_appearance, sort_values
 
-COLDNESS = 100.0  # Tracr's softmax coldness, and the slope of threshold units
 NEAR = 0.1
 LARGEST_DENOMINATOR = 240
 MAX_NUMERICAL_MAPS = 5  # of one s-op; their units are searched for among all that read it

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from trade_hf.compiled.alignment import MOST_DIRECTIONS, MOST_ROWS, NotTracrsError, align
-from trade_hf.compiled.reading import COLDNESS, GaveUpError, Patience
+from trade_hf.compiled.reading import GaveUpError, Patience
 from trade_hf.compiled.transforms import all_readers, change_coordinates, residual_vectors
-from trade_hf.compiled.weights import UNEMBED, TracrWeights
+from trade_hf.compiled.weights import COLDNESS, UNEMBED, TracrWeights
 
 SMALL = 1e-3  # of a vector's length: what is left of it where it is none of its own
 NEAR = 0.1  # of a product: it is 0, 1 or, in hundreds, 100

@@ -23,6 +23,8 @@ BOS = "compiler_bos"
 PAD = "compiler_pad"
 UNEMBED = "unembed/w"
 FORMAT = "tracr-weights-1"
+# The attention logit of a selected key, times the root of the key size, and the slope of the units of a threshold.
+COLDNESS = 100.0
 
 # What a file may hold; a larger model is refused before its tensors are read.
 LIMITS = {"layers": 64, "d_model": 4096, "parameters": 50_000_000, "vocab": 512, "max_seq_len": 512, "outputs": 4096}
