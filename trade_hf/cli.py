@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--figure", type=Path, metavar="FILE", help="draw where in the model each line is, as SVG")
 
     sub = command("compile", _compile, "compile a RASP program to weights, bit for bit as Tracr does")
-    sub.add_argument("program", type=Path, help="Python that builds a program with tracr")
+    sub.add_argument("program", type=Path, help="lines as tracr has them, `program = …` at the end; read, never run")
     sub.add_argument("-o", "--output", type=Path, required=True, help="the safetensors file to write")
     sub.add_argument("--format", choices=("tracr", "transformer-lens"), default="tracr", help="names of the tensors")
     _add_domain(sub)
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("-n", type=int, default=10, help="how many")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--min-lines", type=int, default=3)
-    sub.add_argument("--max-lines", type=int, default=8)
+    sub.add_argument("--max-lines", type=int, default=10)
     _add_domain(sub)
 
     sub = command("demo", _demo, "compile known programs with the real tracr package, decompile and check them")
