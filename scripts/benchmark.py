@@ -48,7 +48,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from records import commit, keep_row, kept_rows
+from records import code, keep_row, kept_rows
 
 from dataset_builder.brute_force import differing, outputs_in_rasp, outputs_of_model
 from dataset_builder.corpus import CONFIGS, CorpusConfig, distinct_rows
@@ -89,6 +89,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.study == "read" and args.corpus is None:
         parser.error("read: expected --corpus FOLDER, as scripts/build_dataset.py writes it")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
     samples = sample_programs(f"benchmark-{args.seed}", CONFIGS[args.config].sampler)
     found = STUDIES[args.study](args, samples)
     result = {"study": args.study, "config": args.config, "seed": args.seed, **found}
@@ -101,7 +103,7 @@ def main() -> None:
 
 def progress_of(args: argparse.Namespace) -> Path:
     """Where a long study keeps its rows until its result is written."""
-    return (args.out or Path(args.study)).with_suffix(".progress.jsonl")
+    return (args.out or Path(f"{args.study}-{args.config}-{args.seed}")).with_suffix(".progress.jsonl")
 
 
 def timed(function: Callable, *args: Any) -> tuple[Any, float]:
@@ -136,8 +138,8 @@ def compile_study(samples: list[Sample], args: argparse.Namespace) -> dict[str, 
 def resumed(
     measure: Callable[[Sample, int], dict[str, Any]], samples: list[Sample], args: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """A row for each sample; those of an earlier run of the same study, seed and commit that was killed are kept."""
-    progress, what = progress_of(args), f"{args.study} on {args.config}, seed {args.seed}, commit {commit()}"
+    """A row for each sample; those of an earlier run of the same study, seed and code that was killed are kept."""
+    progress, what = progress_of(args), f"{args.study} on {args.config}, seed {args.seed}, code {code()}"
     rows = kept_rows(progress, what)[: len(samples)]
     for number in tqdm(range(len(rows), len(samples)), args.study, len(samples), initial=len(rows), disable=None):
         rows.append({"of": what, **measure(samples[number], number)})

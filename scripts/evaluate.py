@@ -2,7 +2,7 @@
 
 Run: python scripts/evaluate.py --split test --limit 500 --variant permuted --json --out results/test-permuted.json
      python scripts/evaluate.py --split library --json --out results/library.json   (the tracr package's own programs)
-     python scripts/evaluate.py --all --json --out results   (every split and variant; 40 minutes on two cores)
+     python scripts/evaluate.py --all --json --out results   (every split and variant; an hour on one core)
      python scripts/evaluate.py --method MODULE:FUNCTION --limit 100 --json --out results/methods/NAME.json
 
 teacher_forced_exact    every token right after its true prefix
@@ -47,7 +47,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from records import commit, keep_row, kept_rows
+from records import code, commit, keep_row, kept_rows
 
 from dataset_builder.library import library_programs
 from dataset_builder.splits import PINNED, pinned
@@ -89,7 +89,7 @@ VARIANTS: dict[str, Callable[[TracrWeights, int], TracrWeights]] = {
 ALL = {
     "test-permuted": ("test", "permuted", 2000),
     "test-tracr": ("test", "tracr", 2000),
-    "test-rotated": ("test", "rotated", 300),
+    "test-rotated": ("test", "rotated", 1000),
     "test-skewed": ("test", "skewed", 300),
     **{f"test-{variant}": ("test", variant, 60) for variant in VARIANTS if variant.startswith(("noisy", "compressed"))},
     "test_long-permuted": ("test_long", "permuted", 200),
@@ -97,11 +97,13 @@ ALL = {
     "test_long-skewed": ("test_long", "skewed", 100),
     "test_long-compressed": ("test_long", "compressed", 60),
     "test_long-noisy-0.001": ("test_long", "noisy-0.001", 60),
+    "test_long-noisy-0.01": ("test_long", "noisy-0.01", 60),
     "library": ("library", "permuted", 0),
     "library-rotated": ("library", "rotated", 0),
     "library-skewed": ("library", "skewed", 0),
     "library-compressed": ("library", "compressed", 0),
     "library-noisy-0.001": ("library", "noisy-0.001", 0),
+    "library-noisy-0.01": ("library", "noisy-0.01", 0),
 }
 BATCH = 50
 MOST_RUN = 100_000  # inputs that the check of what is certified runs
@@ -194,7 +196,7 @@ def evaluate_checkpoint(
     `decompiles`. What was scored is kept in `progress`, if given, and a run that was killed goes on from there."""
     items, model = pinned(split, limit), load_model(checkpoint)
     weights_hash = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(checkpoint.glob("*.safetensors"))))
-    what = f"{weights_hash.hexdigest()} on {split}, {variant}, {decompiles}, {commit()}"
+    what = f"{weights_hash.hexdigest()} on {split}, {variant}, {decompiles}, code {code()}"
     rows = kept_rows(progress, what)[:limit]
     bar = tqdm(total=len(items), initial=len(rows), desc=f"{split}, {variant}", disable=None)
     for first in range(len(rows), len(items), BATCH):
@@ -243,7 +245,7 @@ def evaluate_method(
 ) -> dict[str, Any]:
     """What a decompiler gives for the first `limit` models of a split, without a look at the programs."""
     items = pinned(split, limit)
-    rows = kept_rows(progress, what := f"{name} on {split}, {variant}, {limits}, {commit()}")[:limit]
+    rows = kept_rows(progress, what := f"{name} on {split}, {variant}, {limits}, code {code()}")[:limit]
     with Method(name, limits) as method, TemporaryDirectory() as folder:
         for number in tqdm(range(len(rows), len(items)), name, len(items), initial=len(rows), disable=None):
             sample = items[number].sample

@@ -15,7 +15,7 @@ if [ ! -e $run ] && compgen -G 'runs/parts/part-*' > /dev/null; then
 fi
 bring_back() {
   kept=$run/final
-  if [ ! -e $kept ]; then
+  if [ ! -e $kept/training.json ]; then # it is written last
     kept=$(PYTHONPATH=scripts python3 -c "import sys; from pathlib import Path; from train import last_complete_checkpoint
 print(last_complete_checkpoint(Path(sys.argv[1])) or '')" $run)
   fi

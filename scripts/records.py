@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from trade_hf.files import write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+CODE = ("trade_hf", "dataset_builder", "scripts")
 
 
 def kept_rows(progress: Path | None, what: str) -> list[dict[str, Any]]:
@@ -16,7 +21,7 @@ def kept_rows(progress: Path | None, what: str) -> list[dict[str, Any]]:
         return []
     kept = progress.read_text() if progress.exists() else ""
     rows = [json.loads(line) for line in kept[: kept.rfind("\n") + 1].splitlines()]
-    rows = [row for row in rows if row["of"] == what]
+    rows = [row for row in rows if row.get("of") == what]
     write_text(progress, "".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
@@ -27,8 +32,21 @@ def keep_row(progress: Path | None, row: dict[str, Any]) -> None:
             file.write(json.dumps(row) + "\n")
 
 
+@functools.cache
+def code() -> str:
+    """A hash of all that may decide what is measured; of the code as it was when this was asked first."""
+    paths = sorted(path for folder in CODE for path in (ROOT / folder).rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
+
+
+@functools.cache
 def commit() -> str | None:
     """Of the code; with a plus sign if it was changed since, None outside of a clone."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-    found = subprocess.run(git, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
+    head = _git("rev-parse", "--short=12", "HEAD")
+    return head and head + "+" * bool(_git("status", "--porcelain", "--", *CODE))
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints; None where it fails, as outside of a clone."""
+    found = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+    return None if found.returncode else found.stdout.strip()

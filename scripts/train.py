@@ -49,7 +49,6 @@ class Recipe:
       minutes: of the whole run, in place of `max_steps` (see clock.py).
       fall: the last share of the minutes, in which the learning rate falls.
       muon_learning_rate: for the matrices of the layers (see muon.py); None: AdamW for all.
-      cpu_bf16_products: matrix products in bf16, all else in float32: on a CPU with AMX a quarter faster.
       reuse, long_share: of data made on the fly (see `OnlineExamples`).
       validation_size, validation_long_size: programs; the long ones are of 11 to 15 lines.
     """
@@ -57,7 +56,6 @@ class Recipe:
     minutes: float | None = None
     fall: float = 0.4
     muon_learning_rate: float | None = None
-    cpu_bf16_products: bool = False
     reuse: int = 1
     long_share: float = 0.0
     validation_size: int = 200
@@ -120,13 +118,13 @@ def train(
     arguments = arguments_of(output, settings, ignore_data_skip=corpus is None)
     torch.manual_seed(seed)
     model = build_model(config.get("model", {}), warm_start)
-    if recipe.cpu_bf16_products:
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    is_bf16_on_cpu = arguments.bf16 and arguments.device.type == "cpu"
+    if is_bf16_on_cpu:
         model.set_attn_implementation("eager")
     if corpus is None:
         step = int(Path(checkpoint).name.split("-")[-1]) if checkpoint else 0
         fresh = stream_of(arguments, recipe, sampler, model.config, f"{seed}-{step}")
-        data = made_online(fresh, recipe.validation_size, SAME_SHAPE if recipe.cpu_bf16_products else 1)
+        data = made_online(fresh, recipe.validation_size, SAME_SHAPE if is_bf16_on_cpu else 1)
     else:
         data = from_corpus(corpus, corpus_config, recipe.validation_size, model.config.encoder)
     trainer = (Seq2SeqTrainer if corpus else OnlineTrainer)(

@@ -20,6 +20,7 @@ class TrainingLog(TrainerCallback):
 
     examples_per_second   of all processes together
     waiting_for_data      share of the time between the end of a step and the start of the next
+                          (on a GPU also what it is still computing then)
     flop_utilisation      FLOPs of the model a second, over those of a large matrix product on the same device
     """
 

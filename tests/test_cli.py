@@ -129,6 +129,7 @@ BAD = [
     (["sample", "--vocab", "1,compiler_pad"], "must not contain 'compiler_pad'"),
     (["decompile", "good.safetensors", "--figure", "no/figure.svg"], "no: expected a folder to write figure.svg to"),
     (["verify", "good.safetensors", "good.py", "--write-certificate", "no/c.json"], "to write c.json to"),
+    (["decompile", "good.safetensors", "--report", "."], ".: expected a file to write to, got a folder"),
 ]
 
 

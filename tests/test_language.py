@@ -60,6 +60,7 @@ ERRORS = [
     ("v1 = rasp.Map(lambda x: x + 100, rasp.tokens)", "line 1, column 25: expected a named function such as `x`"),
     ("v1 = rasp.Map(lambda n: n + 100, rasp.tokens)", "got `n + 100`"),
     ("v1 = rasp.Map(lambda n: x, rasp.tokens)", "line 1, column 25: x is not an argument of `lambda n: …`"),
+    ("v1 = rasp.SequenceMap(lambda a, a: a, rasp.tokens, rasp.tokens)", "expected `lambda x, y: …`"),
     ("v1 = rasp.Map(lambda x, y: x, rasp.tokens)", "expected `lambda x: …`, got `lambda x, y: …`"),
     ("v1 = rasp.Map(lambda x=1: x, rasp.tokens)", "expected `lambda x: …`, got `lambda x=1: …`"),
     ("v1 = rasp.Map(lambda *x: x, rasp.tokens)", "expected `lambda x: …`, got `lambda *x: …`"),

@@ -162,13 +162,16 @@ def test_a_program_too_large_to_compile_is_no_error(script):
     assert script._compiled(program, small) is None
 
 
-def test_a_run_that_was_killed_goes_on(tmp_path, script):
+def test_a_run_that_was_killed_goes_on(tmp_path, script, monkeypatch):
     progress = tmp_path / "most-common.progress.jsonl"
     arguments = ("hostile_methods:leave_politely", "test", "permuted", 3, LIMITS)
     whole = script.evaluate_method(*arguments, None)
     script.evaluate_method(*arguments[:3], 2, LIMITS, progress)
     progress.write_text(progress.read_text() + '{"of": "cut o')  # as a kill leaves it
+    asked = []
+    monkeypatch.setattr(Method, "run", lambda self, path, run=Method.run: (asked.append(path), run(self, path))[1])
     resumed = script.evaluate_method(*arguments, progress)
+    assert len(asked) == 1
     assert len([json.loads(line) for line in progress.read_text().splitlines()]) == 3
     assert {k: v for k, v in resumed.items() if k != "seconds"} == {k: v for k, v in whole.items() if k != "seconds"}
     assert whole["compiles"] == 1.0 and whole["n"] == 3

@@ -96,11 +96,11 @@ def lent(folder, *options):
 
 
 def test_two_lent_machines_one_after_the_other(tmp_path):
-    by_the_clock = CONFIG.replace("max_steps: 6", "minutes: 0.2").replace("save_steps: 2", "validation_long_size: 2")
+    by_the_clock = CONFIG.replace("max_steps: 6", "minutes: 0.5").replace("save_steps: 2", "validation_long_size: 2")
     (tmp_path / "config.yaml").write_text(by_the_clock + "  reuse: 2\n  long_share: 0.5\n")
     here, there = machine(tmp_path / "here"), machine(tmp_path / "there")
-    first = lent(here, "0.05")
-    assert "of 0.2 minutes: start it again to go on" in first.stdout, first.stderr[-2000:]
+    first = lent(here, "0.1")
+    assert "of 0.5 minutes: start it again to go on" in first.stdout, first.stderr[-2000:]
     (there / "runs").mkdir()
     shutil.copytree(here / "out", there / "runs" / "parts")
     second = lent(there, "5")
@@ -145,7 +145,7 @@ def test_two_processes_killed_and_resumed_end_with_the_losses_of_an_undisturbed_
         source = ["--corpus", str(tmp_path / "corpus"), "--warm-start", str(tiny_checkpoint)]
         arguments = command(tmp_path / name, *source, "--max-steps", str(steps))[1:]
         (tmp_path / name / "config.yaml").write_text(
-            CONFIG + "  use_cpu: true\n  muon_learning_rate: 0.002\n  cpu_bf16_products: true\n"
+            CONFIG + "  use_cpu: true\n  muon_learning_rate: 0.002\n  bf16: true\n"
         )
         return subprocess.Popen(
             [*launch, *arguments],

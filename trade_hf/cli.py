@@ -162,6 +162,8 @@ def _check_folders(*files: Path | None) -> None:
     for path in files:
         if path and not path.parent.is_dir():
             raise UsageError(f"{path.parent}: expected a folder to write {path.name} to")
+        if path and path.is_dir():
+            raise UsageError(f"{path}: expected a file to write to, got a folder")
 
 
 def _print(data: Any, text: str, as_json: bool) -> None:

@@ -11,16 +11,23 @@ from typing import Any
 def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
     """What `write` puts into the path that it is given appears at `target` once it is complete.
 
-    A link is followed; a pipe or a device, as `/dev/stdout`, is written to as it is.
+    A link is followed; a pipe, or what lies under `/dev`, as `/dev/stdout`, is written to as it is. An OSError names
+    `target`.
     """
-    if target.exists() and not target.is_file() and not target.is_dir():
+    if target.is_relative_to("/dev") or target.is_fifo():
         write(target)
         return
     target = target.resolve()
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f".{target.name[:200]}.{os.getpid()}.partial")
     try:
         write(partial)
+        if target.is_file():
+            partial.chmod(target.stat().st_mode)
         partial.replace(target)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(target)) from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -50,6 +50,14 @@ def _split(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
+def _type_of_products(x: Tensor) -> torch.dtype:
+    """What autocast multiplies in: all layers take the same relations, which it would convert in each of them anew."""
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
 def _mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """What is added to the scores of attention, so that nothing comes of what is not allowed."""
     return torch.where(allowed, 0.0, -1e4).to(dtype)
@@ -94,11 +102,12 @@ class RelationalLayer(nn.Module):
         self.ffn = FeedForward(config)
 
     def forward(self, x: Tensor, relations: Tensor, bias: Tensor) -> Tensor:
-        normed = self.norm(x)
+        normed = self.norm(x).to(relations.dtype)
         query, key, value = (_split(part, self.config.num_heads) for part in self.qkv(normed).chunk(3, -1))
         attended = _attend(self.config, query, key, value, bias)
         messages = (relations @ _split(self.messages(normed), RELATIONS)).transpose(1, 2).flatten(2)
-        x = x + self.out(torch.cat([attended, self.message_norm(messages)], -1))
+        messages = self.message_norm(messages).to(attended.dtype)
+        x = x + self.out(torch.cat([attended, messages], -1))
         return self.ffn(x)
 
 
@@ -139,7 +148,7 @@ class TraDeEncoder(TraDePreTrainedModel):
             x = x + self.lines_before(kind.new_zeros(len(kind)) if lines_before is None else lines_before)[:, None]
         a, b, *alike = weight_edges.to(x.dtype).unbind(1)
         means = [edges / edges.abs().sum(-1, keepdim=True).clamp(min=1) for edges in alike]
-        relations = torch.stack([a, a.mT, b, b.mT, *means], 1)
+        relations = torch.stack([a, a.mT, b, b.mT, *means], 1).to(_type_of_products(x))
         if attention_mask is None:
             attention_mask = torch.ones(x.shape[:2], device=x.device)
         biases = self.attention_biases(relations, attention_mask)

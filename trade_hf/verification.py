@@ -4,10 +4,11 @@ Four ways:
 - identical weights: the program, compiled, has the model's weights up to the order of residual directions, hidden
   units, head dimensions and heads. An explicit reordering is found and every tensor compared, so this is a proof.
 - identical weights in another basis: the same up to rounding after a change of basis of the residual stream, which is
-  found too. This is looked for where there are too many inputs to run them all and those that were run agree.
+  found too. This is looked for where not all inputs were run and those that were agree.
 - equivalent: both give the same on every input of every length up to the maximum.
-- agrees: the same on a stated number of inputs, where there are too many to run them all: all of the shortest lengths
-  and a seeded sample of the others, with a bound on the share of inputs that may differ.
+- agrees: the same on a stated number of inputs, where there are too many to run them all (in the time, if there is a
+  deadline): all of the shortest lengths and a seeded sample of the others, with a bound on the share of inputs that may
+  differ.
 Otherwise a counterexample, one that no shorter one was found for.
 
 Numbers are the same if they differ by at most TOLERANCE. Where a program gives None, a model must leave all output
@@ -296,6 +297,7 @@ class _Inputs:
         lengths = range(1, self.max_seq_len)
         return max((n for n in lengths if count_inputs(len(self.vocab), n) <= self.samples // 2), default=0)
 
+    @cached_property
     def codes(self) -> np.ndarray:
         """[input, position], short ones first."""
         size, complete = len(self.vocab), self.complete_length
@@ -320,14 +322,15 @@ class _Inputs:
 
 
 def _compare(first: _Side, second: _Side, inputs: _Inputs, deadline: float = math.inf) -> Verdict:
-    begun, is_longer = time.monotonic(), inputs.is_complete and inputs.total > inputs.samples
-    codes, total = inputs.codes(), inputs.total
+    codes, total = inputs.codes, inputs.total
     most = max(1, MOST_PAIRS // inputs.max_seq_len**2)
     starts = [0, *range(min(FIRST_CHUNK, most), len(codes), min(CHUNK, most)), len(codes)]
     for start, end in itertools.pairwise(starts):
-        if start > FIRST_CHUNK and is_longer:
-            now = time.monotonic()
-            if now + (now - begun) * (total - start) / start > deadline:
+        now = time.monotonic()
+        if start <= FIRST_CHUNK:
+            begun = now
+        elif inputs.is_complete and total - start > inputs.samples:  # else a sample takes no less
+            if now + (now - begun) * (total - start) / (start - FIRST_CHUNK) > deadline:
                 return _compare(first, second, inputs.sampled())
         chunk = codes[start:end]
         answers = first(chunk), second(chunk)

@@ -296,7 +296,7 @@ def _in_own_names(node: ast.Lambda, kind: Kind) -> ast.expr:
     """The body of a lambda, its arguments renamed to those that functions of this kind are written with."""
     own = kind.value.split(", ")
     given = [argument.arg for argument in node.args.args]
-    if len(given) != len(own) or ast.unparse(node.args) != ", ".join(given):
+    if len(given) != len(own) or len(set(given)) != len(given) or ast.unparse(node.args) != ", ".join(given):
         raise RaspSyntaxError(node, f"expected `lambda {kind.value}: …`, got `lambda {ast.unparse(node.args)}: …`")
     if given != own:
         names = dict(zip(given, own, strict=True))
