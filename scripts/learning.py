@@ -29,6 +29,8 @@ OURS = {  # one run after the other, each from the last one's weights
 NEXT = OURS | {  # go on from the weights that ship
     "training-muon": Run("3 to 10 lines", 64),
     "training-muon-2": Run("3 to 10 lines", 96),
+    "training-muon-3": Run("3 to 10 lines", 96),  # 500 steps, which the next goes on from
+    "training-muon-4": Run("3 to 10 lines", 96),
 }
 PAPER = {"training-paper": Run("3 to 10 lines")}
 LONG_EXACT = "eval_long_free_running_exact"
