@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from conftest import DEMO_TIME_LIMIT
-from hostile_files import HOSTILE, noise
+from hostile_files import HOSTILE
 
 from trade_hf.app.answers import decompile_answer
 from trade_hf.app.examples import EXAMPLES
@@ -146,7 +146,10 @@ def test_no_file_is_read_but_those_that_were_uploaded(demo, path):
 
 def test_what_takes_too_long_to_come_or_to_run_is_ended_and_the_next_is_served(demo, tmp_path):
     """Both at a time: a model that takes long, and a file of which a byte comes now and then."""
-    noise(length=490, heads=4).save(tmp_path / "long")
+    same = parse(
+        "v1 = rasp.Select(rasp.indices, rasp.indices, rasp.Comparison.EQ)\nprogram = rasp.Aggregate(v1, rasp.tokens)"
+    )
+    rotate(compile_program(same, range(4), 300), 0).save(tmp_path / "long")  # 10,000 inputs of up to 300 tokens are run
     with ThreadPoolExecutor(2) as pool:
         slow = pool.submit(trickled, urlsplit(demo).port, patience=DEMO_TIME_LIMIT + 5)
         start, answer = time.monotonic(), asked_about_file(demo, (tmp_path / "long").read_bytes())
