@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataset_builder.card import write_card
 from dataset_builder.corpus import CONFIGS, CorpusError, build
 from dataset_builder.scale_out import NEEDS, DatatroveRunner
+from trade_hf.files import write_text
 
 
 def main() -> None:
@@ -58,7 +59,7 @@ def main() -> None:
     }
     text = json.dumps(report, indent=2)
     if args.report:
-        args.report.write_text(text + "\n")
+        write_text(args.report, text + "\n")
     print(text if args.json else f"{report['rows']:,} rows in {args.out / args.config}, {report['bytes']:,} bytes")
 
 

@@ -27,7 +27,6 @@ What was scored is kept beside --out, and a run that was killed goes on from the
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import os
@@ -47,7 +46,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from records import code, commit, keep_row, kept_rows
+from records import code, commit, hash_of, keep_row, kept_rows
 
 from dataset_builder.library import library_programs
 from dataset_builder.splits import PINNED, pinned
@@ -195,8 +194,8 @@ def evaluate_checkpoint(
     """All figures of one checkpoint on the first `limit` programs of a split; of its greedy programs alone unless
     `decompiles`. What was scored is kept in `progress`, if given, and a run that was killed goes on from there."""
     items, model = pinned(split, limit), load_model(checkpoint)
-    weights_hash = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(checkpoint.glob("*.safetensors"))))
-    what = f"{weights_hash.hexdigest()} on {split}, {variant}, {decompiles}, code {code()}"
+    weights_hash = hash_of(sorted(checkpoint.glob("*.safetensors")))
+    what = f"{weights_hash} on {split}, {variant}, {decompiles}, code {code()}"
     rows = kept_rows(progress, what)[:limit]
     bar = tqdm(total=len(items), initial=len(rows), desc=f"{split}, {variant}", disable=None)
     for first in range(len(rows), len(items), BATCH):
@@ -313,9 +312,11 @@ def evaluate_library(checkpoint: Path, variant: str) -> dict[str, Any]:
             "lines": len(item.program),
             "certificate": result.certificate,
             "source": result.source.value,
+            "certified": proven,
+            "wrongly_certified": proven and _differs(result.program, weights),
+            "code": result.code if proven else None,
         }
-        row |= {"certified": proven, "wrongly_certified": proven and _differs(result.program, weights)}
-        rows.append({**row, "code": result.code if proven else None})
+        rows.append(row)
     certified = [row["certified"] for row in rows]
     return {
         "split": "library",
@@ -429,7 +430,7 @@ def _by(groups: Callable[[dict[str, Any]], Iterable[Any]], rows: list[dict[str, 
 
 
 _by_lines = partial(_by, lambda row: [row["lines"]])
-_by_operation = partial(_by, lambda row: sorted(set(row["operations"])))
+_by_operation = partial(_by, lambda row: set(row["operations"]))
 
 
 if __name__ == "__main__":

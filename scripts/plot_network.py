@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from functools import partial
 from itertools import groupby
@@ -18,6 +17,7 @@ from learning import NEXT, OURS, PAPER, curve, forecast
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from plot_corpus import LONG, STYLE, TEST, TRAIN, save
+from records import hash_of
 
 from trade_hf.files import write_whole
 
@@ -28,7 +28,7 @@ MUON = "#7a4fa3"
 
 def digest(results: Path) -> str:
     """Of the results that the plot shows."""
-    return hashlib.sha256(b"".join((results / name).read_bytes() for name in OF)).hexdigest()
+    return hash_of(results / name for name in OF)
 
 
 def plot(path: Path, results: Path) -> None:

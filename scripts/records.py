@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,12 @@ def keep_row(progress: Path | None, row: dict[str, Any]) -> None:
 def code() -> str:
     """A hash of all that may decide what is measured; of the code as it was when this was asked first."""
     paths = sorted(path for folder in CODE for path in (ROOT / folder).rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
+    return hash_of(paths)[:12]
+
+
+def hash_of(paths: Iterable[Path]) -> str:
+    """Of what files hold, one after the other."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 @functools.cache

@@ -32,6 +32,7 @@ from dataset_builder.online import Example, OnlineExamples, collate_examples, to
 from dataset_builder.sampler import SamplerConfig
 from dataset_builder.splits import LONG, pinned
 from trade_hf.configuration_trade import TraDeConfig
+from trade_hf.files import write_text
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import TraDeProcessor
 from trade_hf.tokenization_rasp import LINE_SIZE, MAX_LINES, PAD, VOCABULARY, build_tokenizer
@@ -192,7 +193,7 @@ def save_final(trainer: Seq2SeqTrainer, folder: Path, record: dict[str, Any]) ->
     """A checkpoint folder, with what it was made with in training.json."""
     trainer.save_model(str(folder))
     TraDeProcessor(build_tokenizer()).save_pretrained(folder)
-    (folder / "training.json").write_text(json.dumps(record, indent=2))
+    write_text(folder / "training.json", json.dumps(record, indent=2))
 
 
 def build_model(sizes: dict[str, Any], warm_start: Path | None) -> TraDeForConditionalGeneration:

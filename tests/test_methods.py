@@ -130,7 +130,7 @@ def test_the_control_gives_a_program_that_compiles(models, monkeypatch):
 
 
 @pytest.fixture
-def script(monkeypatch):
+def evaluation(monkeypatch):
     """scripts/evaluate.py; the evaluate library has its name."""
     folder = Path(__file__).resolve().parent.parent / "scripts"
     monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
@@ -140,17 +140,17 @@ def script(monkeypatch):
     return module
 
 
-def test_the_check_of_what_is_certified_sees_a_wrong_none(script):
+def test_the_check_of_what_is_certified_sees_a_wrong_none(evaluation):
     program = parse("program = rasp.Map(lambda x: x % 2, rasp.tokens)")
     weights = compile_program(program, range(5), 3)
     name = "transformer/layer_0/mlp/linear_2/w"
     silent = weights.tensors[name].copy()
     silent[:, weights.residual_labels.index("v1_:0")] = 0
-    assert not script._differs(program, weights)
-    assert script._differs(program, replace(weights, tensors={**weights.tensors, name: silent}))
+    assert not evaluation._differs(program, weights)
+    assert evaluation._differs(program, replace(weights, tensors={**weights.tensors, name: silent}))
 
 
-def test_a_program_too_large_to_compile_is_no_error(script):
+def test_a_program_too_large_to_compile_is_no_error(evaluation):
     product = "rasp.SequenceMap(lambda x, y: x * y, {}, {})"
     difference = "rasp.SequenceMap(lambda x, y: x - y, {}, {})"
     program = parse(
@@ -159,18 +159,18 @@ def test_a_program_too_large_to_compile_is_no_error(script):
         f"v5 = {product.format('v4', 'v3')}\nprogram = {difference.format('v5', 'v4')}"
     )
     small = compile_program(parse("program = rasp.Map(lambda x: x, rasp.tokens)"), range(5), 5)
-    assert script._compiled(program, small) is None
+    assert evaluation._compiled(program, small) is None
 
 
-def test_a_run_that_was_killed_goes_on(tmp_path, script, monkeypatch):
+def test_a_run_that_was_killed_goes_on(tmp_path, evaluation, monkeypatch):
     progress = tmp_path / "most-common.progress.jsonl"
     arguments = ("hostile_methods:leave_politely", "test", "permuted", 3, LIMITS)
-    whole = script.evaluate_method(*arguments, None)
-    script.evaluate_method(*arguments[:3], 2, LIMITS, progress)
+    whole = evaluation.evaluate_method(*arguments, None)
+    evaluation.evaluate_method(*arguments[:3], 2, LIMITS, progress)
     progress.write_text(progress.read_text() + '{"of": "cut o')  # as a kill leaves it
     asked = []
     monkeypatch.setattr(Method, "run", lambda self, path, run=Method.run: (asked.append(path), run(self, path))[1])
-    resumed = script.evaluate_method(*arguments, progress)
+    resumed = evaluation.evaluate_method(*arguments, progress)
     assert len(asked) == 1
     assert len([json.loads(line) for line in progress.read_text().splitlines()]) == 3
     assert {k: v for k, v in resumed.items() if k != "seconds"} == {k: v for k, v in whole.items() if k != "seconds"}

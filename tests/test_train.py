@@ -101,14 +101,18 @@ def test_two_lent_machines_one_after_the_other(tmp_path):
     here, there = machine(tmp_path / "here"), machine(tmp_path / "there")
     first = lent(here, "0.1")
     assert "of 0.5 minutes: start it again to go on" in first.stdout, first.stderr[-2000:]
+    assert not (here / "runs" / "gpu" / "final").exists()
+    [checkpoint] = (here / "runs" / "gpu").glob("checkpoint-*")
+    assert 6 <= json.loads((checkpoint / "seconds.json").read_text()) < 30
     (there / "runs").mkdir()
     shutil.copytree(here / "out", there / "runs" / "parts")
     second = lent(there, "5")
-    assert "from runs/gpu/checkpoint-" in second.stdout, second.stderr[-2000:]
+    assert f"from runs/gpu/{checkpoint.name}\n" in second.stdout, second.stderr[-2000:]
     packed = b"".join(path.read_bytes() for path in sorted((there / "out").iterdir()))
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         archive.extractall(tmp_path / "end", filter="data")
     run = tmp_path / "end" / "runs" / "gpu"
+    assert (run / "final" / "model.safetensors").exists()
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert any("eval_long_free_running_exact" in row for row in rows)
     rates = [row["learning_rate"] for row in rows if "loss" in row]

@@ -309,6 +309,7 @@ class _Inputs:
         drawn = random_inputs(size, self.max_seq_len, self.samples - len(short), self.seed, complete + 1)
         return np.concatenate([short, drawn])
 
+    @cached_property
     def sampled(self) -> _Inputs:
         """A sample of them, where there are more."""
         return replace(self, limit=1)
@@ -329,9 +330,10 @@ def _compare(first: _Side, second: _Side, inputs: _Inputs, deadline: float = mat
         now = time.monotonic()
         if start <= FIRST_CHUNK:
             begun = now
-        elif inputs.is_complete and total - start > inputs.samples:  # else a sample takes no less
-            if now + (now - begun) * (total - start) / (start - FIRST_CHUNK) > deadline:
-                return _compare(first, second, inputs.sampled())
+        left = total - start
+        if inputs.is_complete and start > FIRST_CHUNK and left > inputs.samples:  # else a sample takes no less
+            if now + (now - begun) * left / (start - FIRST_CHUNK) > deadline:
+                return _compare(first, second, inputs.sampled)
         chunk = codes[start:end]
         answers = first(chunk), second(chunk)
         if (answers[0].values is None) != (answers[1].values is None):

@@ -206,12 +206,12 @@ class Lifter:
         reads = reader.first @ source.vectors.T
         reads = reads[(np.abs(reads).max(1) > NEAR) & (np.abs(reader.biases) < NEAR)]
         plain = np.abs(reads - (reads > ON)).max(1, initial=0) < NEAR
-        sizes = (reads[plain] > ON).sum(1).tolist()
-        for more, sums in enumerate(_sums(sizes, MAX_NUMERICAL_MAPS - int((~plain).sum()))):
+        sizes, numerical = (reads[plain] > ON).sum(1).tolist(), int((~plain).sum())
+        for more, sums in enumerate(_sums(sizes, MAX_NUMERICAL_MAPS - numerical)):
             for taken in sorted(sums):
                 maps, over = divmod(sum(sizes) - taken, len(source.vectors))
                 if not over:
-                    yield maps, more + int((~plain).sum())
+                    yield maps, more + numerical
         if 0 < sum(sizes) < len(source.vectors) and plain.all():
             yield 1, 0  # undefined on some values
 
