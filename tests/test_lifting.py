@@ -13,6 +13,7 @@ from dataset_builder.corpus import CONFIGS
 from dataset_builder.library import library_programs
 from dataset_builder.sampler import SamplerConfig, sample_programs
 from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.lifting import lift
 from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate
 from trade_hf.decompiler import spelled
@@ -22,6 +23,25 @@ from trade_hf.search import lifted_programs
 from trade_hf.verification import verify
 
 CHANGES = {"permuted": permute, "rotated": rotate}
+WRITTEN_ELSEWHERE = {
+    "an s-op with itself": """v1 = rasp.SequenceMap(lambda x, y: x - y, rasp.tokens, rasp.tokens)
+v2 = rasp.Select(rasp.indices, v1, rasp.Comparison.EQ)
+v3 = rasp.Aggregate(v2, rasp.tokens)
+v4 = rasp.SequenceMap(lambda x, y: x + y, v1, v3)
+program = rasp.SequenceMap(lambda x, y: max(x, y), v4, rasp.indices)""",
+    "an s-op with itself, beside a map of it": """v1 = rasp.SequenceMap(lambda x, y: x * y, rasp.tokens, rasp.tokens)
+v2 = rasp.Map(lambda x: x + 1, rasp.tokens)
+program = rasp.SequenceMap(lambda x, y: x - y, v1, v2)""",
+    "two maps of a number whose values are close": """v1 = rasp.Select(rasp.indices, rasp.indices, rasp.Comparison.LEQ)
+v2 = rasp.numerical(rasp.Map(lambda x: x == 0, rasp.tokens))
+v3 = rasp.numerical(rasp.Map(lambda x: x == 1, rasp.tokens))
+v4 = rasp.numerical(rasp.Aggregate(v1, v2, default=0))
+v5 = rasp.numerical(rasp.Aggregate(v1, v3, default=0))
+v6 = rasp.numerical(rasp.LinearSequenceMap(v4, v5, 1, -1))
+v7 = rasp.Map(lambda x: x == 0, v6)
+v8 = rasp.Map(lambda x: x < 0, v6)
+program = rasp.SequenceMap(lambda x, y: x - y, v7, v8)""",
+}
 LONG = SamplerConfig(min_lines=11, max_lines=20, max_d_model=288)
 
 
@@ -54,6 +74,14 @@ def test_programs_that_nobody_here_wrote():
         first = next(lifted_programs(weights), None)
         found += first is not None and verify(spelled(first, weights), weights).is_verified
     assert found >= len(programs) - 1
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("text", WRITTEN_ELSEWHERE.values(), ids=WRITTEN_ELSEWHERE)
+def test_what_the_sampler_never_makes(text, change):
+    weights = compile_program(parse(text), VOCAB, 9)
+    found = next(lifted_programs(change(weights, 5)))
+    assert are_identical(compile_program(spelled(found, weights), VOCAB, 9), weights)
 
 
 def test_a_compressed_model():

@@ -116,7 +116,10 @@ class _Directions:
         return np.concatenate([nearest, right[len(left) :]]).astype(np.float32)
 
     def add(self, row: np.ndarray) -> None:
-        self.found = np.concatenate([self.found, (row / np.linalg.norm(row))[None]])
+        size = float(np.linalg.norm(row))
+        if size < SMALLEST:  # a compressed model has lost it
+            raise NotTracrsError
+        self.found = np.concatenate([self.found, (row / size)[None]])
 
     def split(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of each row its parts along the known directions, and what is left of it."""

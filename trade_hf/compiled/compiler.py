@@ -338,7 +338,7 @@ class _Compilation:
         size = 2 * len(inputs) - 2
         units, (written, places) = (0, _count(size)), self.at[number]
         start, steps = _Units(1, [(self._one(1), (0, _zeros(1)), 1.0)]), _Units(size)
-        steps.first = [((source, _zeros(size)), units, COLDNESS), (self._one(size), units, _biases(inputs))]
+        steps.first = [((source, _zeros(size)), units, COLDNESS), (self._one(size), units, threshold_biases(inputs))]
         if number in self.numerical:
             start.second = [((0, _zeros(1)), (written, _zeros(1)), float(outputs[0]))]
             rises = [float(sign * (b - a)) for a, b in itertools.pairwise(outputs) for sign in (1, -1)]
@@ -521,7 +521,7 @@ def _offsets(sizes: dict[str, int]) -> tuple[dict[str, int], int]:
 
 
 @functools.lru_cache(maxsize=10_000)
-def _biases(inputs: tuple[float, ...]) -> np.ndarray:
+def threshold_biases(inputs: tuple[float, ...]) -> np.ndarray:
     """Biases of the two units of each threshold between two inputs."""
     thresholds = np.array([(a + b) / 2 for a, b in itertools.pairwise(inputs)], np.float64)
     return np.stack([1 - COLDNESS * thresholds, -(COLDNESS * thresholds)], 1).ravel()

@@ -83,17 +83,27 @@ def _graph(weights: TracrWeights) -> _Graph:
     for layer in range(weights.num_layers):
         _add_attention(weights, layer, residual, bias, vertices, connect, kinds)
         names = [f"transformer/layer_{layer}/mlp/linear_{i}" for i in (1, 2)]
-        first, second = (weights.tensors[f"{name}/w"] for name in names)
-        used = np.flatnonzero(np.abs(first).max(0) + np.abs(second).max(1) + np.abs(weights.tensors[f"{names[0]}/b"]))
-        hidden = vertices([("hidden", layer)] * len(used))
-        connect(residual, hidden, first[:, used], next(kinds))
-        connect(hidden, residual, second[used], next(kinds))
-        connect(bias, hidden, weights.tensors[f"{names[0]}/b"][None, used], next(kinds))
+        reads, bias_of, writes, alike = _distinct_units(weights, names)
+        hidden = vertices([("hidden", layer, count) for count in alike.tolist()])
+        connect(residual, hidden, reads.T, next(kinds))
+        connect(hidden, residual, writes, next(kinds))
+        connect(bias, hidden, bias_of[None], next(kinds))
         connect(bias, residual, weights.tensors[f"{names[1]}/b"][None], next(kinds))
     sources, targets = (np.concatenate([edge[i] for edge in edges]) for i in (0, 1))
     kind = np.concatenate([np.full(len(edge[0]), edge[3]) for edge in edges])
     weight = np.concatenate([edge[2] for edge in edges])
     return _Graph(colours, sources, targets, np.stack([kind, weight.astype(np.float64)], 1))
+
+
+def _distinct_units(weights: TracrWeights, names: list[str]) -> tuple[np.ndarray, ...]:
+    """Of the hidden units that read or write anything: what they read, their biases, what they write, and how many
+    there are of each. Those that are equal in all (steps of two maps of one number where neither changes) are one
+    vertex, or each would have to be told from the others."""
+    first, second = (weights.tensors[f"{name}/w"] for name in names)
+    units = np.concatenate([first.T, weights.tensors[f"{names[0]}/b"][:, None], second], 1) + 0.0  # no -0.0
+    units, alike = np.unique(units[units.any(1)], axis=0, return_counts=True)
+    size = weights.d_model
+    return units[:, :size], units[:, size], units[:, size + 1 :], alike
 
 
 def _plain(value: Value | None) -> object:

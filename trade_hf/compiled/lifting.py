@@ -21,6 +21,7 @@ from trade_hf.compiled.reading import (
     NEAR,
     GaveUpError,
     Reader,
+    Reading,
     State,
     UnreadableError,
     Written,
@@ -148,6 +149,7 @@ class Lifter:
     # ------------------------------------------------------------ MLP units
 
     def _with_mlp(self, layer: int, lifted: _Lifted) -> Iterator[_Lifted]:
+        idle = self._idle(layer)
         groups = [
             *self._sequence_maps(layer, lifted.state),
             *self._linear(layer, lifted.state),
@@ -158,7 +160,14 @@ class Lifter:
             lines = lifted.with_lines(*itertools.chain(*chosen))
             reader = self._reader(layer, lines)
             for state in reader.read(len(lifted.lines), lifted.state):
-                yield _Lifted(lines, state, lifted.selects)
+                after = _Lifted(lines, state, lifted.selects)
+                yield from _on_itself(after, range(len(lifted.lines), len(lines)), idle)
+                yield after
+
+    def _idle(self, layer: int) -> np.ndarray:
+        """What units write that read nothing, [unit, d_model]."""
+        reader = self.readers[layer]
+        return reader.second[(np.abs(reader.first).max(1) < NEAR) & (np.abs(reader.second).max(1) > NEAR)]
 
     def _reader(self, layer: int, lines: tuple[Line, ...]) -> Reader:
         return self.readers[layer].of(lines)
@@ -244,6 +253,26 @@ class Lifter:
         written = {place[v]: some for v, some in state.written.items() if v in place}
         readings = {place[n]: reading for n, reading in state.readings.items() if n in place}
         return Reader(tuple(lines), self.weights).structure(State(written, readings))
+
+
+def _on_itself(lifted: _Lifted, numbers: range, idle: np.ndarray) -> Iterator[_Lifted]:
+    """With one of the maps among the lines `numbers` as a sequence map of an s-op with itself.
+
+    Tracr compiles it as a map of the pairs of equal values. What it gives for other pairs, which never come together,
+    has units that read nothing all the same, which write `idle` [value, d_model]; who reads the s-op reads these too.
+    """
+    written = lifted.state.written
+    for number in numbers if len(idle) else ():
+        line, entries = lifted.lines[number], lifted.state.readings[number].entries
+        size = len(written[line.args[0]].vectors)
+        if line.op is Op.MAP and not written[line.args[0]].numbers and -1 not in entries:
+            if len(idle) > size * (size - 1):
+                continue
+            vectors = np.concatenate([written[number].vectors, idle])
+            lines = list(lifted.lines)
+            lines[number] = Line(Op.SEQUENCE_MAP, line.args * 2, _ANY[Op.SEQUENCE_MAP.kind])
+            state = lifted.state.after({number: Reading((*entries, len(vectors)), Written(vectors))})
+            yield _Lifted(tuple(lines), state, lifted.selects)
 
 
 def _sums(sizes: list[int], most: int) -> list[set[int]]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from trade_hf.compiled.compiler import threshold_biases
 from trade_hf.compiled.weights import COLDNESS, TracrWeights
 from trade_hf.rasp.canonical import Node, Structure
 from trade_hf.rasp.functions import linear
@@ -251,16 +252,19 @@ class Reader:
                 written = Written((sign * a / size_a)[None], tuple(sorted(sums)))
                 yield {group[0]: Reading((), written, linear(*factors))}
 
-    def _steps(self, direction: np.ndarray, count: int, maps: int = 1) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Step functions of a number: what they add at each of `count` - 1 thresholds, ascending, [threshold, map,
-        d_model]; and what they may give below the first one."""
+    def _steps(
+        self, direction: np.ndarray, inputs: tuple[float, ...], maps: int = 1
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Step functions of a number with the values `inputs`, ascending: what they add at each threshold between two
+        of them, [threshold, map, d_model]; and what they may give below the first one."""
         units = np.flatnonzero(np.abs(self.first @ direction - COLDNESS) < 1)
-        units = units[
-            np.argsort(-self.biases[units], kind="stable")
-        ]  # at each threshold the upper units, then the lower
-        if count < 2 or len(units) != 2 * (count - 1) * maps:
-            raise UnreadableError(f"expected {(count - 1) * maps} thresholds, found {len(units) / 2}")
-        upper = units.reshape(count - 1, 2 * maps)[:, :maps]
+        if len(inputs) < 2 or len(units) != 2 * (len(inputs) - 1) * maps:
+            raise UnreadableError(f"expected {(len(inputs) - 1) * maps} thresholds, found {len(units) / 2}")
+        # Two units a threshold, an upper and a lower one; those of values that are close stand between each other.
+        expected = threshold_biases(inputs).repeat(maps)
+        placed = np.empty_like(units)
+        placed[np.argsort(-expected, kind="stable")] = units[np.argsort(-self.biases[units], kind="stable")]
+        upper = placed.reshape(len(inputs) - 1, 2, maps)[:, 0]
         return self.second[upper], self._starts(int(units[0]))
 
     def _starts(self, beside: int) -> list[np.ndarray]:
@@ -272,7 +276,7 @@ class Reader:
     def _map_of_numbers(self, group: list[int], state: State) -> Iterator[dict[int, Reading]]:
         source = state.written[self.lines[group[0]].args[0]]
         numerical = [self.lines[n].op is Op.MAP_NUMERICAL for n in group]
-        steps, starts = self._steps(source.vectors[0], len(source.numbers), len(group))
+        steps, starts = self._steps(source.vectors[0], source.numbers, len(group))
         for chosen in itertools.permutations(starts, len(group)):
             self.patience()
             for own in _shared_out(list(zip(chosen, numerical, strict=True)), list(map(list, steps))):
@@ -339,7 +343,8 @@ class Reader:
             assert value is not None
             shares = {v / n for v in value.numbers for n in range(1, length + 1)}
             return {**readings, number: Reading((), Written(written, tuple(sorted(shares))))}
-        steps, starts = self._steps(written[0], length + 1)  # over 1 / (width + 1), so the widest comes first
+        fractions = tuple(1 / (width + 1) for width in range(length, -1, -1))  # which the head writes
+        steps, starts = self._steps(written[0], fractions)
         if op is Op.SELECTOR_WIDTH_NUMERICAL:
             return {**readings, number: Reading((), Written(-steps[0], tuple(range(length + 1))))}
         start = next((some for some in starts if _leaves(some, steps[:, 0])), None)
