@@ -15,18 +15,20 @@ from trade_hf.rasp.program import Program
 Outputs = list[list[Any]]  # for each input the value at each position, None where there is none
 
 
-def outputs_in_rasp(program: Program, vocab: tuple[Value, ...], max_seq_len: int) -> Outputs:
-    """By tracr's evaluator of RASP."""
-    sop = to_tracr(program)
-    return [sop(tokens) for tokens in inputs(vocab, max_seq_len)]
+def outputs_in_rasp(program: Program, vocab: tuple[Value, ...], max_seq_len: int, causal: bool = False) -> Outputs:
+    """By tracr's evaluator of RASP, or the one with causal masks."""
+    from tracr.rasp import causal_eval, rasp
+
+    run, sop = (causal_eval if causal else rasp).evaluate, to_tracr(program)
+    return [run(sop, tokens) for tokens in inputs(vocab, max_seq_len)]
 
 
-def outputs_of_model(program: Program, vocab: tuple[Value, ...], max_seq_len: int) -> Outputs:
+def outputs_of_model(program: Program, vocab: tuple[Value, ...], max_seq_len: int, causal: bool = False) -> Outputs:
     """By the model that tracr compiles, run by tracr on all inputs of one length at once. Categorical outputs are None
     where no output direction is on."""
     from tracr.compiler import compiling
 
-    model = compiling.compile_rasp_to_model(to_tracr(program), set(vocab), max_seq_len)
+    model = compiling.compile_rasp_to_model(to_tracr(program), set(vocab), max_seq_len, causal=causal)
     weights, encode = from_tracr_model(model), model.input_encoder.encode
     found: Outputs = []
     for _, same_length in itertools.groupby(inputs(vocab, max_seq_len), len):

@@ -50,7 +50,7 @@ from records import code, commit, hash_of, keep_row, kept_rows
 
 from dataset_builder.library import library_programs
 from dataset_builder.splits import PINNED, pinned
-from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.compiler import compile_like, compile_program
 from trade_hf.compiled.denoise import denoise
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.isomorphism import are_identical
@@ -382,14 +382,14 @@ def _canonical(program: Program, weights: TracrWeights) -> Program | None:
 
 def _compiled(program: Program, weights: TracrWeights) -> TracrWeights | None:
     try:
-        return compile_program(program, weights.input_vocab, weights.max_seq_len)
+        return compile_like(program, weights)
     except (UnsupportedError, WeightsError):  # the second: it is too large
         return None
 
 
 def _differs(program: Any, weights: TracrWeights) -> bool:
     """Run the recompiled program and the model on every input, or on a sample, without the verifier."""
-    compiled = compile_program(program, weights.input_vocab, weights.max_seq_len)
+    compiled = compile_like(program, weights)
     domain = len(weights.input_vocab), weights.max_seq_len
     inputs = all_inputs(*domain) if count_inputs(*domain) <= MOST_RUN else random_inputs(*domain, MOST_RUN, 0)
     first, second = (run(model, inputs, dtype=torch.float64) for model in (compiled, weights))

@@ -4,6 +4,7 @@ constraints.txt pins 3.9, which has both HookedTransformer and TransformerBridge
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -185,8 +186,9 @@ def test_one_clear_line_for_what_is_none(tmp_path):
     state = lens.to_state_dict(weights)
     good = {**state, "vocab": weights.vocab, "output_values": weights.output_values}
     taken = read_weights({**good, "blocks.0.attn.mask": np.ones((6, 6), bool)})
-    assert np.array_equal(taken.unembedding, weights.unembedding)
+    assert np.array_equal(taken.unembedding, weights.unembedding) and not taken.causal
     causal = np.tril(np.ones((6, 6), bool))
+    assert read_weights({**good, "blocks.0.attn.mask": causal}).causal
     for changes, message in [
         ({"vocab": None}, "expected vocab beside a TransformerLens state dict: a token for each of the 7 rows"),
         ({"vocab": VOCAB}, "compiler_pad among them; got 5"),
@@ -194,7 +196,9 @@ def test_one_clear_line_for_what_is_none(tmp_path):
         ({"blocks.0.mlp.W_in": None}, "the tensor blocks.0.mlp.W_in is missing"),
         ({"blocks.0.mlp.W_gate": np.ones(3)}, "the tensor blocks.0.mlp.W_gate is not one of"),
         ({"unembed.b_U": np.ones(6, np.float32)}, "unembed.b_U: expected zeros"),
-        ({"blocks.0.attn.mask": causal}, "blocks.0.attn.mask: expected attention in both directions"),
+        ({"blocks.0.attn.mask": ~causal}, "blocks.0.attn.mask: expected attention to all positions or a causal mask"),
+        ({"blocks.0.attn.mask": causal, "causal": False}, "expected one attention mask, causal or not, got both"),
+        ({"causal": 1}, "expected true or false for causal in the metadata, got 1"),
         ({"blocks.0.attn.W_Q": np.ones((7, 6), np.float32)}, "expected heads first"),
         ({"embed.W_E": np.float32(1)}, "embed.W_E: expected two dimensions"),
     ]:
@@ -209,7 +213,7 @@ def test_one_clear_line_for_what_is_none(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"attention_dir": "causal"}, {"act_fn": "gelu"}, {"use_attn_scale": False}, {"normalization_type": "LN"}],
+    [{"act_fn": "gelu"}, {"use_attn_scale": False}, {"normalization_type": "LN"}],
     ids=str,
 )
 def test_models_that_are_not_built_as_tracrs_are_refused(change):
@@ -236,3 +240,14 @@ def test_hostile_state_dicts_give_one_line(data):
         assert "\n" not in str(error)
     else:
         assert name == "unembed.b_U" or state[name].shape == lens.to_state_dict(weights)[name].shape
+
+
+@every_model
+def test_a_causal_mask(to_model):
+    histogram = next(case.program for case in CASES if case.name == "histogram")
+    weights = replace(compile_program(histogram, VOCAB, LENGTH, causal=True), residual_labels=())
+    model = to_model(weights)
+    assert_agrees(model, weights)
+    back = lens.from_transformer_lens(model, weights.vocab, weights.output_values)
+    assert back.causal
+    assert_equal(back, weights)

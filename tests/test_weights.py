@@ -36,7 +36,7 @@ def assert_equal(first, second):
     assert first.tensors.keys() == second.tensors.keys()
     assert all(np.array_equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
     assert np.array_equal(first.unembedding, second.unembedding)
-    for name in ("num_heads", "vocab", "max_seq_len", "output_values", "residual_labels", "bos", "pad"):
+    for name in ("num_heads", "vocab", "max_seq_len", "output_values", "residual_labels", "bos", "pad", "causal"):
         assert getattr(first, name) == getattr(second, name), name
 
 

@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("program", type=Path, help="lines as tracr has them, `program = …` at the end; read, never run")
     sub.add_argument("-o", "--output", type=Path, required=True, help="the safetensors file to write")
     sub.add_argument("--format", choices=("tracr", "transformer-lens"), default="tracr", help="names of the tensors")
+    sub.add_argument("--causal", action="store_true", help="with a causal mask, as Tracr's causal=True")
     _add_domain(sub)
 
     sub = command("verify", _verify, "check whether a program and a compiled model agree (exit status 1: they do not)")
@@ -243,7 +244,7 @@ def _compile(args: argparse.Namespace) -> int:
 
     _check_folders(args.output)
     vocab = _distinct_vocab(args.vocab)
-    weights = compile_program(_read_program(args.program), vocab, args.max_seq_len)
+    weights = compile_program(_read_program(args.program), vocab, args.max_seq_len, causal=args.causal)
     if args.format == "transformer-lens":
         save_for_transformer_lens(weights, args.output)
     else:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.compiler import compile_like
 from trade_hf.compiled.denoise import denoise, is_aligned
 from trade_hf.compiled.transforms import compress
 from trade_hf.compiled.weights import TracrWeights, WeightsError, read_weights
@@ -257,7 +257,7 @@ class Likeness:
     def distance(self, program: Program) -> float:
         """How far the units that a program compiles to, in no more dimensions than the model has, read and write
         otherwise than the model's; infinite where their numbers differ."""
-        compiled = compile_program(program, self.weights.input_vocab, self.weights.max_seq_len)
+        compiled = compile_like(program, self.weights)
         if self.weights.d_model < compiled.d_model:
             compiled = compress(compiled, self.weights.d_model)
         signature = _signature(compiled)

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from trade_hf.compiled.compiler import compile_program, owners_of
+from trade_hf.compiled.compiler import compile_like, owners_of
 from trade_hf.compiled.correspondence import Correspondence, correspond
 from trade_hf.compiled.denoise import denoise
 from trade_hf.compiled.forward import residual_stream
@@ -66,7 +66,7 @@ def provenance(program: Program, weights: TracrWeights) -> tuple[LineOrigin, ...
 
     Raises ValueError where the model's parts are not those that Tracr makes of the program.
     """
-    compiled = compile_program(program, weights.input_vocab, weights.max_seq_len)
+    compiled = compile_like(program, weights)
     _, there = _matched(compiled, weights)
     heads: dict[int, list[Component]] = {}
     units: dict[tuple[int, int], list[int]] = {}
@@ -93,7 +93,7 @@ def confirm(program: Program, weights: TracrWeights, origins: Sequence[LineOrigi
     A unit that cleans BOS is left alone: it belongs to several lines and acts at BOS only. Raises ValueError as
     `provenance`.
     """
-    compiled = compile_program(program, weights.input_vocab, weights.max_seq_len)
+    compiled = compile_like(program, weights)
     weights, there = _matched(compiled, weights)
     back = np.linalg.pinv(there.basis, rcond=1e-4)
     inputs = random_inputs(len(weights.input_vocab), weights.max_seq_len, INPUTS, seed)

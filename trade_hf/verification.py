@@ -1,8 +1,8 @@
 """Do two of programs and compiled transformers agree? The answer says how it was found.
 
 Four ways:
-- identical weights: the program, compiled, has the model's weights up to the order of residual directions, hidden
-  units, head dimensions and heads. An explicit reordering is found and every tensor compared, so this is a proof.
+- identical weights: the program, compiled, has the model's weights and mask, up to the order of residual directions,
+  hidden units, head dimensions and heads. An explicit reordering is found and every tensor compared: this is a proof.
 - identical weights in another basis: the same up to rounding after a change of basis of the residual stream, which is
   found too. This is looked for where not all inputs were run and those that were agree.
 - equivalent: both give the same on every input of every length up to the maximum.
@@ -146,7 +146,7 @@ class Verifier:
         """As `verify`."""
         weights, inputs = self.weights, self.inputs
         try:
-            side = _ProgramSide(program, inputs.vocab, inputs.max_seq_len)
+            side = _ProgramSide(program, inputs.vocab, inputs.max_seq_len, weights.causal)
         except (UnsupportedError, WeightsError) as error:  # the second: it is too large
             return Verdict(Status.REFUTED, 0, inputs.total, reason=f"the program does not compile: {error}")
         if are_identical(side.compiled, weights):
@@ -218,15 +218,15 @@ class _Answer:
 class _ProgramSide:
     """Raises UnsupportedError for a program that Tracr cannot compile."""
 
-    def __init__(self, program: Program, vocab: tuple[Value, ...], max_seq_len: int) -> None:
+    def __init__(self, program: Program, vocab: tuple[Value, ...], max_seq_len: int, causal: bool = False) -> None:
         self.tables = tabulate(program, vocab, max_seq_len)
-        self.compiled = compile_program(program, vocab, max_seq_len)
+        self.compiled = compile_program(program, vocab, max_seq_len, causal=causal)
         # In wide heads, the softmax leaves so much on BOS that averages are others than in RASP.
         leak = max_seq_len * math.exp(-BOS_LOGIT / math.sqrt(self.compiled.key_size))
         self.departs = may_depart(self.tables) or leak > TOLERANCE
 
     def __call__(self, inputs: np.ndarray, dtype: torch.dtype = torch.float32) -> _Answer:
-        meant = evaluate(self.tables, inputs)
+        meant = evaluate(self.tables, inputs, causal=self.compiled.causal)
         cells, values = meant.codes, meant.values
         undefined = np.zeros(cells.shape, bool) if values is None else cells < 0
         rows = np.flatnonzero(~meant.valid | self.departs)

@@ -41,8 +41,6 @@ def from_tracr_model(model: Any) -> TracrWeights:
         params, config = model.params, model.model_config
     except (AttributeError, KeyError, TypeError):
         raise TypeError(f"expected a tracr AssembledTransformerModel, got {type(model).__name__}") from None
-    if config.causal:
-        raise UnsupportedError("causal models are not supported: expected causal=False")
     unembedding = np.zeros((len(residual), len(output)), np.float32)
     for column, direction in enumerate(output):
         unembedding[residual.index(direction), column] = 1.0
@@ -59,6 +57,7 @@ def from_tracr_model(model: Any) -> TracrWeights:
         residual_labels=tuple(model.residual_labels),
         bos=encoder.bos_token,
         pad=encoder.pad_token,
+        causal=config.causal,
     )
 
 

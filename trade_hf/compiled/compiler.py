@@ -14,7 +14,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,6 +41,7 @@ def compile_program(
     vocab: Iterable[Value],
     max_seq_len: int,
     labels: Sequence[str] | None = None,
+    causal: bool = False,
 ) -> TracrWeights:
     """Compile `program` as `tracr.compiler.compiling.compile_rasp_to_model` does.
 
@@ -50,10 +51,17 @@ def compile_program(
       max_seq_len: the longest input, BOS not counted.
       labels: tracr's label for each line (name, underscore, number); their order is that of residual directions.
         By default `v1_`, `v2_`, …, which sort as tracr's do for s-ops named `v1`, `v2`, ….
+      causal: as tracr's `causal`: a mask over the same weights.
 
     Raises UnsupportedError for what Tracr cannot compile, ValueError for a vocabulary that holds BOS or pad.
     """
-    return compile_sparse(program, vocab, max_seq_len, labels).dense()
+    weights = compile_sparse(program, vocab, max_seq_len, labels).dense()
+    return replace(weights, causal=True) if causal else weights
+
+
+def compile_like(program: Program, weights: TracrWeights) -> TracrWeights:
+    """Compile `program` for a model's vocabulary, length and mask. Raises as `compile_program`."""
+    return compile_program(program, weights.input_vocab, weights.max_seq_len, causal=weights.causal)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Batched forward pass of a compiled transformer, equal to tracr's `AssembledTransformerModel.apply`.
 
 Tracr runs inputs one by one through JAX (`transformer/model.py`, `transformer/attention.py`); here a batch of inputs of
-mixed lengths goes through at once. Attention is softmax(QK / sqrt(key_size)) without a causal mask, the MLP is a ReLU,
-there is no layer norm.
+mixed lengths goes through at once. Attention is softmax(QK / sqrt(key_size)), with a causal mask if the model has one,
+the MLP is a ReLU, there is no layer norm.
 """
 
 from __future__ import annotations
@@ -114,20 +114,26 @@ class _Model:
         real = torch.from_numpy(inputs[:, :length] != PADDING)
         tokens = torch.from_numpy(rows[np.where(inputs[:, :length] == PADDING, 0, inputs[:, :length])])
         x, shape = self.embed(tokens)
-        padded = ~torch.cat([torch.ones(len(inputs), 1, dtype=torch.bool), real], 1)[:, None]
+        hidden = ~torch.cat([torch.ones(len(inputs), 1, dtype=torch.bool), real], 1)[:, None] | self.later(length + 1)
         for layer in self.layers:
-            layer.add_to(x, shape, padded)
+            layer.add_to(x, shape, hidden)
         return F.pad(x.unflatten(0, shape)[:, 1:], (0, 0, 0, inputs.shape[1] - length))
 
     @torch.inference_mode()
     def patterns(self, rows: np.ndarray) -> np.ndarray:
         """[layer, head, query, key] of one input, given as rows of the embedding [1, position]."""
         x, shape = self.embed(torch.from_numpy(rows))
-        padded, found = torch.zeros((1, 1, shape[1]), dtype=torch.bool), []
+        hidden, found = self.later(shape[1])[None], []
         for layer in self.layers:
-            found.append(torch.cat([head.pattern(x, shape, padded) for head in layer.heads]))
-            layer.add_to(x, shape, padded)
+            found.append(torch.cat([head.pattern(x, shape, hidden) for head in layer.heads]))
+            layer.add_to(x, shape, hidden)
         return torch.stack(found).numpy()
+
+    def later(self, positions: int) -> Tensor:
+        """[query, key], or what broadcasts to it: the keys after a query, if the model is causal."""
+        if not self.weights.causal:
+            return torch.zeros(1, positions, dtype=torch.bool)
+        return torch.ones(positions, positions, dtype=torch.bool).triu(1)
 
     def embed(self, rows: Tensor) -> tuple[Tensor, torch.Size]:
         """The residual stream [batch · position, d_model] before the first layer, BOS in front; its shape."""
@@ -146,9 +152,9 @@ class _Layer:
         self.heads = [_Head(part, weights.key_size, number) for number in range(weights.num_heads)]
         self.bias, self.mlp = part["attn/linear/b"], _Mlp(part)
 
-    def add_to(self, x: Tensor, shape: torch.Size, padded: Tensor) -> None:
+    def add_to(self, x: Tensor, shape: torch.Size, hidden: Tensor) -> None:
         """Add to `x` [batch · position, d_model] what the layer gives of it."""
-        attended = [(head.attend(x, shape, padded), head.moved) for head in self.heads if head.moves]
+        attended = [(head.attend(x, shape, hidden), head.moved) for head in self.heads if head.moves]
         for values, moved in attended:
             x.addmm_(values, moved)
         if self.bias.any():
@@ -169,15 +175,15 @@ class _Head:
         self.value, self.moved = (value[0][:, written], value[1][written]), moved[written]
         self.moves, self.scale = bool(written.any()), key_size**-0.5
 
-    def attend(self, x: Tensor, shape: torch.Size, padded: Tensor) -> Tensor:
-        """[batch · position, value]: what the head takes of `x` [batch · position, d_model], nothing of `padded`."""
+    def attend(self, x: Tensor, shape: torch.Size, hidden: Tensor) -> Tensor:
+        """[batch · position, value]: what a head takes of `x` [batch · position, d_model]: nothing of `hidden`."""
         value = torch.addmm(self.value[1], x, self.value[0]).unflatten(0, shape)
-        return (self.pattern(x, shape, padded) @ value).flatten(0, 1)
+        return (self.pattern(x, shape, hidden) @ value).flatten(0, 1)
 
-    def pattern(self, x: Tensor, shape: torch.Size, padded: Tensor) -> Tensor:
+    def pattern(self, x: Tensor, shape: torch.Size, hidden: Tensor) -> Tensor:
         """[batch, query, key]: how much each query attends to each key."""
         query, key = (torch.addmm(b, x, w).unflatten(0, shape) for w, b in (self.query, self.key))
-        return (query @ key.mT).mul_(self.scale).masked_fill_(padded, -1e30).softmax(-1)
+        return (query @ key.mT).mul_(self.scale).masked_fill_(hidden, -1e30).softmax(-1)
 
 
 class _Mlp:

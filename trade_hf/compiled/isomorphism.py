@@ -33,13 +33,13 @@ class _Graph:
 
 
 def are_identical(first: TracrWeights, second: TracrWeights) -> bool:
-    """Whether one is the other in another order; vocabulary, lengths, output values and the size of heads, by whose
-    root attention is divided, must be the same too."""
+    """Whether one is the other in another order; vocabulary, lengths, output values, the mask and the size of heads, by
+    whose root attention is divided, must be the same too."""
     if first.max_seq_len != second.max_seq_len or set(first.vocab) != set(second.vocab):
         return False
     if (first.bos, first.pad) != (second.bos, second.pad) or first.d_model != second.d_model:
         return False
-    if first.key_size != second.key_size:
+    if first.key_size != second.key_size or first.causal != second.causal:
         return False
     if (first.output_values is None) != (second.output_values is None):
         return False

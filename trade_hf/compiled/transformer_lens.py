@@ -11,6 +11,9 @@ stands beside the tensors, in a file that `save` wrote in the metadata, and for 
 
     read_weights({**state_dict, "vocab": [0, 1, "compiler_bos", "compiler_pad"], "output_values": [0, 1, 2]})
 
+Of a model with a causal mask, `"causal": True` is to stand there too: newer state dicts hold no mask. A model's config
+tells.
+
 TransformerLens sees no padding here: inputs of one batch are to be equally long, BOS in front (`encode`).
 """
 
@@ -54,11 +57,11 @@ _HOOKED, _BRIDGE = 0, 1
 _ARCHITECTURE = {
     "act_fn": "relu",
     "normalization_type": None,
-    "attention_dir": "bidirectional",
     "positional_embedding_type": "standard",
     "attn_only": False,
     "gated_mlp": False,
 }
+_DIRECTIONS = {False: "bidirectional", True: "causal"}  # by whether a model is causal
 
 
 # ---------------------------------------------------------------- export
@@ -81,6 +84,7 @@ def to_config(weights: TracrWeights) -> dict[str, Any]:
         "d_vocab": len(weights.vocab),
         "d_vocab_out": weights.unembedding.shape[1],
         "init_weights": False,
+        "attention_dir": _DIRECTIONS[weights.causal],
         **_ARCHITECTURE,
     }
 
@@ -162,6 +166,7 @@ def from_transformer_lens(
     _check_config(model.cfg)
     state = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
     described: dict[str, Any] = {"format": FORMAT, "num_heads": model.cfg.n_heads, "bos": bos, "pad": pad}
+    described |= {"causal": model.cfg.attention_dir == _DIRECTIONS[True]}
     described |= {"vocab": list(vocab), "output_values": None if output_values is None else list(output_values)}
     if max_seq_len is not None:
         described["max_seq_len"] = max_seq_len
@@ -171,10 +176,12 @@ def from_transformer_lens(
 def from_state_dict(state: dict[str, np.ndarray], meta: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """A state dict's tensors under Tracr's names, UNEMBED among them, and `meta` with what follows from their shapes.
 
-    Raises WeightsError for tensors that are missing or unknown, for causal masks and for a bias of the output.
+    A mask among the tensors tells whether the model is causal. Raises WeightsError for tensors that are missing or
+    unknown, for another mask and for a bias of the output.
     """
     dialect = _HOOKED if "embed.W_E" in state else _BRIDGE
-    state = {name: tensor for name, tensor in state.items() if not _is_buffer(name, tensor)}
+    masks = [_is_causal(name, mask) for name, mask in state.items() if name.endswith(".attn.mask") and mask.size]
+    state = {name: tensor for name, tensor in state.items() if not name.endswith((".attn.mask", ".attn.IGNORE"))}
     bias = state.pop(_OUTPUT_BIAS[dialect], np.zeros(0))
     if bias.any():
         raise WeightsError(f"{_OUTPUT_BIAS[dialect]}: expected zeros, since Tracr's output has no bias")
@@ -185,7 +192,9 @@ def from_state_dict(state: dict[str, np.ndarray], meta: dict[str, Any]) -> tuple
         raise WeightsError(f"the tensor {strange[0]} {what}")
     take = _merged if dialect == _HOOKED else _transposed
     tensors = {ours: np.ascontiguousarray(take(ours, state[theirs[dialect]], 0)) for ours, theirs in names.items()}
-    return tensors, _completed(meta, state, dialect)
+    if len({*masks, *[meta["causal"] for _ in masks if "causal" in meta]}) > 1:
+        raise WeightsError("expected one attention mask, causal or not, got both")
+    return tensors, _completed(meta, state, dialect) | ({"causal": masks[0]} if masks else {})
 
 
 def _completed(meta: dict[str, Any], state: dict[str, np.ndarray], dialect: int) -> dict[str, Any]:
@@ -213,16 +222,20 @@ def _rows(state: dict[str, np.ndarray], name: str) -> int:
     return len(state[name])
 
 
-def _is_buffer(name: str, tensor: np.ndarray) -> bool:
-    if name.endswith(".attn.mask") and not tensor.all():
-        raise WeightsError(f"{name}: expected attention in both directions, got a causal mask")
-    return name.endswith((".attn.mask", ".attn.IGNORE"))
+def _is_causal(name: str, mask: np.ndarray) -> bool:
+    if mask.all():
+        return False
+    if mask.ndim == 2 and np.array_equal(mask != 0, np.tri(*mask.shape, dtype=bool)):
+        return True
+    raise WeightsError(f"{name}: expected attention to all positions or a causal mask, got another one")
 
 
 def _check_config(config: Any) -> None:
     for key, expected in _ARCHITECTURE.items():
         if (got := getattr(config, key, expected)) != expected:
             raise WeightsError(f"{key}: expected {expected!r} as in Tracr's models, got {got!r}")
+    if config.attention_dir not in _DIRECTIONS.values():
+        raise WeightsError(f"attention_dir: expected one of {[*_DIRECTIONS.values()]}, got {config.attention_dir!r}")
     # -1 is TransformerBridge's word for the square root of d_head.
     if not config.use_attn_scale or not (config.attn_scale == -1 or math.isclose(config.attn_scale**2, config.d_head)):
         got = config.attn_scale if config.use_attn_scale else None

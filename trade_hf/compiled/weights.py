@@ -62,6 +62,8 @@ class TracrWeights:
       output_values: the value that each column of the unembedding stands for; None for a numerical output.
       unembedding: [d_model, output], the projection that Tracr keeps in a closure.
       residual_labels: names of the residual directions where they are known; for people, never read by the model.
+      causal: whether each position attends to itself and those before it alone, as with Tracr's `causal=True`. Such a
+        model means its program with each selector so restricted.
     """
 
     tensors: dict[str, np.ndarray]
@@ -73,6 +75,7 @@ class TracrWeights:
     residual_labels: tuple[str, ...] = field(default=())
     bos: str = BOS
     pad: str = PAD
+    causal: bool = False
 
     def __post_init__(self) -> None:
         _check(self)
@@ -107,7 +110,7 @@ class TracrWeights:
         return (
             f"TracrWeights({self.num_layers} layers, {self.num_heads} heads, key size {self.key_size}, "
             f"MLP size {self.mlp_size}, d_model {self.d_model}, vocabulary {_listed(self.input_vocab)}, "
-            f"up to {self.max_seq_len} tokens, output {output})"
+            f"up to {self.max_seq_len} tokens, output {output}{', causal' if self.causal else ''})"
         )
 
     def _repr_html_(self) -> str:
@@ -181,6 +184,7 @@ class TracrWeights:
             residual_labels=tuple(map(str, labels)) if isinstance(labels, list) else (),
             bos=str(meta.get("bos")),
             pad=str(meta.get("pad")),
+            causal=_truth(meta, "causal"),
         )
 
 
@@ -249,6 +253,7 @@ def describe(weights: Any, output_directions: list[int] | None) -> dict[str, Any
         "output_values": None if weights.output_values is None else list(weights.output_values),
         "output_directions": output_directions,
         "residual_labels": list(weights.residual_labels),
+        **({"causal": True} if getattr(weights, "causal", False) else {}),
     }
 
 
@@ -310,6 +315,13 @@ def _integer(meta: dict, key: str) -> int:
     value = meta.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise WeightsError(f"expected a whole number above 0 for {key} in the metadata, got {value!r}")
+    return value
+
+
+def _truth(meta: dict, key: str) -> bool:
+    value = meta.get(key, False)
+    if not isinstance(value, bool):
+        raise WeightsError(f"expected true or false for {key} in the metadata, got {value!r}")
     return value
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.compiler import compile_like, compile_program
 from trade_hf.compiled.weights import TracrWeights, WeightsError
 from trade_hf.rasp.canonical import canonicalise
 from trade_hf.rasp.functions import Value
@@ -87,7 +87,7 @@ def score_all(
 def _score_against_model(prediction: str, weights: TracrWeights) -> Score:
     try:
         program = parse(prediction)
-        compile_program(program, weights.input_vocab, weights.max_seq_len)
+        compile_like(program, weights)
         verdict = verify(program, weights, limit=LIMIT, samples=LIMIT // 2)
     except WRONG as error:
         return _failed(error, None)

@@ -91,16 +91,19 @@ def random_inputs(vocab_size: int, max_seq_len: int, count: int, seed: int, min_
     return inputs
 
 
-def evaluate(program: Program | Tables, inputs: np.ndarray, vocab: tuple = (), max_seq_len: int = 0) -> Evaluation:
+def evaluate(
+    program: Program | Tables, inputs: np.ndarray, vocab: tuple = (), max_seq_len: int = 0, causal: bool = False
+) -> Evaluation:
     """Run a program on token codes [batch, position] (`PADDING` after the end of an input).
 
     Args:
       program: the program, or its tables, which already know vocabulary and length.
       inputs: indices into the sorted vocabulary.
       vocab, max_seq_len: needed where a bare program is given.
+      causal: selectors select no key after the query, as in tracr's `rasp/causal_eval.py`.
     """
     tables = program if isinstance(program, Tables) else tabulate(program, vocab, max_seq_len)
-    run = Run(inputs)
+    run = Run(inputs, causal)
     for number in tables.program.live_lines:
         run.add(tables.program.lines, number, tables.by_variable)
     return run.output(tables.program.lines, tables.by_variable)
@@ -113,10 +116,13 @@ class Run:
     nothing, but codes are codes there too.
     """
 
-    def __init__(self, inputs: np.ndarray) -> None:
+    def __init__(self, inputs: np.ndarray, causal: bool = False) -> None:
         codes = np.ascontiguousarray(inputs.T, np.int16)
         self.real = codes != PADDING
         self.padded = ~self.real
+        self.keys = self.real[:, None]  # [key, query, input], or what broadcasts to it: what can be selected
+        if causal:
+            self.keys = self.keys & np.triu(np.ones((len(codes), len(codes)), bool))[..., None]
         self.valid = np.ones(len(inputs), bool)
         positions = np.broadcast_to(np.arange(len(codes), dtype=np.int16)[:, None], codes.shape)
         self.states: dict[Variable, np.ndarray] = {TOKENS: codes, INDICES: positions}
@@ -192,7 +198,7 @@ class Run:
                 self.require_defined(line)  # RASP raises on a comparison with None
                 places = _places(args[0][:, None], args[1][None], table, tables[line.args[1]])
                 chosen = table.chosen.take(places)
-                return np.logical_and(chosen, self.real[:, None], out=chosen)
+                return np.logical_and(chosen, self.keys, out=chosen)
             case Op.AGGREGATE:
                 return self.aggregate(line, *args)
             case Op.AGGREGATE_NUMERICAL:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trade_hf.certificate import Certificate, certify
-from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.compiler import compile_like
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.drawing import draw_layers
@@ -173,13 +173,13 @@ def examples_html(program: Program, weights: TracrWeights, inputs: Sequence[Sequ
     head = "Outputs, one for each token"
     given = run(weights, _encoded(inputs, weights.input_vocab))
     try:
-        compiled = compile_program(program, weights.input_vocab, weights.max_seq_len)
+        compiled = compile_like(program, weights)
     except UnsupportedError as error:
         rows = [[listed(tokens), listed(given.defined(row))] for row, tokens in enumerate(inputs)]
         return table(["input", "model"], rows, f"{head}; the program does not compile: {error}")
     made = run(compiled, _encoded(inputs, compiled.input_vocab))
     vocab = tuple(sort_values(weights.input_vocab))
-    meant = evaluate(program, _encoded(inputs, vocab), vocab, weights.max_seq_len)
+    meant = evaluate(program, _encoded(inputs, vocab), vocab, weights.max_seq_len, weights.causal)
     rows = []
     for row, tokens in enumerate(inputs):
         ours, theirs = made.defined(row), given.defined(row)

@@ -30,6 +30,7 @@ def shape_html(weights: TracrWeights) -> Html:
         [
             ("Layers", weights.num_layers),
             ("Heads a layer", f"{weights.num_heads}, key size {weights.key_size}"),
+            ("Attention", "to tokens before and to itself (causal)" if weights.causal else "to all tokens"),
             ("MLP units a layer", weights.mlp_size),
             ("Residual stream", f"{weights.d_model} dimensions"),
             ("Parameters", f"{size:,}, of which {filled:,} are not zero"),
