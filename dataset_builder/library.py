@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from trade_hf.rasp.functions import Value
 from trade_hf.rasp.program import Program
@@ -11,12 +12,20 @@ from trade_hf.rasp.program import Program
 
 @dataclass(frozen=True)
 class LibraryProgram:
-    """One of tracr's programs, with the vocabulary and the length that its test case gives it."""
+    """Somebody else's program, with the vocabulary and the length that it is to be compiled for.
+
+    Attributes:
+      program: in our terms.
+      sop: the tracr s-op that it was given as.
+      causal: whether it is to be compiled with a causal mask.
+    """
 
     name: str
     program: Program
     vocab: tuple[Value, ...]
     max_seq_len: int
+    sop: Any
+    causal: bool = False
 
 
 def library_programs() -> Iterator[LibraryProgram]:
@@ -28,4 +37,5 @@ def library_programs() -> Iterator[LibraryProgram]:
     cases = {case["testcase_name"].rstrip("_0123456789"): case for case in reversed(test_cases.TEST_CASES)}
     for name, case in sorted(cases.items()):
         vocab, length = case["vocab"], case["max_seq_len"]
-        yield LibraryProgram(name, from_tracr(case["program"], vocab, length).program, tuple(sorted(vocab)), length)
+        program = from_tracr(case["program"], vocab, length).program
+        yield LibraryProgram(name, program, tuple(sorted(vocab)), length, case["program"])

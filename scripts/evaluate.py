@@ -3,6 +3,8 @@
 Run: python scripts/evaluate.py --split test --limit 500 --variant permuted --json --out results/test-permuted.json
      python scripts/evaluate.py --split library --json --out results/library.json   (the tracr package's own programs)
      python scripts/evaluate.py --all --json --out results   (every split and variant; an hour on one core)
+     python scripts/evaluate.py --interpbench CLONE --json --out results   (the programs of InterpBench, from a clone of
+                                                          github.com/FlyingPumba/circuits-benchmark, in five variants)
      python scripts/evaluate.py --method MODULE:FUNCTION --limit 100 --json --out results/methods/NAME.json
 
 teacher_forced_exact    every token right after its true prefix
@@ -48,8 +50,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from records import code, commit, hash_of, keep_row, kept_rows
 
-from dataset_builder.library import library_programs
+from dataset_builder.interpbench import interpbench_programs
+from dataset_builder.library import LibraryProgram, library_programs
 from dataset_builder.splits import PINNED, pinned
+from trade_hf.compiled.bridge import from_tracr_model
 from trade_hf.compiled.compiler import compile_like, compile_program
 from trade_hf.compiled.denoise import denoise
 from trade_hf.compiled.forward import run
@@ -104,8 +108,12 @@ ALL = {
     "library-noisy-0.001": ("library", "noisy-0.001", 0),
     "library-noisy-0.01": ("library", "noisy-0.01", 0),
 }
+INTERPBENCH = {
+    f"interpbench-{variant}": ("interpbench", variant, 0)
+    for variant in ("tracr", "permuted", "rotated", "skewed", "compressed")
+}
 BATCH = 50
-MOST_RUN = 100_000  # inputs that the check of what is certified runs
+MOST_RUN = 200_000  # tokens of all inputs that the check of what is certified runs
 MOST_FAILURES = 50  # that are listed with their programs
 SHARES = (
     "teacher_forced_exact",
@@ -124,11 +132,17 @@ SHARES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT)
-    parser.add_argument("--split", choices=[*sorted(PINNED), "library"], default="test")
+    parser.add_argument("--split", choices=[*sorted(PINNED), "library", "interpbench"], default="test")
     parser.add_argument("--variant", choices=sorted(VARIANTS), default="permuted")
     parser.add_argument("--limit", type=int, help="programs of a split; 500, with --all as many as stand in ALL")
     parser.add_argument(
         "--all", action="store_true", help="every split and variant, each to a file of the folder --out"
+    )
+    parser.add_argument(
+        "--interpbench",
+        type=Path,
+        metavar="CLONE",
+        help="InterpBench's programs: all variants, or of --split interpbench one",
     )
     parser.add_argument("--greedy", action="store_true", help="leave verified decoding out")
     parser.add_argument("--method", help="score this decompiler, MODULE:FUNCTION, in place of a checkpoint")
@@ -139,6 +153,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.all and (args.method or args.greedy):
         parser.error("--all: expected neither --method nor --greedy beside it")
+    if args.split == "interpbench" and not args.interpbench:
+        parser.error("--split interpbench: expected --interpbench with a clone of its code")
+    if args.interpbench and (args.all or args.method or args.greedy or args.limit):
+        parser.error("--interpbench: expected neither --all, --method, --greedy nor --limit beside it")
     if args.limit is not None and args.limit < 1:
         parser.error("expected --limit of at least 1")
     if args.seconds <= 0 or args.memory <= 0:
@@ -146,21 +164,22 @@ def main() -> None:
     if args.split == "library" and (args.method or args.greedy or args.limit):
         parser.error("--split library: expected neither --method, --greedy nor --limit beside it")
     runs = {"": (args.split, args.variant, 500, args.out)}
-    if args.all:
+    several = ALL if args.all else INTERPBENCH if args.interpbench and args.split != "interpbench" else {}
+    if several:
         folder = args.out or Path("results")
-        runs = {name: (*run, folder / f"{name}.json") for name, run in ALL.items()}
+        runs = {name: (*run, folder / f"{name}.json") for name, run in several.items()}
     try:
         results = {
             name: run_one(args, split, variant, args.limit or limit, out)
             for name, (split, variant, limit, out) in runs.items()
         }
-    except MethodError as error:
+    except (MethodError, FileNotFoundError) as error:
         sys.exit(f"evaluate: {error}")
     for *_, out in runs.values():
         if out:
             progress_beside(out).unlink(missing_ok=True)
     if args.json:
-        print(json.dumps(results if args.all else results[""], indent=2))
+        print(json.dumps(results.get("", results), indent=2))
         return
     for name, result in results.items():
         shown = dict.fromkeys(("n", *SHARES, *METHOD_SHARES))
@@ -180,7 +199,10 @@ def run_one(args: argparse.Namespace, split: str, variant: str, limit: int, out:
         limits = Limits(args.seconds, int(args.memory * 2**30))
         result = evaluate_method(args.method, split, variant, limit, limits, progress)
     elif split == "library":
-        result = evaluate_library(args.checkpoint, variant)
+        result = evaluate_programs(library_programs(), args.checkpoint, split, variant, progress)
+    elif split == "interpbench":
+        programs = interpbench_programs(args.interpbench)
+        result = evaluate_programs(programs, args.checkpoint, split, variant, progress)
     else:
         result = evaluate_checkpoint(args.checkpoint, split, variant, limit, progress, not args.greedy)
     if out:
@@ -300,35 +322,61 @@ def environment() -> dict[str, Any]:
     }
 
 
-def evaluate_library(checkpoint: Path, variant: str) -> dict[str, Any]:
-    """Programs that nobody here wrote: one of each kind of tracr's test cases, with their vocabularies and lengths."""
-    rows = []
-    for seed, item in enumerate(library_programs()):
-        weights = VARIANTS[variant](compile_program(item.program, item.vocab, item.max_seq_len), seed)
-        result = decompile(weights, checkpoint)
-        proven = result.verdict.is_verified
-        row = {
-            "name": item.name,
-            "lines": len(item.program),
-            "certificate": result.certificate,
-            "source": result.source.value,
-            "certified": proven,
-            "wrongly_certified": proven and _differs(result.program, weights),
-            "code": result.code if proven else None,
-        }
-        rows.append(row)
+def evaluate_programs(
+    programs: Iterable[LibraryProgram], checkpoint: Path, split: str, variant: str, progress: Path | None
+) -> dict[str, Any]:
+    """Programs that nobody here wrote, over their own vocabularies and lengths. What was scored is kept in `progress`,
+    as in `evaluate_checkpoint`."""
+    items = list(programs)
+    what = f"{hash_of(sorted(checkpoint.glob('*.safetensors')))} on {split}, {variant}, code {code()}"
+    rows = kept_rows(progress, what)
+    left = range(len(rows), len(items))
+    for number in tqdm(left, f"{split}, {variant}", len(items), initial=len(rows), disable=None):
+        rows.append({"of": what, **_foreign_row(items[number], checkpoint, variant, number)})
+        keep_row(progress, rows[-1])
+    rows = [{key: value for key, value in row.items() if key != "of"} for row in rows]
     certified = [row["certified"] for row in rows]
     return {
-        "split": "library",
+        "split": split,
         "variant": variant,
         "n": len(rows),
         "certified": sum(certified),
         "certified_equivalence": round(float(np.mean(certified)), 4),
         "wrongly_certified": round(float(np.mean([row["wrongly_certified"] for row in rows])), 4),
         "interval_95": {"certified_equivalence": wilson(sum(certified), len(certified))},
+        "decompile_seconds": spread([row["seconds"] for row in rows]),
         "environment": environment(),
         "programs": rows,
     }
+
+
+def _foreign_row(item: LibraryProgram, checkpoint: Path, variant: str, seed: int) -> dict[str, Any]:
+    weights = _compiled_elsewhere(item) if variant == "tracr" else VARIANTS[variant](_compiled_here(item), seed)
+    result = decompile(weights, checkpoint)
+    proven = result.verdict.is_verified
+    return {
+        "name": item.name,
+        "lines": len(item.program),
+        "causal": item.causal,
+        "certificate": result.certificate,
+        "source": result.source.value,
+        "seconds": round(result.seconds, 3),
+        "certified": proven,
+        "wrongly_certified": proven and _differs(result.program, weights),
+        "code": result.code if proven else None,
+    }
+
+
+def _compiled_here(item: LibraryProgram) -> TracrWeights:
+    return compile_program(item.program, item.vocab, item.max_seq_len, causal=item.causal)
+
+
+def _compiled_elsewhere(item: LibraryProgram) -> TracrWeights:
+    """By the tracr package, from the s-op itself."""
+    from tracr.compiler import compiling
+
+    model = compiling.compile_rasp_to_model(item.sop, set(item.vocab), item.max_seq_len, causal=item.causal)
+    return from_tracr_model(model)
 
 
 def _greedy_row(
@@ -390,8 +438,8 @@ def _compiled(program: Program, weights: TracrWeights) -> TracrWeights | None:
 def _differs(program: Any, weights: TracrWeights) -> bool:
     """Run the recompiled program and the model on every input, or on a sample, without the verifier."""
     compiled = compile_like(program, weights)
-    domain = len(weights.input_vocab), weights.max_seq_len
-    inputs = all_inputs(*domain) if count_inputs(*domain) <= MOST_RUN else random_inputs(*domain, MOST_RUN, 0)
+    domain, most = (len(weights.input_vocab), weights.max_seq_len), MOST_RUN // weights.max_seq_len
+    inputs = all_inputs(*domain) if count_inputs(*domain) <= most else random_inputs(*domain, most, 0)
     first, second = (run(model, inputs, dtype=torch.float64) for model in (compiled, weights))
     if first.values is None or second.values is None:
         same = np.abs(first.codes - second.codes) <= TOLERANCE

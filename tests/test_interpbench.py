@@ -1,0 +1,101 @@
+"""InterpBench's programs, read from a clone: here one that is made up, with what cases of the real one use."""
+
+import json
+import sys
+
+import pytest
+
+from dataset_builder.interpbench import PACKAGE, interpbench_programs
+from trade_hf.rasp.text import to_text
+
+FILES = {
+    "benchmark/vocabs.py": "def words():\n    return {'tea', 'a', 'of', 'time'}\n",
+    "benchmark/tracr_benchmark_case.py": "import nothing_that_is_installed\n",
+    "benchmark/cases/case_2.py": """
+from tracr.rasp import rasp
+
+from circuits_benchmark.benchmark import vocabs
+from circuits_benchmark.benchmark.tracr_benchmark_case import TracrBenchmarkCase
+from circuits_benchmark.transformers.hooked_tracr_transformer import HookedTracrTransformerBatchInput
+
+
+class Case2(TracrBenchmarkCase):
+    def get_program(self):
+        return rasp.SelectorWidth(rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ))
+
+    def get_vocab(self):
+        return vocabs.words()
+
+    def get_max_seq_len(self):
+        return 5
+""",
+    "benchmark/cases/case_10.py": """
+from tracr.rasp import rasp
+
+from circuits_benchmark.benchmark.tracr_benchmark_case import TracrBenchmarkCase
+
+
+class Case10(TracrBenchmarkCase):
+    def get_program(self):
+        return rasp.Map(lambda x: x * x, rasp.tokens)
+
+    def get_vocab(self):
+        return {1, 2, 3}
+
+    def supports_causal_masking(self):
+        return False
+""",
+    "benchmark/cases/case_ioi.py": "import nothing_that_is_installed\n",
+}
+
+
+@pytest.fixture
+def clone(tmp_path):
+    for name, text in FILES.items():
+        file = tmp_path / PACKAGE / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return tmp_path
+
+
+def test_cases_are_read(clone):
+    first, second = interpbench_programs(clone)
+    assert (first.name, second.name) == ("case_2", "case_10")
+    assert (first.causal, first.max_seq_len, first.vocab) == (True, 4, ("a", "of", "tea", "time"))
+    assert (second.causal, second.max_seq_len, second.vocab) == (False, 9, (1, 2, 3))
+    assert "rasp.Comparison.EQ" in to_text(first.program) and len(second.program) == 1
+    assert not [name for name in sys.modules if name.split(".")[0] == PACKAGE]
+
+
+def test_no_clone(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected a clone of circuits-benchmark, found no circuits_benchmark/"):
+        list(interpbench_programs(tmp_path))
+
+
+def test_they_are_scored_in_all_variants(script, clone, tmp_path, monkeypatch, capsys):
+    """In that of `tracr` as the package itself compiles them."""
+    evaluate = script("evaluate")
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--interpbench", str(clone), "--json", "--out", str(tmp_path)])
+    evaluate.main()
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == list(evaluate.INTERPBENCH)
+    for name, result in found.items():
+        assert json.loads((tmp_path / f"{name}.json").read_text()) == result
+        assert (result["n"], result["certified"], result["wrongly_certified"]) == (2, 2, 0), name
+    assert found["interpbench-tracr"]["programs"][0]["certificate"] == "identical weights"
+    assert not list(tmp_path.glob("*.progress.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--split", "interpbench"], "expected --interpbench with a clone"),
+        (["--interpbench", "x", "--all"], "expected neither --all"),
+    ],
+    ids=str,
+)
+def test_arguments(script, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+    with pytest.raises(SystemExit):
+        script("evaluate").main()
+    assert message in capsys.readouterr().err
