@@ -211,9 +211,17 @@ def test_what_takes_too_long_is_compared_on_a_sample():
     program = next(case for case in CASES if case.name == "reverse").program
     turned = rotate(compile_program(program, VOCAB[:4], 8), 0)
     verdict = Verifier(turned, deadline=time.monotonic()).verify(program)
-    assert verdict.status is Status.TURNED and verdict.checked == 10_000 < verdict.inputs == 87_380
+    assert verdict.status is Status.TURNED and verdict.checked == 1_000 < verdict.inputs == 87_380
     in_time = Verifier(turned, deadline=time.monotonic() + 600).verify(program)
     assert in_time.status is Status.EQUIVALENT and in_time.checked == 87_380
+    once = parse("program = rasp.Map(lambda x: x + 1, rasp.tokens)")
+    twice = parse(
+        "v1 = rasp.Map(lambda x: x + 2, rasp.tokens)\nprogram = rasp.Map(lambda x: x - 1, v1, simplify=False)"
+    )
+    given = compile_program(twice, VOCAB, 9)
+    few, many = (Verifier(given, deadline=time.monotonic() + s).verify(once) for s in (0, 600))
+    assert few.status is many.status is Status.AGREES and (few.checked, many.checked) == (1_000, 10_000)
+    assert few.bound > many.bound
 
 
 def test_what_is_nearly_done_is_brought_to_its_end():

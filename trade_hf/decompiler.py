@@ -32,7 +32,7 @@ from trade_hf.rasp.program import Program
 from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.rasp.text import to_text
 from trade_hf.search import Candidate, Source, propose
-from trade_hf.verification import Status, Verdict, Verifier
+from trade_hf.verification import LEAST_SAMPLED, SAMPLED_INPUTS, Status, Verdict, Verifier
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "trade-base"
 MAX_CANDIDATES = 200
@@ -204,7 +204,7 @@ def decompile_with(
       given: the compiled transformer.
       max_candidates: how many programs are checked at most.
       budget_seconds: no further candidate is checked after this time, but for the first 8; and what could not be
-        compared on all inputs by then is compared on a sample.
+        compared on all inputs by then is compared on a sample, of as many as there is time for.
 
     A candidate with identical weights is returned, in canonical form. Where one is found that gives the same and yet is
     not the model's own program, a few more are looked at; where none is proven, the one with the strongest verdict is
@@ -217,7 +217,9 @@ def decompile_with(
     start = time.monotonic()
     end = start + budget_seconds
     weights = denoise(given)
-    verifier, likeness, is_clean = Verifier(weights, deadline=end), Likeness(weights), weights is not given
+    likeness, is_clean = Likeness(weights), weights is not given
+    # Where noise or a turn was taken off, the verdict that counts is another one, at the end.
+    verifier = Verifier(weights, samples=LEAST_SAMPLED if is_clean else SAMPLED_INPUTS, deadline=end)
     attempts: list[Attempt] = []
     best: tuple[tuple, int, Candidate] | None = None
     last = max_candidates

@@ -22,6 +22,7 @@ run again in double precision: a difference counts if it is there as well.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
@@ -47,6 +48,7 @@ from trade_hf.rasp.tables import UnsupportedError, sort_values, tabulate
 
 EXHAUSTIVE_LIMIT = 2_000_000  # inputs; above, a sample is taken
 SAMPLED_INPUTS = 10_000
+LEAST_SAMPLED = 1_000  # however little time there is
 MOST_TOKENS = 100_000_000  # of all inputs that may be asked for: they are held in memory, 8 bytes each
 CONFIDENCE = 0.95  # of the bound on the share of inputs that differ
 TOLERANCE = 1e-3  # of numbers; rounding leaves some 1e-4 in another basis
@@ -126,7 +128,8 @@ def verify(
 class Verifier:
     """A model that programs are compared with, one after the other: what it gives on the first inputs is kept.
 
-    `deadline`, of `time.monotonic()`: a comparison on all inputs that would not end by then is one on a sample.
+    `deadline`, of `time.monotonic()`: a comparison on all inputs that would not end by then is one on a sample, and one
+    on a sample that would not either is one on LEAST_SAMPLED inputs.
     """
 
     def __init__(
@@ -151,7 +154,7 @@ class Verifier:
             return Verdict(Status.REFUTED, 0, inputs.total, reason=f"the program does not compile: {error}")
         if are_identical(side.compiled, weights):
             return Verdict(Status.IDENTICAL, inputs.total, inputs.total)
-        verdict = _compare(side, self.model, inputs, self.deadline)
+        verdict = _compare_in_time(side, self.model, inputs, self.deadline)
         if verdict.status is Status.AGREES and any(is_turned(side.compiled, found) for found in self.in_tracrs_basis):
             return Verdict(Status.TURNED, verdict.checked, verdict.inputs)
         return verdict
@@ -314,6 +317,11 @@ class _Inputs:
         """A sample of them, where there are more."""
         return replace(self, limit=1)
 
+    @cached_property
+    def least(self) -> _Inputs:
+        """A small sample of them, where there are more."""
+        return replace(self, limit=1, samples=min(self.samples, LEAST_SAMPLED))
+
     def bound(self) -> float | None:
         """Clopper–Pearson for no difference seen: n drawn show none with (1 - p) ** n if a share p differs."""
         if self.is_complete:
@@ -322,18 +330,28 @@ class _Inputs:
         return (1 - (1 - CONFIDENCE) ** (1 / (self.samples - short))) * (1 - short / self.total)
 
 
+def _compare_in_time(first: _Side, second: _Side, inputs: _Inputs, deadline: float) -> Verdict:
+    """On all inputs or the sample that is asked for, if that ends before the deadline; else on fewer."""
+    for some in (inputs, inputs.sampled) if inputs.is_complete else (inputs,):
+        with contextlib.suppress(TimeoutError):
+            return _compare(first, second, some, deadline)
+    return _compare(first, second, inputs.least)
+
+
 def _compare(first: _Side, second: _Side, inputs: _Inputs, deadline: float = math.inf) -> Verdict:
+    """Raises TimeoutError as soon as it is to be expected that it would not end before the deadline, and that one on
+    fewer inputs would take less."""
     codes, total = inputs.codes, inputs.total
-    most = max(1, MOST_PAIRS // inputs.max_seq_len**2)
-    starts = [0, *range(min(FIRST_CHUNK, most), len(codes), min(CHUNK, most)), len(codes)]
+    most, fewer = max(1, MOST_PAIRS // inputs.max_seq_len**2), inputs.samples if inputs.is_complete else LEAST_SAMPLED
+    step = min(CHUNK if deadline == math.inf or inputs.is_complete else LEAST_SAMPLED, most)
+    starts = [0, *range(min(FIRST_CHUNK, most), len(codes), step), len(codes)]
     for start, end in itertools.pairwise(starts):
         now = time.monotonic()
         if start <= FIRST_CHUNK:
             begun = now
-        left = total - start
-        if inputs.is_complete and start > FIRST_CHUNK and left > inputs.samples:  # else a sample takes no less
-            if now + (now - begun) * left / (start - FIRST_CHUNK) > deadline:
-                return _compare(first, second, inputs.sampled)
+        left = len(codes) - start
+        if start > FIRST_CHUNK and left > fewer and now + (now - begun) * left / (start - FIRST_CHUNK) > deadline:
+            raise TimeoutError
         chunk = codes[start:end]
         answers = first(chunk), second(chunk)
         if (answers[0].values is None) != (answers[1].values is None):

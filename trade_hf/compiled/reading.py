@@ -204,7 +204,7 @@ class Reader:
             for order in itertools.permutations(chosen) if self.is_ordered else [chosen]:
                 if not numerical:
                     everything = _defined(blocks, everything, len(categorical))
-                for covers in _exact_covers(blocks, everything, len(categorical), self.patience):
+                for covers in _exact_covers(blocks, everything, len(categorical), self._splitting(blocks, categorical)):
                     readings = {n: self._numerical_map(u, reads[u]) for n, u in zip(numerical, order, strict=True)}
                     tables = _tables(blocks, covers, len(source.vectors))
                     for n, (entries, ordered) in zip(categorical, tables, strict=True):
@@ -226,13 +226,37 @@ class Reader:
             blocks[int(units[members[0]])] = frozenset(read[members].tolist())
         cells = len(first.vectors) * width
         everything = _defined(blocks, frozenset(range(cells)), len(group))
-        for covers in _exact_covers(blocks, everything, len(group), self.patience):
+        for covers in _exact_covers(blocks, everything, len(group), self._splitting(blocks, group)):
             tables = _tables(blocks, covers, cells)
             readings = {
                 n: Reading(entries, Written(self.second[ordered]))
                 for n, (entries, ordered) in zip(group, tables, strict=True)
             }
             yield readings
+
+    def _splitting(self, blocks: dict[int, frozenset[int]], maps: list[int]) -> _Splitting:
+        """How to share units among maps: those first that are read as one s-op's values are, by the same parts and
+        beside the same other values."""
+        if len(maps) < 2:
+            return _Splitting(self.patience)
+        units = list(blocks)
+        told = self._told_by_readers(self.second[units])
+        return _Splitting(self.patience, dict(zip(units, told, strict=True)))
+
+    def _told_by_readers(self, vectors: np.ndarray) -> np.ndarray:
+        """[vector, feature]: of directions, which heads and outputs read them, and how many hidden units of each layer
+        do, beside what."""
+        features = [np.abs(vectors @ self.weights.unembedding).max(1) > 0.5]
+        for layer in range(self.weights.num_layers):
+            for head in range(self.weights.num_heads):
+                features += [np.abs(vectors @ part).max(1) > 0.5 for part in self._head(layer, head)[:3]]
+            first = self.weights.layer(layer, "mlp/linear_1/w").T
+            for bias in (0, -1):  # of maps, and of sequence maps
+                units = first[np.abs(first @ self.shared - bias) < NEAR]
+                beside = vectors @ units.T @ units
+                own = (beside * vectors).sum(1)
+                features += [own, *(beside - own[:, None] * vectors).T]
+        return np.stack(features, 1).astype(np.float64)
 
     def _linear(self, group: list[int], first: Written, second: Written) -> Iterator[dict[int, Reading]]:
         if len(group) > 1:
@@ -494,8 +518,40 @@ def _defined(blocks: dict[int, frozenset[int]], everything: frozenset[int], maps
     return frozenset().union(*blocks.values()) if maps == 1 and blocks else everything
 
 
+@dataclass(frozen=True)
+class _Splitting:
+    """In what order a search for covers goes, by what readers tell of each unit's direction; nothing: by numbers."""
+
+    patience: Patience
+    told: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def first_unit(self, blocks: dict[int, frozenset[int]]) -> int:
+        """The one that most is told of."""
+        return min(blocks, key=lambda unit: (-self._size(unit), unit))
+
+    def first_cell(self, cells: frozenset[int], units: list[int], blocks: dict[int, frozenset[int]]) -> int:
+        """The one whose units tell most; nothing tells those that are read by none from one another."""
+        if not self.told:
+            return min(cells)
+        sizes = dict.fromkeys(cells, 0.0)
+        for unit in units:
+            for cell in blocks[unit] & cells:
+                sizes[cell] = max(sizes[cell], self._size(unit))
+        return min(cells, key=lambda cell: (-sizes[cell], cell))
+
+    def _size(self, unit: int) -> float:
+        return float((self.told[unit] ** 2).sum()) if self.told else 0.0
+
+    def likely_first(self, units: list[int], chosen: list[int]) -> list[int]:
+        """Units in the order of how alike they are to those that are chosen already."""
+        if not self.told or not chosen or len(units) < 2:
+            return units
+        meant = np.mean([self.told[unit] for unit in chosen], axis=0)
+        return sorted(units, key=lambda unit: float(((self.told[unit] - meant) ** 2).sum()))
+
+
 def _exact_covers(
-    blocks: dict[int, frozenset[int]], everything: frozenset[int], count: int, patience: Patience
+    blocks: dict[int, frozenset[int]], everything: frozenset[int], count: int, splitting: _Splitting
 ) -> Iterator[list[list[int]]]:
     """Ways to share all blocks among `count` covers of `everything`, each cell once a cover."""
     if count == 0:
@@ -506,17 +562,17 @@ def _exact_covers(
         return
 
     def cover(left: frozenset[int], available: list[int], chosen: list[int]) -> Iterator[list[int]]:
-        patience()
+        splitting.patience()
         if not left:
             yield chosen
             return
-        cell = min(left)
-        for unit in available:
-            if cell in blocks[unit] and blocks[unit] <= left:
-                yield from cover(left - blocks[unit], [u for u in available if u != unit], [*chosen, unit])
+        cell = splitting.first_cell(left, available, blocks)
+        fitting = [unit for unit in available if cell in blocks[unit] and blocks[unit] <= left]
+        for unit in splitting.likely_first(fitting, chosen):
+            yield from cover(left - blocks[unit], [u for u in available if u != unit], [*chosen, unit])
 
-    first = min(blocks)
+    first = splitting.first_unit(blocks)
     for chosen in cover(everything - blocks[first], [u for u in blocks if u != first], [first]):
         rest = {unit: cells for unit, cells in blocks.items() if unit not in chosen}
-        for others in _exact_covers(rest, everything, count - 1, patience):
+        for others in _exact_covers(rest, everything, count - 1, splitting):
             yield [chosen, *others]
