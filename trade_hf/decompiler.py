@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from trade_hf.compiled.compiler import compile_like
 from trade_hf.compiled.denoise import denoise, is_aligned
+from trade_hf.compiled.products import have_same_products
 from trade_hf.compiled.transforms import compress
 from trade_hf.compiled.weights import TracrWeights, WeightsError, read_weights
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
@@ -41,8 +42,7 @@ FIRST = 8  # candidates that are tried even where the time is over, as on a mach
 LAST_SECONDS = 1.0  # for the verdict on the model as it was given, where the search took all of the time
 FURTHER = 60  # candidates that are looked at after one that is equivalent
 A_FEW = 8  # after one whose units read and write as the model's do, where noise or a turn was taken off
-# Largest difference of two signatures that are alike: by rounding, and where noise was taken off but for thresholds.
-LIKE, LIKE_IN_NOISE = 0.01, 0.1
+LIKE_IN_NOISE = 0.1  # largest difference of two signatures that are alike, where noise was taken off but for thresholds
 
 
 # Of verdicts, the weakest first.
@@ -231,11 +231,11 @@ def decompile_with(
         attempts.append(Attempt(program, verdict, candidate.score, candidate.source))
         is_compared = verdict.status is Status.EQUIVALENT or (is_clean and verdict.reason is None)
         distance = likeness.distance(program) if is_compared else math.inf
-        fits = distance < (LIKE_IN_NOISE if is_clean else LIKE)
+        fits = distance < LIKE_IN_NOISE if is_clean else _is_own(program, verdict, weights)
         strength = (_STRENGTH.index(verdict.status), -distance)
         if best is None or strength > best[0]:
             best = strength, len(attempts) - 1, candidate
-        if verdict.status in (Status.IDENTICAL, Status.TURNED) or (fits and not is_aligned(weights)):
+        if verdict.status is Status.IDENTICAL or (fits and not is_aligned(weights)):
             break
         if verdict.is_verified or fits:
             last = min(last, len(attempts) + (A_FEW if fits and is_clean else FURTHER))
@@ -248,6 +248,13 @@ def decompile_with(
     if is_clean:
         verdict = Verifier(given, deadline=max(end, time.monotonic() + LAST_SECONDS)).verify(program)
     return Decompilation(program, verdict, tuple(attempts), chosen, time.monotonic() - start)
+
+
+def _is_own(program: Program, verdict: Verdict, weights: TracrWeights) -> bool:
+    """Whether a model is the program's own in some basis, and not just one that gives the same."""
+    if verdict.status is not Status.EQUIVALENT:
+        return verdict.status is Status.TURNED
+    return have_same_products(compile_like(program, weights), weights)
 
 
 class Likeness:

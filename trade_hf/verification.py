@@ -34,12 +34,11 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from trade_hf.compiled.alignment import is_turned
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.faithful import may_depart
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.isomorphism import are_identical
-from trade_hf.compiled.straightening import in_tracrs_basis
+from trade_hf.compiled.products import have_same_products
 from trade_hf.compiled.weights import COLDNESS, TracrWeights, WeightsError
 from trade_hf.rasp.evaluate import PADDING, all_inputs, count_inputs, evaluate, random_inputs
 from trade_hf.rasp.functions import Value
@@ -155,13 +154,9 @@ class Verifier:
         if are_identical(side.compiled, weights):
             return Verdict(Status.IDENTICAL, inputs.total, inputs.total)
         verdict = _compare_in_time(side, self.model, inputs, self.deadline)
-        if verdict.status is Status.AGREES and any(is_turned(side.compiled, found) for found in self.in_tracrs_basis):
+        if verdict.status is Status.AGREES and have_same_products(side.compiled, weights):
             return Verdict(Status.TURNED, verdict.checked, verdict.inputs)
         return verdict
-
-    @cached_property
-    def in_tracrs_basis(self) -> tuple[TracrWeights, ...]:
-        return tuple(in_tracrs_basis(self.weights))
 
 
 def verify_programs(

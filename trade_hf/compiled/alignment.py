@@ -7,12 +7,9 @@ one to another; so those that are known tell the next ones. Directions that noth
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
-from trade_hf.compiled.isomorphism import are_identical
-from trade_hf.compiled.transforms import READERS, WRITERS, all_readers, change_basis, residual_vectors
+from trade_hf.compiled.transforms import WRITERS, all_readers, change_basis, residual_vectors
 from trade_hf.compiled.weights import COLDNESS, UNEMBED, TracrWeights
 
 NEAR = 0.2  # of a length: rows are equal, or a number is 0 or 1
@@ -22,7 +19,6 @@ SETTLING, FAR = 4, 4.0  # turns; times the reach of noise that an entry is off a
 SPREADS = 5.0  # standard deviations that noise may reach: one entry in two million goes beyond
 TO_DEVIATION = 1.4826  # of a normal distribution, the standard deviation over the median of absolute values
 ROUNDING = 2e-6  # of the largest entry of a tensor, where it was turned into another basis and back
-TOLD = 1e-3  # of the smallest weight, up to which an entry that was turned may be off
 
 
 class NotTracrsError(Exception):
@@ -37,31 +33,6 @@ def align(weights: TracrWeights) -> TracrWeights:
     except NotTracrsError:
         return weights
     return _settled(change_basis(weights, basis.T))
-
-
-def is_turned(compiled: TracrWeights, aligned: TracrWeights) -> bool:
-    """Whether a model that `align` gave is `compiled` up to order and to what rounding leaves of a turn.
-
-    A turn rounds each entry in proportion to the vector of the residual stream that it belongs to. Where that is more
-    than a small part of the smallest weight that is meant, weights cannot be told, and the answer is no.
-    """
-
-    def snapped(tensor: np.ndarray, meant: np.ndarray, axis: int | None) -> np.ndarray:
-        values = np.unique(meant)
-        places = np.searchsorted((values[1:] + values[:-1]) / 2, tensor)
-        rounding = 5 * ROUNDING * np.abs(tensor).max(axis, keepdims=True, initial=0)
-        told = TOLD * np.abs(meant[meant != 0]).min(initial=np.inf)
-        is_close = np.abs(values[places] - tensor) <= np.minimum(rounding, told)
-        return np.where(is_close, values[places], tensor)
-
-    if {name: t.shape for name, t in compiled.tensors.items()} != {n: t.shape for n, t in aligned.tensors.items()}:
-        return False
-    axes = {name: 0 if name.endswith(READERS) else -1 for name in residual_vectors(compiled)}
-    tensors = {
-        name: snapped(tensor, compiled.tensors[name], axes.get(name)) for name, tensor in aligned.tensors.items()
-    }
-    unembedding = snapped(aligned.unembedding, compiled.unembedding, 0)
-    return are_identical(compiled, replace(aligned, tensors=tensors, unembedding=unembedding))
 
 
 def _settled(weights: TracrWeights) -> TracrWeights:

@@ -19,7 +19,7 @@ MAX_BRANCHES = 64
 
 
 @dataclass(frozen=True)
-class _Graph:
+class Graph:
     """Vertices with a fixed colour, and weighted edges of a fixed kind, sorted by nothing.
 
     Vertices: residual directions first, then tokens, positions, outputs and one for all biases, then for each layer its
@@ -30,6 +30,13 @@ class _Graph:
     sources: np.ndarray
     targets: np.ndarray
     labels: np.ndarray  # [edge, 2]: kind, weight
+
+    @classmethod
+    def of(cls, colours: list, edges: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]]) -> Graph:
+        """`edges`: sources, targets, weights and a kind for each."""
+        sources, targets, weights = (np.concatenate([edge[i] for edge in edges]) for i in (0, 1, 2))
+        kind = np.concatenate([np.full(len(edge[0]), edge[3]) for edge in edges])
+        return cls(colours, sources, targets, np.stack([kind, weights.astype(np.float64)], 1))
 
 
 def are_identical(first: TracrWeights, second: TracrWeights) -> bool:
@@ -48,17 +55,19 @@ def are_identical(first: TracrWeights, second: TracrWeights) -> bool:
     # Reordering leaves as many entries as there were: a rotated basis is told apart before any graph is made.
     if any(np.count_nonzero(first.tensors[n]) != np.count_nonzero(tensor) for n, tensor in second.tensors.items()):
         return False
-    graphs = _graph(first), _graph(second)
-    if any(
-        len(a) != len(b) for a, b in ((graphs[0].colours, graphs[1].colours), (graphs[0].sources, graphs[1].sources))
-    ):
-        return False
-    if sorted(map(repr, graphs[0].colours)) != sorted(map(repr, graphs[1].colours)):
-        return False
-    return _match(*graphs, budget=itertools.count())
+    return are_equal(_graph(first), _graph(second))
 
 
-def _graph(weights: TracrWeights) -> _Graph:
+def are_equal(first: Graph, second: Graph) -> bool:
+    """Whether one graph is the other in another order."""
+    if len(first.sources) != len(second.sources):
+        return False
+    if sorted(map(repr, first.colours)) != sorted(map(repr, second.colours)):
+        return False
+    return _match(first, second, budget=itertools.count())
+
+
+def _graph(weights: TracrWeights) -> Graph:
     colours: list = [("direction",)] * weights.d_model
     edges: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]] = []
     kinds = itertools.count()
@@ -73,11 +82,11 @@ def _graph(weights: TracrWeights) -> _Graph:
         edges.append((rows[row], columns[column], matrix[row, column], kind))
 
     residual = np.arange(weights.d_model)
-    tokens = vertices([("token", _plain(token)) for token in weights.vocab])
+    tokens = vertices([("token", plain(token)) for token in weights.vocab])
     connect(tokens, residual, weights.tensors["token_embed/embeddings"], next(kinds))
     positions = vertices([("position", i) for i in range(weights.max_seq_len + 1)])
     connect(positions, residual, weights.tensors["pos_embed/embeddings"], next(kinds))
-    outputs = vertices([("output", _plain(value)) for value in weights.output_values or (None,)])
+    outputs = vertices([("output", plain(value)) for value in weights.output_values or (None,)])
     connect(residual, outputs, weights.unembedding, next(kinds))
     bias = vertices([("bias",)])
     for layer in range(weights.num_layers):
@@ -89,10 +98,7 @@ def _graph(weights: TracrWeights) -> _Graph:
         connect(hidden, residual, writes, next(kinds))
         connect(bias, hidden, bias_of[None], next(kinds))
         connect(bias, residual, weights.tensors[f"{names[1]}/b"][None], next(kinds))
-    sources, targets = (np.concatenate([edge[i] for edge in edges]) for i in (0, 1))
-    kind = np.concatenate([np.full(len(edge[0]), edge[3]) for edge in edges])
-    weight = np.concatenate([edge[2] for edge in edges])
-    return _Graph(colours, sources, targets, np.stack([kind, weight.astype(np.float64)], 1))
+    return Graph.of(colours, edges)
 
 
 def _distinct_units(weights: TracrWeights, names: list[str]) -> tuple[np.ndarray, ...]:
@@ -106,7 +112,7 @@ def _distinct_units(weights: TracrWeights, names: list[str]) -> tuple[np.ndarray
     return units[:, :size], units[:, size], units[:, size + 1 :], alike
 
 
-def _plain(value: Value | None) -> object:
+def plain(value: Value | None) -> object:
     """Equal values in one form: True is 1."""
     return float(value) if isinstance(value, int | float) else value
 
@@ -135,7 +141,7 @@ def _add_attention(weights, layer, residual, bias, vertices, connect, kinds) -> 
                     connect(bias, dimensions, biases[name][None, used], kinds_of[f"{name[0]}b"])
 
 
-def _refine(graphs: tuple[_Graph, _Graph], colours: list[np.ndarray]) -> list[np.ndarray] | None:
+def _refine(graphs: tuple[Graph, Graph], colours: list[np.ndarray]) -> list[np.ndarray] | None:
     """Stable colours of both graphs, numbered alike; None as soon as they tell the graphs apart."""
     offset = len(colours[0])
     colour = np.concatenate(colours)
@@ -163,7 +169,7 @@ def _refine(graphs: tuple[_Graph, _Graph], colours: list[np.ndarray]) -> list[np
         count = len(number)
 
 
-def _match(first: _Graph, second: _Graph, budget: itertools.count, fixed: list[np.ndarray] | None = None) -> bool:
+def _match(first: Graph, second: Graph, budget: itertools.count, fixed: list[np.ndarray] | None = None) -> bool:
     if next(budget) > MAX_BRANCHES:
         return False
     if fixed is None:
@@ -185,7 +191,7 @@ def _match(first: _Graph, second: _Graph, budget: itertools.count, fixed: list[n
     return False
 
 
-def _is_reordering(first: _Graph, second: _Graph, mine: np.ndarray, theirs: np.ndarray) -> bool:
+def _is_reordering(first: Graph, second: Graph, mine: np.ndarray, theirs: np.ndarray) -> bool:
     """Whether sending mine[i] to theirs[i] makes one graph the other, every edge and weight compared."""
     if any(first.colours[a] != second.colours[b] for a, b in zip(mine.tolist(), theirs.tolist(), strict=True)):
         return False

@@ -1,0 +1,97 @@
+"""Whether two models have the same products: in any basis, of however many dimensions; never of another function."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cases import CASES, LENGTH, VOCAB
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_verification import with_larger_heads
+
+from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.products import have_same_products
+from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate, skew
+from trade_hf.rasp.text import parse
+from trade_hf.verification import Status, verify, verify_weights
+
+CHANGES = {
+    "permuted": permute,
+    "rotated": rotate,
+    "skewed": skew,
+    "compressed": lambda weights, seed: rotate(compress(weights, readable_dimensions(weights)), seed),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_in_any_basis(samples, change):
+    models = [sample.compile() for sample in samples[:20]]
+    for number, model in enumerate(models):
+        assert have_same_products(model, change(model, number)), samples[number].program
+        assert not have_same_products(models[number - 1], change(model, number))
+
+
+@pytest.mark.parametrize("level", [1e-3, 1e-2])
+def test_noise_is_no_rounding(samples, level):
+    assert not any(have_same_products(s.compile(), add_noise(s.compile(), level, 0)) for s in samples[:5])
+
+
+@given(st.integers(0, 59), st.integers(0, 10**9), st.sampled_from([0.0, 0.5, 1.0, -1.0, 100.0]), st.booleans())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_models_with_the_same_products_compute_the_same(samples, number, place, value, is_compressed):
+    """One entry is changed: where that is no difference, it makes none on any input."""
+    model = samples[number].compile()
+    changed = CHANGES["compressed"](model, 0) if is_compressed else model
+    name = sorted(changed.tensors)[place % len(changed.tensors)]
+    tensor = changed.tensors[name].copy()
+    tensor.flat[place % tensor.size] = value
+    changed = replace(changed, tensors={**changed.tensors, name: tensor})
+    if have_same_products(model, changed):
+        assert not verify_weights(model, changed).counterexample
+
+
+def test_what_has_no_effect_is_left_out():
+    """Of an s-op with itself most pairs of values never come together; who reads it reads what they would give, too."""
+    itself = "v1 = rasp.SequenceMap(lambda x, y: x * y, rasp.tokens, rasp.tokens)\n"
+    square = "v1 = rasp.Map(lambda x: {0: 0, 1: 1, 2: 4, 3: 9, 4: 16}.get(x), rasp.tokens)\n"
+    models = [
+        compile_program(parse(f"{first}program = rasp.Map(lambda x: {then}, v1, simplify=False)"), VOCAB, LENGTH)
+        for first, then in ((itself, "x % 2"), (square, "x % 2"), (square, "x == 0"))
+    ]
+    assert models[0].d_model > models[1].d_model and have_same_products(*models[:2])
+    assert not verify_weights(*models[:2]).counterexample
+    assert not have_same_products(models[0], models[2])
+
+
+def test_the_size_of_heads_counts():
+    fractions = next(case for case in CASES if "frac" in case.name).program
+    weights = compile_program(fractions, VOCAB, LENGTH)
+    larger = with_larger_heads(weights, 4 * weights.key_size)
+    assert not have_same_products(weights, larger)
+    doubled = {name: 2 * part if "/query/" in name else part for name, part in larger.tensors.items()}
+    assert have_same_products(weights, replace(larger, tensors=doubled))
+
+
+def test_a_large_weight_hides_no_other(samples):
+    compiled = next(s.compile() for s in samples if np.count_nonzero(s.compile().layer(0, "mlp/linear_2/w")) > 4)
+    name = "transformer/layer_0/mlp/linear_2/w"
+    large, other = np.argwhere(compiled.tensors[name])[[0, -1]]
+    assert large[0] != other[0]
+
+    def changed(factor):
+        tensor = compiled.tensors[name].copy()
+        tensor[tuple(large)] *= 1e6
+        tensor[tuple(other)] *= factor
+        return replace(compiled, tensors={**compiled.tensors, name: tensor})
+
+    assert have_same_products(changed(1), changed(1)) and have_same_products(changed(1), changed(1 + 1e-6))
+    assert not have_same_products(changed(1), changed(0.6))
+
+
+def test_a_proof_for_a_compressed_model_of_more_inputs_than_can_be_run():
+    reverse = next(case for case in CASES if case.name == "reverse").program
+    weights = compile_program(reverse, VOCAB, 12)
+    small = compress(weights, readable_dimensions(weights))
+    verdict = verify(reverse, small)
+    assert small.d_model < weights.d_model and verdict.inputs > 300_000_000 and verdict.checked == 10_000
+    assert verdict.status is Status.TURNED and verdict.is_verified
