@@ -235,7 +235,8 @@ def decompile_with(
         strength = (_STRENGTH.index(verdict.status), -distance)
         if best is None or strength > best[0]:
             best = strength, len(attempts) - 1, candidate
-        if verdict.status is Status.IDENTICAL or (fits and not is_aligned(weights)):
+        is_turned = verdict.status is Status.TURNED and is_clean
+        if verdict.status is Status.IDENTICAL or is_turned or (fits and not is_aligned(weights)):
             break
         if verdict.is_verified or fits:
             last = min(last, len(attempts) + (A_FEW if fits and is_clean else FURTHER))

@@ -28,9 +28,12 @@ _COMPARED, _MOVED, _HIDDEN, _OUTPUT = "compared", "moved", "hidden", "output"
 def have_same_products(compiled: TracrWeights, weights: TracrWeights) -> bool:
     """Whether a model has the products of one that was just compiled, up to rounding; vocabulary, length, mask and
     output values must be the same too. True proves that both compute the same but for rounding; False says nothing."""
-    if _domain(compiled) != _domain(weights) or max(map(_count_products, (compiled, weights))) > MOST_PRODUCTS:
+    if _domain(compiled) != _domain(weights):
         return False
-    meant, given = _products(compiled), _products(weights)
+    try:
+        meant, given = _products(compiled), _products(weights)
+    except _TooManyError:
+        return False
     values = _values(meant)
     for parts in (meant, given):
         _snap(parts, values)
@@ -43,9 +46,8 @@ def _domain(weights: TracrWeights) -> tuple:
     return weights.max_seq_len, weights.bos, weights.pad, weights.causal, set(weights.vocab), outputs
 
 
-def _count_products(weights: TracrWeights) -> int:
-    parts = weights.num_layers * (2 * weights.num_heads * weights.key_size + weights.mlp_size)
-    return (parts + len(weights.vocab) + weights.max_seq_len) * (parts + weights.unembedding.shape[1])
+class _TooManyError(Exception):
+    """There are more products than MOST_PRODUCTS."""
 
 
 @dataclass
@@ -74,13 +76,18 @@ class _Parts:
 
 
 def _products(weights: TracrWeights) -> list[_Parts]:
-    """Of all parts, in the order in which they are computed."""
+    """Of all parts that read and write anything, in the order in which they are computed. Raises _TooManyError."""
     writers = [np.zeros((1, weights.d_model))]
     writers += [weights.tensors[f"{name}/embeddings"].astype(np.float64) for name in ("token_embed", "pos_embed")]
-    heads, units = np.repeat(np.arange(weights.num_heads), weights.key_size), np.full(weights.mlp_size, -1)
+    heads = np.repeat(np.arange(weights.num_heads), weights.key_size)
     found: list[_Parts] = []
+    count = 0
 
     def read(kind: str, layer: int, head: np.ndarray, *readers: tuple[np.ndarray, ...]) -> _Parts:
+        nonlocal count
+        count += sum(map(len, writers)) * len(head) * len(readers)
+        if count > MOST_PRODUCTS:
+            raise _TooManyError
         written, reads, bounds = np.concatenate(writers), [], []
         for w, b in readers:
             products = written @ w
@@ -98,17 +105,29 @@ def _products(weights: TracrWeights) -> list[_Parts]:
         writers[0] = writers[0] + bias
 
     for layer in range(weights.num_layers):
-        tensor = {
-            part: tuple(weights.layer(layer, f"{part}/{kind}").astype(np.float64) for kind in "wb")
+        query, key, value, moved, first, second = (
+            tuple(weights.layer(layer, f"{part}/{kind}").astype(np.float64) for kind in "wb")
             for part in ("attn/query", "attn/key", "attn/value", "attn/linear", "mlp/linear_1", "mlp/linear_2")
-        }
-        query = tuple(part * weights.key_size**-0.5 for part in tensor["attn/query"])
-        read(_COMPARED, layer, heads, query, tensor["attn/key"])
-        write(read(_MOVED, layer, heads, tensor["attn/value"]), *tensor["attn/linear"])
-        write(read(_HIDDEN, layer, units, tensor["mlp/linear_1"]), *tensor["mlp/linear_2"])
+        )
+        used = _is_used(*query) & _is_used(*key)
+        scaled = tuple(part * weights.key_size**-0.5 for part in query)
+        read(_COMPARED, layer, heads[used], _only(scaled, used), _only(key, used))
+        used = _is_used(*value) & moved[0].any(1)
+        write(read(_MOVED, layer, heads[used], _only(value, used)), moved[0][used], moved[1])
+        used = _is_used(*first) & second[0].any(1)
+        write(read(_HIDDEN, layer, np.full(used.sum(), -1), _only(first, used)), second[0][used], second[1])
     outputs = weights.unembedding.astype(np.float64)
     read(_OUTPUT, 0, np.full(outputs.shape[1], -1), (outputs, np.zeros(outputs.shape[1])))
     return found
+
+
+def _is_used(weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """[part] whether a reader reads anything; Tracr fills up layers with zeros to the size of the largest."""
+    return weights.any(0) | (bias != 0)
+
+
+def _only(reader: tuple[np.ndarray, ...], used: np.ndarray) -> tuple[np.ndarray, ...]:
+    return tuple(part[..., used] for part in reader)
 
 
 def _values(parts: list[_Parts]) -> np.ndarray:
