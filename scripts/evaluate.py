@@ -66,6 +66,7 @@ from trade_hf.methods import LONGEST_REASON, Limits, Method, MethodError, Outcom
 from trade_hf.metrics.scoring import WRONG
 from trade_hf.rasp.canonical import canonicalise_spoken
 from trade_hf.rasp.evaluate import all_inputs, count_inputs, random_inputs
+from trade_hf.rasp.functions import Value
 from trade_hf.rasp.program import Program
 from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.rasp.text import parse, to_text
@@ -444,9 +445,14 @@ def _differs(program: Any, weights: TracrWeights) -> bool:
     if first.values is None or second.values is None:
         same = np.abs(first.codes - second.codes) <= TOLERANCE
     else:
-        values = [np.array(out.values, dtype=object)[out.codes] for out in (first, second)]
+        values = [np.array([*map(_rounded, out.values)], dtype=object)[out.codes] for out in (first, second)]
         same = np.where(first.undefined | second.undefined, first.undefined & second.undefined, values[0] == values[1])
     return not bool(same[first.real].all())
+
+
+def _rounded(value: Value) -> Value:
+    """Values that differ by rounding alone are one, as 0.1 + 0.2 and 0.3."""
+    return round(value, 9) if isinstance(value, float) else value
 
 
 def wilson(hits: int, n: int, z: float = 1.96) -> list[float]:

@@ -350,3 +350,13 @@ def test_tracr_reads_large_widths_wrongly(width):
     assert meant.decode(0) == [width] * width
     assert meant.valid[0] == (given.logits[0, 0].max() > 0.99)
     assert given.decode(0) == [width if width < 10 else width - 1] * width
+
+
+def test_values_that_differ_by_rounding_alone_are_one():
+    """As output values both 0.3 and 0.1 + 0.2, which is 0.30000000000000004, have a direction."""
+    table = "{{0: 0.5, 1: 0.3, 2: {}, 3: 0.25, 4: 3}}.get(x)"
+    texts = [f"program = rasp.Map(lambda x: {table.format(two)}, rasp.tokens)" for two in (0.1 + 0.2, 0.3, 0.31)]
+    given = rotate(compile_program(parse(texts[0]), VOCAB, LENGTH), 0)
+    assert len(given.output_values) == 5
+    same, other = (verify(parse(text), given) for text in texts[1:])
+    assert same.status is Status.EQUIVALENT and other.status is Status.REFUTED

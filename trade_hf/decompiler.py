@@ -229,9 +229,10 @@ def decompile_with(
             break
         program, verdict = _checked(candidate.program, verifier)
         attempts.append(Attempt(program, verdict, candidate.score, candidate.source))
+        is_own = not is_clean and _is_own(program, verdict, weights)
         is_compared = verdict.status is Status.EQUIVALENT or (is_clean and verdict.reason is None)
-        distance = likeness.distance(program) if is_compared else math.inf
-        fits = distance < LIKE_IN_NOISE if is_clean else _is_own(program, verdict, weights)
+        distance = 0.0 if is_own else likeness.distance(program) if is_compared else math.inf
+        fits = is_own or (is_clean and distance < LIKE_IN_NOISE)
         strength = (_STRENGTH.index(verdict.status), -distance)
         if best is None or strength > best[0]:
             best = strength, len(attempts) - 1, candidate

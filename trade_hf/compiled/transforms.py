@@ -63,8 +63,8 @@ def _principal(weights: TracrWeights) -> tuple[np.ndarray, np.ndarray]:
     """Singular values, descending, and directions [number, d_model] of all that reads, each vector of length 1."""
     readers = all_readers(residual_vectors(weights))
     readers /= np.maximum(np.linalg.norm(readers, axis=1, keepdims=True), 1e-9)
-    _, sizes, directions = np.linalg.svd(readers, full_matrices=True)
-    return np.pad(sizes, (0, len(directions) - len(sizes))), directions.astype(np.float32)
+    squares, directions = np.linalg.eigh(readers.T @ readers)
+    return np.sqrt(np.maximum(squares[::-1], 0)), directions.T[::-1].astype(np.float32)
 
 
 def add_noise(weights: TracrWeights, level: float, seed: int) -> TracrWeights:
