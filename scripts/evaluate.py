@@ -364,7 +364,6 @@ def _foreign_row(item: LibraryProgram, checkpoint: Path, variant: str, seed: int
         "seconds": round(result.seconds, 3),
         "certified": proven,
         "wrongly_certified": proven and _differs(result.program, weights),
-        "code": result.code if proven else None,
     }
 
 

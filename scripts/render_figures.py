@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 DOCUMENTS = ("README.md", "docs/figures.md", "model_card.md")
 MARK = re.compile(r"<!--([\w.-]+)-->(.*?)<!--/-->", re.DOTALL)
-# What each file of `evaluate.py --all` is about.
+# What each file of `evaluate.py --all` and `--interpbench` is about.
 VARIANTS = {
     "test-permuted": "test, 3 to 10 lines, in a random order",
     "test-tracr": "test, in Tracr's own order",
@@ -40,6 +40,11 @@ VARIANTS = {
     "library-compressed": "Tracr's own programs, compressed to the dimensions that are read",
     "library-noisy-0.001": "Tracr's own programs, noise of 0.1 %",
     "library-noisy-0.01": "Tracr's own programs, noise of 1 %",
+    "interpbench-tracr": "InterpBench's programs, as the tracr package compiles them",
+    "interpbench-permuted": "InterpBench's programs, in a random order",
+    "interpbench-rotated": "InterpBench's programs, in a random orthogonal basis",
+    "interpbench-skewed": "InterpBench's programs, in a random basis that is not orthogonal",
+    "interpbench-compressed": "InterpBench's programs, compressed to the dimensions that are read",
     "test-compressed": "test, compressed to the dimensions that are read",
     "test-noisy-0.0003": "test, noise of 0.03 %",
     "test-noisy-0.001": "test, noise of 0.1 %",
@@ -138,7 +143,7 @@ def failures(results: Path = RESULTS) -> str:
     not proven."""
     kinds = {what: _load(name, results) for name, what in VARIANTS.items()}
     found = [_shortest_failure(what, kind) for what, kind in kinds.items() if kind.get("decompiled_failures")]
-    tracr = [_not_proven(what, kind) for what, kind in kinds.items() if kind["split"] == "library"]
+    tracr = [_not_proven(what, kind) for what, kind in kinds.items() if "programs" in kind]
     return "\n".join(f"- {text}" for text in found + tracr if text)
 
 

@@ -34,8 +34,8 @@ from trade_hf.verification import (
 FORMAT = "trade-certificate-2"
 METHODS = {
     Status.IDENTICAL: "a reordering of residual directions, hidden units and heads was found; every tensor is equal",
-    Status.TURNED: "another basis of the residual stream and a reordering were found; every tensor is equal up to "
-    "rounding, and both agree on all of the shortest inputs and on a seeded sample of the others",
+    Status.TURNED: "an order of hidden units and heads was found; what each part reads of each other is equal up to "
+    "rounding, in whatever basis; and both agree on all of the shortest inputs and a seeded sample of the others",
     Status.EQUIVALENT: "both were run on every input of every length up to the maximum",
     Status.AGREES: "both were run on all of the shortest inputs and on a seeded sample of the others",
     Status.REFUTED: "both were run on this input, and differ",

@@ -3,8 +3,9 @@
 Four ways:
 - identical weights: the program, compiled, has the model's weights and mask, up to the order of residual directions,
   hidden units, head dimensions and heads. An explicit reordering is found and every tensor compared: this is a proof.
-- identical weights in another basis: the same up to rounding after a change of basis of the residual stream, which is
-  found too. This is looked for where not all inputs were run and those that were agree.
+- identical weights in another basis: what each part reads of each other part is the same up to rounding, so that both
+  compute the same whatever basis the residual stream has (`compiled/products.py`). This is looked for where not all
+  inputs were run and those that were agree.
 - equivalent: both give the same on every input of every length up to the maximum.
 - agrees: the same on a stated number of inputs, where there are too many to run them all (in the time, if there is a
   deadline): all of the shortest lengths and a seeded sample of the others, with a bound on the share of inputs that may
