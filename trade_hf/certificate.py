@@ -31,7 +31,7 @@ from trade_hf.verification import (
     verify,
 )
 
-FORMAT = "trade-certificate-2"
+FORMAT = "trade-certificate-3"
 METHODS = {
     Status.IDENTICAL: "a reordering of residual directions, hidden units and heads was found; every tensor is equal",
     Status.TURNED: "an order of hidden units and heads was found; what each part reads of each other is equal up to "

@@ -82,7 +82,7 @@ class Lifter:
     def structures(self) -> Iterator[Structure]:
         """As `lift`."""
         start = _Lifted((), self.readers[0].start(), {})
-        with contextlib.suppress(GaveUpError):
+        with contextlib.suppress(GaveUpError, RecursionError):
             for lifted in self._from_layer(0, start):
                 output = self._output(lifted.state)
                 if output is not None:

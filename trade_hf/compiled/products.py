@@ -5,6 +5,10 @@ embedding, head dimension, hidden unit and bias that writes before it. No coordi
 how many there are. So two models are one function if their parts correspond, one to one, and all products are equal;
 parts that never give anything and parts that nothing reads are left out. The correspondence is found, and every product
 compared, as `isomorphism.py` does with weights.
+
+Rounding is that of single precision, as a change of basis leaves it: products may be off by a few times 1e-7 of the
+lengths of their vectors. What a model makes of its own rounding is not looked at: where outputs tie, or where long
+chains of large numbers amplify it, a model in another basis may differ from Tracr's, as any other copy of it would.
 """
 
 from __future__ import annotations
@@ -15,19 +19,21 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from trade_hf.compiled.isomorphism import Graph, are_equal, plain
+from trade_hf.compiled.transforms import all_readers, residual_vectors
 from trade_hf.compiled.weights import TracrWeights
 
-ROUNDING = 1e-5  # of the lengths of the two vectors of a product: what bringing a model into another basis leaves
-TOLD = 1e-3  # of the smallest product, up to which one may be off
-DUST = 1e-7  # of products that are 0 but for rounding in Tracr's own arithmetic
+ROUNDING = 3e-7  # of the lengths of the two vectors of a product; models of up to 500 dimensions are off by 6e-8
+UNREAD = 1.0  # of a length that nothing reads, what may leave rounding: Tracr's directions are of length 1
+TOLD = 1e-4  # of the smallest product, up to which one may be off
+DUST = 1e-7  # products up to this are taken for 0
 MOST_PRODUCTS = 20_000_000  # of a model; of a larger one nothing is said
 
 _COMPARED, _MOVED, _HIDDEN, _OUTPUT = "compared", "moved", "hidden", "output"
 
 
 def have_same_products(compiled: TracrWeights, weights: TracrWeights) -> bool:
-    """Whether a model has the products of one that was just compiled, up to rounding; vocabulary, length, mask and
-    output values must be the same too. True proves that both compute the same but for rounding; False says nothing."""
+    """Whether `weights` has the same products as `compiled`, up to rounding; vocabulary, length, mask and output values
+    must be the same too. True proves that both compute the same but for their rounding; False says nothing."""
     if _domain(compiled) != _domain(weights):
         return False
     try:
@@ -42,7 +48,7 @@ def have_same_products(compiled: TracrWeights, weights: TracrWeights) -> bool:
 
 
 def _domain(weights: TracrWeights) -> tuple:
-    outputs = weights.output_values and set(weights.output_values)
+    outputs = weights.output_values and [*map(plain, weights.output_values)]  # the first of equal ones is decoded
     return weights.max_seq_len, weights.bos, weights.pad, weights.causal, set(weights.vocab), outputs
 
 
@@ -81,7 +87,7 @@ def _products(weights: TracrWeights) -> list[_Parts]:
     writers += [weights.tensors[f"{name}/embeddings"].astype(np.float64) for name in ("token_embed", "pos_embed")]
     heads = np.repeat(np.arange(weights.num_heads), weights.key_size)
     found: list[_Parts] = []
-    count = 0
+    count, seen = 0, _what_is_read(weights)
 
     def read(kind: str, layer: int, head: np.ndarray, *readers: tuple[np.ndarray, ...]) -> _Parts:
         nonlocal count
@@ -92,7 +98,8 @@ def _products(weights: TracrWeights) -> list[_Parts]:
         for w, b in readers:
             products = written @ w
             products[0] += b
-            lengths = np.outer(np.linalg.norm(written, axis=1), np.linalg.norm(w, axis=0))
+            whole, read_of_it = (np.linalg.norm(rows, axis=1) for rows in (written, written @ seen))
+            lengths = np.outer(np.minimum(whole, read_of_it + UNREAD), np.linalg.norm(w, axis=0))
             lengths[0] += np.abs(b)
             reads.append(products)
             bounds.append(ROUNDING * lengths)
@@ -119,6 +126,13 @@ def _products(weights: TracrWeights) -> list[_Parts]:
     outputs = weights.unembedding.astype(np.float64)
     read(_OUTPUT, 0, np.full(outputs.shape[1], -1), (outputs, np.zeros(outputs.shape[1])))
     return found
+
+
+def _what_is_read(weights: TracrWeights) -> np.ndarray:
+    """[d_model, direction] orthonormal directions of all that reads; what stands in others has no effect."""
+    readers = all_readers(residual_vectors(weights))
+    squares, directions = np.linalg.eigh(readers.T @ readers)
+    return directions[:, squares > 1e-12 * squares.max(initial=0)]
 
 
 def _is_used(weights: np.ndarray, bias: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from trade_hf.rasp.tables import first_appearance, sort_values
 NEAR = 0.1
 LARGEST_DENOMINATOR = 240
 MAX_NUMERICAL_MAPS = 5  # of one s-op; their units are searched for among all that read it
+MOST_TOLD = 10_000_000  # numbers that readers tell of units that are to be shared among maps
 MAX_SPLITS = 24  # ways to share units among lines, for one group of lines
 SECONDS = 2.0  # for one program; nearly all are read in some milliseconds
 
@@ -128,7 +130,7 @@ class Reader:
 
     def structures(self) -> Iterator[Structure]:
         """As `read_structures`."""
-        with contextlib.suppress(GaveUpError):
+        with contextlib.suppress(GaveUpError, RecursionError):
             for state in self.read(0, self.start()):
                 with contextlib.suppress(UnreadableError):
                     yield self.structure(state)
@@ -194,6 +196,7 @@ class Reader:
         numerical = [n for n in group if self.lines[n].op is Op.MAP_NUMERICAL]
         categorical = [n for n in group if self.lines[n].op is Op.MAP]
         everything = frozenset(range(len(source.vectors)))
+        splitting = self._splitting(units, categorical)
         if len(numerical) > MAX_NUMERICAL_MAPS:
             raise UnreadableError("too many numerical maps of one s-op")
         for chosen in itertools.combinations(units, len(numerical)):
@@ -204,7 +207,7 @@ class Reader:
             for order in itertools.permutations(chosen) if self.is_ordered else [chosen]:
                 if not numerical:
                     everything = _defined(blocks, everything, len(categorical))
-                for covers in _exact_covers(blocks, everything, len(categorical), self._splitting(blocks, categorical)):
+                for covers in _exact_covers(blocks, everything, len(categorical), splitting):
                     readings = {n: self._numerical_map(u, reads[u]) for n, u in zip(numerical, order, strict=True)}
                     tables = _tables(blocks, covers, len(source.vectors))
                     for n, (entries, ordered) in zip(categorical, tables, strict=True):
@@ -226,7 +229,7 @@ class Reader:
             blocks[int(units[members[0]])] = frozenset(read[members].tolist())
         cells = len(first.vectors) * width
         everything = _defined(blocks, frozenset(range(cells)), len(group))
-        for covers in _exact_covers(blocks, everything, len(group), self._splitting(blocks, group)):
+        for covers in _exact_covers(blocks, everything, len(group), self._splitting(list(blocks), group)):
             tables = _tables(blocks, covers, cells)
             readings = {
                 n: Reading(entries, Written(self.second[ordered]))
@@ -234,20 +237,21 @@ class Reader:
             }
             yield readings
 
-    def _splitting(self, blocks: dict[int, frozenset[int]], maps: list[int]) -> _Splitting:
+    def _splitting(self, units: list[int], maps: list[int]) -> _Splitting:
         """How to share units among maps: those first that are read as one s-op's values are, by the same parts and
         beside the same other values."""
-        if len(maps) < 2:
+        if len(maps) < 2 or len(units) * self.weights.num_layers * self.weights.d_model > MOST_TOLD:
             return _Splitting(self.patience)
-        units = list(blocks)
         told = self._told_by_readers(self.second[units])
-        return _Splitting(self.patience, dict(zip(units, told, strict=True)))
+        sizes = (told**2).sum(1).tolist()
+        return _Splitting(self.patience, dict(zip(units, told, strict=True)), dict(zip(units, sizes, strict=True)))
 
     def _told_by_readers(self, vectors: np.ndarray) -> np.ndarray:
         """[vector, feature]: of directions, which heads and outputs read them, and how many hidden units of each layer
         do, beside what."""
         features = [np.abs(vectors @ self.weights.unembedding).max(1) > 0.5]
         for layer in range(self.weights.num_layers):
+            self.patience()
             for head in range(self.weights.num_heads):
                 features += [np.abs(vectors @ part).max(1) > 0.5 for part in self._head(layer, head)[:3]]
             first = self.weights.layer(layer, "mlp/linear_1/w").T
@@ -524,23 +528,22 @@ class _Splitting:
 
     patience: Patience
     told: dict[int, np.ndarray] = field(default_factory=dict)
+    sizes: dict[int, float] = field(default_factory=dict)  # of what is told
 
     def first_unit(self, blocks: dict[int, frozenset[int]]) -> int:
         """The one that most is told of."""
-        return min(blocks, key=lambda unit: (-self._size(unit), unit))
+        return min(blocks, key=lambda unit: (-self.sizes.get(unit, 0.0), unit))
 
     def first_cell(self, cells: frozenset[int], units: list[int], blocks: dict[int, frozenset[int]]) -> int:
-        """The one whose units tell most; nothing tells those that are read by none from one another."""
+        """One that no unit is left for, else the one whose units tell most; nothing tells units that are read by none
+        from one another."""
         if not self.told:
             return min(cells)
-        sizes = dict.fromkeys(cells, 0.0)
+        most: dict[int, float] = {}
         for unit in units:
             for cell in blocks[unit] & cells:
-                sizes[cell] = max(sizes[cell], self._size(unit))
-        return min(cells, key=lambda cell: (-sizes[cell], cell))
-
-    def _size(self, unit: int) -> float:
-        return float((self.told[unit] ** 2).sum()) if self.told else 0.0
+                most[cell] = max(most.get(cell, 0.0), self.sizes[unit])
+        return min(cells, key=lambda cell: (-most.get(cell, math.inf), cell))
 
     def likely_first(self, units: list[int], chosen: list[int]) -> list[int]:
         """Units in the order of how alike they are to those that are chosen already."""
@@ -559,6 +562,10 @@ def _exact_covers(
             yield []
         return
     if not blocks or sum(map(len, blocks.values())) != count * len(everything):
+        return
+    if count == 1:
+        if frozenset().union(*blocks.values()) == everything:
+            yield [list(blocks)]
         return
 
     def cover(left: frozenset[int], available: list[int], chosen: list[int]) -> Iterator[list[int]]:

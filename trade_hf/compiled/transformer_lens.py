@@ -11,8 +11,8 @@ stands beside the tensors, in a file that `save` wrote in the metadata, and for 
 
     read_weights({**state_dict, "vocab": [0, 1, "compiler_bos", "compiler_pad"], "output_values": [0, 1, 2]})
 
-Of a model with a causal mask, `"causal": True` is to stand there too: newer state dicts hold no mask. A model's config
-tells.
+For a model with a causal mask, `"causal": True` must be given as well, because newer state dicts hold no mask; for a
+model, its config tells.
 
 TransformerLens sees no padding here: inputs of one batch are to be equally long, BOS in front (`encode`).
 """
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from trade_hf.compiled.weights import BOS, FORMAT, PAD, UNEMBED, TracrWeights, WeightsError, describe, write_file
+from trade_hf.compiled.weights import BOS, FORMAT, PAD, UNEMBED, TracrWeights, WeightsError, describe, truth, write_file
 from trade_hf.rasp.functions import Value
 
 # Tracr's name: HookedTransformer's, TransformerBridge's.
@@ -192,7 +192,7 @@ def from_state_dict(state: dict[str, np.ndarray], meta: dict[str, Any]) -> tuple
         raise WeightsError(f"the tensor {strange[0]} {what}")
     take = _merged if dialect == _HOOKED else _transposed
     tensors = {ours: np.ascontiguousarray(take(ours, state[theirs[dialect]], 0)) for ours, theirs in names.items()}
-    if len({*masks, *[meta["causal"] for _ in masks if "causal" in meta]}) > 1:
+    if len({*masks, *([truth(meta, "causal")] if "causal" in meta and masks else [])}) > 1:
         raise WeightsError("expected one attention mask, causal or not, got both")
     return tensors, _completed(meta, state, dialect) | ({"causal": masks[0]} if masks else {})
 
