@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,7 +34,7 @@ class _Case:
         return True
 
 
-def interpbench_programs(folder: Path) -> Iterator[LibraryProgram]:
+def interpbench_programs(folder: Path) -> list[LibraryProgram]:
     """The program of each Tracr case, by number. Raises FileNotFoundError for a folder that is no clone."""
     from trade_hf.compiled.bridge import from_tracr
 
@@ -43,13 +43,15 @@ def interpbench_programs(folder: Path) -> Iterator[LibraryProgram]:
         raise FileNotFoundError(
             f"{folder}: expected a clone of {PACKAGE.replace('_', '-')}, found no {CASES}/case_*.py"
         )
+    programs = []
     with _stand_ins(folder):
         for file in files:
             module = importlib.import_module(f"{CASES.replace('/', '.')}.{file.stem}")
             case: Any = getattr(module, file.stem.title().replace("_", ""))()
             sop, vocab, length = case.get_program(), tuple(sort_values(case.get_vocab())), case.get_max_seq_len() - 1
             program = from_tracr(sop, vocab, length).program
-            yield LibraryProgram(file.stem, program, vocab, length, sop, case.supports_causal_masking())
+            programs.append(LibraryProgram(file.stem, program, vocab, length, sop, case.supports_causal_masking()))
+    return programs
 
 
 @contextlib.contextmanager
@@ -76,6 +78,6 @@ def _stand_ins(folder: Path) -> Iterator[None]:
         sys.modules.update(before)
 
 
-def _forget(names: Any) -> None:
+def _forget(names: Iterable[str]) -> None:
     for name in list(names):
         del sys.modules[name]

@@ -1,7 +1,8 @@
 """Score a checkpoint on a held-out split, which is regenerated from its pinned seed.
 
 Run: python scripts/evaluate.py --split test --limit 500 --variant permuted --json --out results/test-permuted.json
-     python scripts/evaluate.py --split library --json --out results/library.json   (the tracr package's own programs)
+     python scripts/evaluate.py --split library --json --out results/library.json   (the tracr package's own programs; in the
+                                                          variant `tracr` compiled by the package too, else by us)
      python scripts/evaluate.py --all --json --out results   (every split and variant; an hour on one core)
      python scripts/evaluate.py --interpbench CLONE --json --out results   (the programs of InterpBench, from a clone of
                                                           github.com/FlyingPumba/circuits-benchmark, in five variants)
@@ -29,6 +30,8 @@ What was scored is kept beside --out, and a run that was killed goes on from the
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
 import json
 import math
 import os
@@ -133,8 +136,8 @@ SHARES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT)
-    parser.add_argument("--split", choices=[*sorted(PINNED), "library", "interpbench"], default="test")
-    parser.add_argument("--variant", choices=sorted(VARIANTS), default="permuted")
+    parser.add_argument("--split", choices=[*sorted(PINNED), "library", "interpbench"], help="test if not given")
+    parser.add_argument("--variant", choices=sorted(VARIANTS), help="permuted if not given")
     parser.add_argument("--limit", type=int, help="programs of a split; 500, with --all as many as stand in ALL")
     parser.add_argument(
         "--all", action="store_true", help="every split and variant, each to a file of the folder --out"
@@ -152,20 +155,22 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     args = parser.parse_args()
-    if args.all and (args.method or args.greedy):
-        parser.error("--all: expected neither --method nor --greedy beside it")
+    if args.all and (args.method or args.greedy or args.split or args.variant):
+        parser.error("--all: expected neither --method, --greedy, --split nor --variant beside it")
     if args.split == "interpbench" and not args.interpbench:
         parser.error("--split interpbench: expected --interpbench with a clone of its code")
     if args.interpbench and (args.all or args.method or args.greedy or args.limit):
         parser.error("--interpbench: expected neither --all, --method, --greedy nor --limit beside it")
+    if args.interpbench and args.split != "interpbench" and (args.split or args.variant):
+        parser.error("--interpbench: expected --split interpbench with --variant beside it, or neither")
     if args.limit is not None and args.limit < 1:
         parser.error("expected --limit of at least 1")
     if args.seconds <= 0 or args.memory <= 0:
         parser.error("expected --seconds and --memory above 0")
     if args.split == "library" and (args.method or args.greedy or args.limit):
         parser.error("--split library: expected neither --method, --greedy nor --limit beside it")
-    runs = {"": (args.split, args.variant, 500, args.out)}
-    several = ALL if args.all else INTERPBENCH if args.interpbench and args.split != "interpbench" else {}
+    runs = {"": (args.split or "test", args.variant or "permuted", 500, args.out)}
+    several = ALL if args.all else INTERPBENCH if args.interpbench and not args.split else {}
     if several:
         folder = args.out or Path("results")
         runs = {name: (*run, folder / f"{name}.json") for name, run in several.items()}
@@ -200,10 +205,9 @@ def run_one(args: argparse.Namespace, split: str, variant: str, limit: int, out:
         limits = Limits(args.seconds, int(args.memory * 2**30))
         result = evaluate_method(args.method, split, variant, limit, limits, progress)
     elif split == "library":
-        result = evaluate_programs(library_programs(), args.checkpoint, split, variant, progress)
+        result = evaluate_programs(list(library_programs()), args.checkpoint, split, variant, progress)
     elif split == "interpbench":
-        programs = interpbench_programs(args.interpbench)
-        result = evaluate_programs(programs, args.checkpoint, split, variant, progress)
+        result = evaluate_programs(_interpbench(args.interpbench), args.checkpoint, split, variant, progress)
     else:
         result = evaluate_checkpoint(args.checkpoint, split, variant, limit, progress, not args.greedy)
     if out:
@@ -323,14 +327,20 @@ def environment() -> dict[str, Any]:
     }
 
 
+_interpbench = functools.cache(interpbench_programs)  # read once for all variants
+
+
 def evaluate_programs(
-    programs: Iterable[LibraryProgram], checkpoint: Path, split: str, variant: str, progress: Path | None
+    items: list[LibraryProgram], checkpoint: Path, split: str, variant: str, progress: Path | None
 ) -> dict[str, Any]:
     """Programs that nobody here wrote, over their own vocabularies and lengths. What was scored is kept in `progress`,
     as in `evaluate_checkpoint`."""
-    items = list(programs)
-    what = f"{hash_of(sorted(checkpoint.glob('*.safetensors')))} on {split}, {variant}, code {code()}"
-    rows = kept_rows(progress, what)
+    meant = hashlib.sha256(
+        repr([(item.name, to_text(item.program), item.vocab) for item in items]).encode()
+    ).hexdigest()
+    weights = hash_of(sorted(checkpoint.glob("*.safetensors")))
+    what = f"{weights} on {split} {meant}, {variant}, code {code()}"
+    rows = kept_rows(progress, what)[: len(items)]
     left = range(len(rows), len(items))
     for number in tqdm(left, f"{split}, {variant}", len(items), initial=len(rows), disable=None):
         rows.append({"of": what, **_foreign_row(items[number], checkpoint, variant, number)})
@@ -340,6 +350,7 @@ def evaluate_programs(
     return {
         "split": split,
         "variant": variant,
+        "programs_sha256": meant,
         "n": len(rows),
         "certified": sum(certified),
         "certified_equivalence": round(float(np.mean(certified)), 4),
@@ -444,7 +455,11 @@ def _differs(program: Any, weights: TracrWeights) -> bool:
     if first.values is None or second.values is None:
         same = np.abs(first.codes - second.codes) <= TOLERANCE
     else:
-        values = [np.array([*map(_rounded, out.values)], dtype=object)[out.codes] for out in (first, second)]
+        numbers: dict[Value, int] = {}
+        values = [
+            np.array([numbers.setdefault(_rounded(value), len(numbers)) for value in out.values])[out.codes]
+            for out in (first, second)
+        ]
         same = np.where(first.undefined | second.undefined, first.undefined & second.undefined, values[0] == values[1])
     return not bool(same[first.real].all())
 

@@ -32,6 +32,7 @@ NEXT = OURS | {  # go on from the weights that ship
     "training-muon-3": Run("3 to 10 lines", 96),  # 500 steps, which the next goes on from
     "training-muon-4": Run("3 to 10 lines", 96),
 }
+ONCE = OURS | {"training-once": Run("3 to 10 lines", 96)}  # from the weights that ship, in one go
 PAPER = {"training-paper": Run("3 to 10 lines")}
 LONG_EXACT = "eval_long_free_running_exact"
 STEADY = 5000  # steps of the first run in which its learning rate was above 0.4 of the highest

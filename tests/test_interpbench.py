@@ -69,7 +69,7 @@ def test_cases_are_read(clone):
 
 def test_no_clone(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a clone of circuits-benchmark, found no circuits_benchmark/"):
-        list(interpbench_programs(tmp_path))
+        interpbench_programs(tmp_path)
 
 
 def test_they_are_scored_in_all_variants(script, clone, tmp_path, monkeypatch, capsys):

@@ -43,8 +43,6 @@ LAST_SECONDS = 1.0  # for the verdict on the model as it was given, where the se
 FURTHER = 60  # candidates that are looked at after one that is equivalent
 A_FEW = 8  # after one whose units read and write as the model's do, where noise or a turn was taken off
 LIKE_IN_NOISE = 0.1  # largest difference of two signatures that are alike, where noise was taken off but for thresholds
-
-
 # Of verdicts, the weakest first.
 _STRENGTH = [Status.REFUTED, Status.AGREES, Status.EQUIVALENT, Status.TURNED, Status.IDENTICAL]
 
@@ -236,8 +234,8 @@ def decompile_with(
         strength = (_STRENGTH.index(verdict.status), -distance)
         if best is None or strength > best[0]:
             best = strength, len(attempts) - 1, candidate
-        is_turned = verdict.status is Status.TURNED and is_clean
-        if verdict.status is Status.IDENTICAL or is_turned or (fits and not is_aligned(weights)):
+        is_same = verdict.status is Status.IDENTICAL or (is_clean and verdict.status is Status.TURNED)
+        if is_same or (fits and not is_aligned(weights)):
             break
         if verdict.is_verified or fits:
             last = min(last, len(attempts) + (A_FEW if fits and is_clean else FURTHER))

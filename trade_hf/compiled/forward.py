@@ -176,7 +176,8 @@ class _Head:
         self.moves, self.scale = bool(written.any()), key_size**-0.5
 
     def attend(self, x: Tensor, shape: torch.Size, hidden: Tensor) -> Tensor:
-        """[batch · position, value]: what a head takes of `x` [batch · position, d_model]: nothing of `hidden`."""
+        """[batch · position, value]: what a head takes of `x` [batch · position, d_model], nothing of keys that are
+        `hidden`: padding, or later ones of a causal model."""
         value = torch.addmm(self.value[1], x, self.value[0]).unflatten(0, shape)
         return (self.pattern(x, shape, hidden) @ value).flatten(0, 1)
 

@@ -20,11 +20,7 @@ MAX_BRANCHES = 64
 
 @dataclass(frozen=True)
 class Graph:
-    """Vertices with a fixed colour, and weighted edges of a fixed kind, sorted by nothing.
-
-    Vertices: residual directions first, then tokens, positions, outputs and one for all biases, then for each layer its
-    heads, head dimensions and hidden units.
-    """
+    """Vertices with a fixed colour, and weighted edges of a fixed kind, in no particular order."""
 
     colours: list
     sources: np.ndarray
@@ -69,6 +65,8 @@ def are_equal(first: Graph, second: Graph) -> bool:
 
 
 def _graph(weights: TracrWeights) -> Graph:
+    """Vertices: residual directions first, then tokens, positions, outputs and one for all biases, then for each layer
+    its heads, head dimensions and hidden units."""
     colours: list = [("direction",)] * weights.d_model
     edges: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]] = []
     kinds = itertools.count()
