@@ -1,8 +1,8 @@
 """Score a checkpoint on a held-out split, which is regenerated from its pinned seed.
 
 Run: python scripts/evaluate.py --split test --limit 500 --variant permuted --json --out results/test-permuted.json
-     python scripts/evaluate.py --split library --json --out results/library.json   (the tracr package's own programs; in the
-                                                          variant `tracr` compiled by the package too, else by us)
+     python scripts/evaluate.py --split library --json --out results/library.json   (the tracr package's own programs;
+                                                          in the variant `tracr` compiled by it too, else by us)
      python scripts/evaluate.py --all --json --out results   (every split and variant; an hour on one core)
      python scripts/evaluate.py --interpbench CLONE --json --out results   (the programs of InterpBench, from a clone of
                                                           github.com/FlyingPumba/circuits-benchmark, in five variants)
