@@ -50,6 +50,17 @@ class Case10(TracrBenchmarkCase):
 
 
 @pytest.fixture
+def evaluate(script):
+    """scripts/evaluate.py, whose name a library has too."""
+    library = sys.modules.pop("evaluate", None)
+    module = script("evaluate")
+    del sys.modules["evaluate"]
+    if library:
+        sys.modules["evaluate"] = library
+    return module
+
+
+@pytest.fixture
 def clone(tmp_path):
     for name, text in FILES.items():
         file = tmp_path / PACKAGE / name
@@ -72,9 +83,8 @@ def test_no_clone(tmp_path):
         interpbench_programs(tmp_path)
 
 
-def test_they_are_scored_in_all_variants(script, clone, tmp_path, monkeypatch, capsys):
+def test_they_are_scored_in_all_variants(evaluate, clone, tmp_path, monkeypatch, capsys):
     """In that of `tracr` as the package itself compiles them."""
-    evaluate = script("evaluate")
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "--interpbench", str(clone), "--json", "--out", str(tmp_path)])
     evaluate.main()
     found = json.loads(capsys.readouterr().out)
@@ -94,8 +104,8 @@ def test_they_are_scored_in_all_variants(script, clone, tmp_path, monkeypatch, c
     ],
     ids=str,
 )
-def test_arguments(script, monkeypatch, capsys, arguments, message):
+def test_arguments(evaluate, monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
     with pytest.raises(SystemExit):
-        script("evaluate").main()
+        evaluate.main()
     assert message in capsys.readouterr().err
