@@ -75,7 +75,7 @@ from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.rasp.text import parse, to_text
 from trade_hf.search import Candidate, greedy_programs, lifted_programs, teacher_forced, with_functions_read
 from trade_hf.tokenization_rasp import to_ids
-from trade_hf.verification import TOLERANCE, Status, Verdict, verify
+from trade_hf.verification import TOLERANCE, Status, Verdict, rounded, verify
 
 VARIANTS: dict[str, Callable[[TracrWeights, int], TracrWeights]] = {
     "tracr": lambda weights, seed: weights,
@@ -221,8 +221,7 @@ def evaluate_checkpoint(
     """All figures of one checkpoint on the first `limit` programs of a split; of its greedy programs alone unless
     `decompiles`. What was scored is kept in `progress`, if given, and a run that was killed goes on from there."""
     items, model = pinned(split, limit), load_model(checkpoint)
-    weights_hash = hash_of(sorted(checkpoint.glob("*.safetensors")))
-    what = f"{weights_hash} on {split}, {variant}, {decompiles}, code {code()}"
+    what = f"{_hash_of_weights(checkpoint)} on {split}, {variant}, {decompiles}, code {code()}"
     rows = kept_rows(progress, what)[:limit]
     bar = tqdm(total=len(items), initial=len(rows), desc=f"{split}, {variant}", disable=None)
     for first in range(len(rows), len(items), BATCH):
@@ -255,6 +254,10 @@ def evaluate_checkpoint(
         **_failures(rows, "greedy"),
         **(_failures(rows, "decompiled") if decompiles else {}),
     }
+
+
+def _hash_of_weights(checkpoint: Path) -> str:
+    return hash_of(sorted(checkpoint.glob("*.safetensors")))
 
 
 def _failures(rows: list[dict[str, Any]], kind: str) -> dict[str, Any]:
@@ -338,8 +341,7 @@ def evaluate_programs(
     meant = hashlib.sha256(
         repr([(item.name, to_text(item.program), item.vocab) for item in items]).encode()
     ).hexdigest()
-    weights = hash_of(sorted(checkpoint.glob("*.safetensors")))
-    what = f"{weights} on {split} {meant}, {variant}, code {code()}"
+    what = f"{_hash_of_weights(checkpoint)} on {split} {meant}, {variant}, code {code()}"
     rows = kept_rows(progress, what)[: len(items)]
     left = range(len(rows), len(items))
     for number in tqdm(left, f"{split}, {variant}", len(items), initial=len(rows), disable=None):
@@ -457,16 +459,11 @@ def _differs(program: Any, weights: TracrWeights) -> bool:
     else:
         numbers: dict[Value, int] = {}
         values = [
-            np.array([numbers.setdefault(_rounded(value), len(numbers)) for value in out.values])[out.codes]
+            np.array([numbers.setdefault(rounded(value), len(numbers)) for value in out.values])[out.codes]
             for out in (first, second)
         ]
         same = np.where(first.undefined | second.undefined, first.undefined & second.undefined, values[0] == values[1])
     return not bool(same[first.real].all())
-
-
-def _rounded(value: Value) -> Value:
-    """Values that differ by rounding alone are one, as 0.1 + 0.2 and 0.3."""
-    return round(value, 9) if isinstance(value, float) else value
 
 
 def wilson(hits: int, n: int, z: float = 1.96) -> list[float]:

@@ -385,12 +385,8 @@ def _differ(first: _Answer, second: _Answer, inputs: np.ndarray) -> np.ndarray:
     if first.values is None or second.values is None:
         same = np.abs(first.cells - second.cells) <= TOLERANCE
     else:
-        numbers: dict[Value, int] = {}  # of one that is the same up to rounding
-        ours, theirs = (
-            np.array([numbers.setdefault(_rounded(value), len(numbers)) for value in answer.values or ()] or [-2])
-            for answer in (first, second)
-        )
-        same = ours[first.cells] == theirs[second.cells]
+        values = (*first.values, *second.values)
+        same = _positions(first.values, values)[first.cells] == _positions(second.values, values)[second.cells]
         same = np.where(first.undefined | second.undefined, first.undefined & second.undefined, same)
     return ~(same | (inputs == PADDING)).all(1)
 
@@ -408,10 +404,12 @@ def _shrink(codes: np.ndarray, differs: Callable[[np.ndarray], bool]) -> np.ndar
 
 
 def _positions(values: tuple[Value, ...], among: Iterable[Value]) -> np.ndarray:
-    """Where each value stands among others; -2 for one that is not there. Fractions are the same up to rounding."""
-    place = {_rounded(value): i for i, value in enumerate(among)}
-    return np.array([place.get(_rounded(value), -2) for value in values] or [-2])
+    """Where each value stands among others, the last of those that are the same up to rounding; -2 for one that is not
+    there."""
+    place = {rounded(value): i for i, value in enumerate(among)}
+    return np.array([place.get(rounded(value), -2) for value in values] or [-2])
 
 
-def _rounded(value: Value) -> Value:
+def rounded(value: Value) -> Value:
+    """Fractions that differ by rounding alone, as 0.1 + 0.2 and 0.3, are one."""
     return round(value, FRACTION_DIGITS) if isinstance(value, float) else value

@@ -18,7 +18,6 @@ MOST_DIRECTIONS, MOST_ROWS = 512, 8_192  # of the residual stream, and written t
 SETTLING, FAR = 4, 4.0  # turns; times the reach of noise that an entry is off at most before them
 SPREADS = 5.0  # standard deviations that noise may reach: one entry in two million goes beyond
 TO_DEVIATION = 1.4826  # of a normal distribution, the standard deviation over the median of absolute values
-ROUNDING = 2e-6  # of the largest entry of a tensor, where it was turned into another basis and back
 
 
 class NotTracrsError(Exception):

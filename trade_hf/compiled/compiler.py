@@ -14,7 +14,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -55,8 +55,7 @@ def compile_program(
 
     Raises UnsupportedError for what Tracr cannot compile, ValueError for a vocabulary that holds BOS or pad.
     """
-    weights = compile_sparse(program, vocab, max_seq_len, labels).dense()
-    return replace(weights, causal=True) if causal else weights
+    return compile_sparse(program, vocab, max_seq_len, labels).dense(causal)
 
 
 def compile_like(program: Program, weights: TracrWeights) -> TracrWeights:

@@ -13,10 +13,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from trade_hf.compiled.alignment import ROUNDING, reach
+from trade_hf.compiled.alignment import reach
 from trade_hf.compiled.straightening import in_tracrs_basis
 from trade_hf.compiled.weights import TracrWeights
 
+ROUNDING = 2e-6  # of the largest entry of a tensor, where it was turned into another basis and back
 LARGEST_ZERO = 0.5  # 1 is always an entry, whatever the noise
 LARGEST_DENOMINATOR = 12
 MOST_TAKEN = 0.1  # of a tensor's size, as noise

@@ -38,21 +38,20 @@ class Graph:
 def are_identical(first: TracrWeights, second: TracrWeights) -> bool:
     """Whether one is the other in another order; vocabulary, lengths, output values, the mask and the size of heads, by
     whose root attention is divided, must be the same too."""
-    if first.max_seq_len != second.max_seq_len or set(first.vocab) != set(second.vocab):
-        return False
-    if (first.bos, first.pad) != (second.bos, second.pad) or first.d_model != second.d_model:
-        return False
-    if first.key_size != second.key_size or first.causal != second.causal:
-        return False
-    if (first.output_values is None) != (second.output_values is None):
-        return False
-    outputs = ([*map(plain, model.output_values or ())] for model in (first, second))  # the first of equal ones counts
-    if next(outputs) != next(outputs) or first.num_layers != second.num_layers:
+    sizes = [(model.d_model, model.key_size, model.num_layers) for model in (first, second)]
+    if sizes[0] != sizes[1] or domain_of(first) != domain_of(second):
         return False
     # Reordering leaves as many entries as there were: a rotated basis is told apart before any graph is made.
     if any(np.count_nonzero(first.tensors[n]) != np.count_nonzero(tensor) for n, tensor in second.tensors.items()):
         return False
     return are_equal(_graph(first), _graph(second))
+
+
+def domain_of(weights: TracrWeights) -> tuple:
+    """What a model speaks of, which is the same for models that are to be compared. The order of outputs counts, since
+    the first of equal ones is decoded."""
+    outputs = weights.output_values and [*map(plain, weights.output_values)]
+    return weights.max_seq_len, weights.bos, weights.pad, weights.causal, set(weights.vocab), outputs
 
 
 def are_equal(first: Graph, second: Graph) -> bool:

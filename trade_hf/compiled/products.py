@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trade_hf.compiled.isomorphism import Graph, are_equal, plain
-from trade_hf.compiled.transforms import all_readers, residual_vectors
+from trade_hf.compiled.isomorphism import Graph, are_equal, domain_of, plain
+from trade_hf.compiled.transforms import read_directions
 from trade_hf.compiled.weights import TracrWeights
 
 ROUNDING = 3e-7  # of the lengths of the two vectors of a product; models of up to 500 dimensions are off by 6e-8
@@ -34,7 +34,7 @@ _COMPARED, _MOVED, _HIDDEN, _OUTPUT = "compared", "moved", "hidden", "output"
 def have_same_products(compiled: TracrWeights, weights: TracrWeights) -> bool:
     """Whether `weights` has the same products as `compiled`, up to rounding; vocabulary, length, mask and output values
     must be the same too. True proves that both compute the same but for their rounding; False says nothing."""
-    if _domain(compiled) != _domain(weights):
+    if domain_of(compiled) != domain_of(weights):
         return False
     try:
         meant, given = _products(compiled), _products(weights)
@@ -45,11 +45,6 @@ def have_same_products(compiled: TracrWeights, weights: TracrWeights) -> bool:
         _snap(parts, values)
         _leave_out_what_is_idle(parts)
     return are_equal(_graph(compiled, meant), _graph(weights, given))
-
-
-def _domain(weights: TracrWeights) -> tuple:
-    outputs = weights.output_values and [*map(plain, weights.output_values)]  # the first of equal ones is decoded
-    return weights.max_seq_len, weights.bos, weights.pad, weights.causal, set(weights.vocab), outputs
 
 
 class _TooManyError(Exception):
@@ -87,7 +82,7 @@ def _products(weights: TracrWeights) -> list[_Parts]:
     writers += [weights.tensors[f"{name}/embeddings"].astype(np.float64) for name in ("token_embed", "pos_embed")]
     heads = np.repeat(np.arange(weights.num_heads), weights.key_size)
     found: list[_Parts] = []
-    count, seen = 0, _what_is_read(weights)
+    count, seen = 0, read_directions(weights)
 
     def read(kind: str, layer: int, head: np.ndarray, *readers: tuple[np.ndarray, ...]) -> _Parts:
         nonlocal count
@@ -128,13 +123,6 @@ def _products(weights: TracrWeights) -> list[_Parts]:
     return found
 
 
-def _what_is_read(weights: TracrWeights) -> np.ndarray:
-    """[d_model, direction] orthonormal directions of all that reads; what stands in others has no effect."""
-    readers = all_readers(residual_vectors(weights))
-    squares, directions = np.linalg.eigh(readers.T @ readers)
-    return directions[:, squares > 1e-12 * squares.max(initial=0)]
-
-
 def _is_used(weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """[part] whether a reader reads anything; Tracr fills up layers with zeros to the size of the largest."""
     return weights.any(0) | (bias != 0)
@@ -161,9 +149,7 @@ def _snap(parts: list[_Parts], values: np.ndarray) -> None:
 
 def _leave_out_what_is_idle(parts: list[_Parts]) -> None:
     """Mark what never gives anything and what nothing reads that has an effect, until nothing more is found."""
-    count = sum(len(part.head) for part in parts if part.start is not None) + min(
-        part.start for part in parts if part.start is not None
-    )
+    count = len(parts[-1].reads[0])  # outputs read of all that is written
     while True:
         writes, is_read = np.ones(count, bool), np.zeros(count, bool)
         for part in parts:

@@ -196,9 +196,9 @@ class Reader:
         numerical = [n for n in group if self.lines[n].op is Op.MAP_NUMERICAL]
         categorical = [n for n in group if self.lines[n].op is Op.MAP]
         everything = frozenset(range(len(source.vectors)))
-        splitting = self._splitting(units, categorical)
         if len(numerical) > MAX_NUMERICAL_MAPS:
             raise UnreadableError("too many numerical maps of one s-op")
+        splitting = self._splitting(units, categorical)
         for chosen in itertools.combinations(units, len(numerical)):
             self.patience()
             blocks = {u: frozenset(np.flatnonzero(reads[u] > 0.5).tolist()) for u in units if u not in chosen}

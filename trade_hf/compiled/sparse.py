@@ -60,8 +60,9 @@ class SparseWeights:
         """As TracrWeights.metadata."""
         return describe(self, self.output_directions)
 
-    def dense(self) -> TracrWeights:
-        """Raises WeightsError for a model that is larger than what a weights file may hold."""
+    def dense(self, causal: bool = False) -> TracrWeights:
+        """With a causal mask or without. Raises WeightsError for a model that is larger than what a weights file may
+        hold."""
         if self.starts[-1] > LIMITS["parameters"]:
             raise WeightsError(f"the model has {self.starts[-1]:,} parameters; the limit is {LIMITS['parameters']:,}")
         flat = np.zeros(int(self.starts[-1]), np.float32)
@@ -78,4 +79,5 @@ class SparseWeights:
             output_values=self.output_values,
             unembedding=unembedding,
             residual_labels=self.residual_labels,
+            causal=causal,
         )

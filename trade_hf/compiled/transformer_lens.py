@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from trade_hf.compiled.weights import BOS, FORMAT, PAD, UNEMBED, TracrWeights, WeightsError, describe, truth, write_file
+from trade_hf.compiled.weights import BOS, FORMAT, PAD, UNEMBED, TracrWeights, WeightsError, describe, write_file
 from trade_hf.rasp.functions import Value
 
 # Tracr's name: HookedTransformer's, TransformerBridge's.
@@ -192,9 +192,12 @@ def from_state_dict(state: dict[str, np.ndarray], meta: dict[str, Any]) -> tuple
         raise WeightsError(f"the tensor {strange[0]} {what}")
     take = _merged if dialect == _HOOKED else _transposed
     tensors = {ours: np.ascontiguousarray(take(ours, state[theirs[dialect]], 0)) for ours, theirs in names.items()}
-    if len({*masks, *([truth(meta, "causal")] if "causal" in meta and masks else [])}) > 1:
+    completed = _completed(meta, state, dialect)
+    if masks:
+        completed.setdefault("causal", masks[0])
+    if any(mask is not completed["causal"] for mask in masks):
         raise WeightsError("expected one attention mask, causal or not, got both")
-    return tensors, _completed(meta, state, dialect) | ({"causal": masks[0]} if masks else {})
+    return tensors, completed
 
 
 def _completed(meta: dict[str, Any], state: dict[str, np.ndarray], dialect: int) -> dict[str, Any]:

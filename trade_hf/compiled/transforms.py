@@ -11,6 +11,7 @@ import numpy as np
 from trade_hf.compiled.weights import UNEMBED, TracrWeights
 
 READERS = ("attn/query/w", "attn/key/w", "attn/value/w", "mlp/linear_1/w")  # [d_model, unit]
+READ = 1e-4  # of a singular value of all that reads: something does
 WRITERS = ("attn/linear/w", "attn/linear/b", "mlp/linear_2/w", "mlp/linear_2/b")  # [unit, d_model]
 
 
@@ -54,9 +55,15 @@ def compress(weights: TracrWeights, dimensions: int) -> TracrWeights:
     return change_basis(weights, _principal(weights)[1][:dimensions].T)
 
 
+def read_directions(weights: TracrWeights) -> np.ndarray:
+    """[d_model, direction] orthonormal directions of the residual stream that anything reads."""
+    sizes, directions = _principal(weights)
+    return directions[sizes > READ].T
+
+
 def readable_dimensions(weights: TracrWeights) -> int:
     """How many dimensions of the residual stream anything reads."""
-    return int((_principal(weights)[0] > 1e-4).sum())
+    return read_directions(weights).shape[1]
 
 
 def _principal(weights: TracrWeights) -> tuple[np.ndarray, np.ndarray]:

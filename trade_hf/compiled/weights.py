@@ -184,7 +184,7 @@ class TracrWeights:
             residual_labels=tuple(map(str, labels)) if isinstance(labels, list) else (),
             bos=str(meta.get("bos")),
             pad=str(meta.get("pad")),
-            causal=truth(meta, "causal"),
+            causal=meta.get("causal", False),
         )
 
 
@@ -318,14 +318,6 @@ def _integer(meta: dict, key: str) -> int:
     return value
 
 
-def truth(meta: dict, key: str) -> bool:
-    """Of metadata, whether something is so; no by default. Raises WeightsError for what is neither true nor false."""
-    value = meta.get(key, False)
-    if not isinstance(value, bool):
-        raise WeightsError(f"expected true or false for {key} in the metadata, got {value!r}")
-    return value
-
-
 def _values(meta: dict, key: str) -> tuple[Value, ...] | None:
     values = meta.get(key)
     if values is None:
@@ -369,7 +361,8 @@ def _from_one_hot_columns(rows: Any, d_model: int) -> np.ndarray:
 def _check(weights: TracrWeights) -> None:
     """Every tensor there, of the right shape and type, finite; raises WeightsError."""
     tensors = weights.tensors
-    truth({"causal": weights.causal}, "causal")
+    if not isinstance(weights.causal, bool):
+        raise WeightsError(f"expected true or false for causal in the metadata, got {weights.causal!r}")
     if "token_embed/embeddings" not in tensors or not any(name.endswith("/attn/query/w") for name in tensors):
         raise WeightsError(f"expected Tracr's parameters (token_embed/embeddings, …), got {_some(tensors)}")
     if tensors["token_embed/embeddings"].ndim != 2:
