@@ -1,4 +1,4 @@
-"""Training by the clock, for a lent machine: there are minutes, and how many steps they hold shows only there."""
+"""Training by wall-clock minutes: how many steps they hold shows only on the machine."""
 
 from __future__ import annotations
 

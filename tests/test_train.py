@@ -88,10 +88,10 @@ def machine(folder):
     return folder
 
 
-def lent(folder, *options):
+def train_in_calls(folder, *options):
     environment = {**os.environ, "OUT": str(folder / "out"), "CONFIG": str(folder.parent / "config.yaml")}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    call = ["bash", str(folder / "scripts" / "lent_gpu.sh"), *options]
+    call = ["bash", str(folder / "scripts" / "train_in_calls.sh"), *options]
     return subprocess.run(call, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
@@ -99,14 +99,14 @@ def test_two_lent_machines_one_after_the_other(tmp_path):
     by_the_clock = CONFIG.replace("max_steps: 6", "minutes: 0.5").replace("save_steps: 2", "validation_long_size: 2")
     (tmp_path / "config.yaml").write_text(by_the_clock + "  reuse: 2\n  long_share: 0.5\n")
     here, there = machine(tmp_path / "here"), machine(tmp_path / "there")
-    first = lent(here, "0.1")
+    first = train_in_calls(here, "0.1")
     assert "of 0.5 minutes: start it again to go on" in first.stdout, first.stderr[-2000:]
     assert not (here / "runs" / "gpu" / "final").exists()
     [checkpoint] = (here / "runs" / "gpu").glob("checkpoint-*")
     assert 6 <= json.loads((checkpoint / "seconds.json").read_text()) < 30
     (there / "runs").mkdir()
     shutil.copytree(here / "out", there / "runs" / "parts")
-    second = lent(there, "5")
+    second = train_in_calls(there, "5")
     assert f"from runs/gpu/{checkpoint.name}\n" in second.stdout, second.stderr[-2000:]
     packed = b"".join(path.read_bytes() for path in sorted((there / "out").iterdir()))
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
@@ -129,7 +129,7 @@ def test_what_a_failed_call_has_is_brought_back(tmp_path):
     for name in ("trainer_state.json", "model.safetensors"):
         (here / "runs" / "gpu" / "checkpoint-3" / name).write_text("{}")
     (here / "runs" / "gpu" / "log.jsonl").touch()
-    failed = lent(here, "0.05", "--minutes", "1")
+    failed = train_in_calls(here, "0.05", "--minutes", "1")
     assert failed.returncode == 1 and "expected sizes of a TraDeConfig, got d_modle" in failed.stderr
     assert [path.name for path in (here / "out").iterdir()] == ["part-aa"]
 

@@ -112,7 +112,7 @@ def test_random_programs(samples):
 
 
 def test_the_first_directions_are_not_the_output():
-    """TransformerLens issue 481: with named s-ops the output stands where its name sorts."""
+    """As reported to TransformerLens (no. 481): with named s-ops the output stands where its name sorts."""
     for name in ("reverse", "histogram", "sort of distinct tokens"):
         case = next(case for case in CASES if case.name == name)
         weights = of(case)

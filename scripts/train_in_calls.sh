@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# One call on a GPU machine that is lent for minutes: train from where the last call ended, bring back what the next needs.
-# On such a machine: OUT=folder bash scripts/lent_gpu.sh 7.5      (minutes of this call; more options go to train.py;
+# One call of a training run on GPU machines that are to be had for minutes: go on from where the last call ended, and leave
+# in $OUT what the next one needs.
+# On such a machine: OUT=folder bash scripts/train_in_calls.sh 7.5      (minutes of this call; more options go to train.py;
 # CONFIG=file for another configuration than base.yaml)
 # Three calls fill the 22 minutes of scripts/configs/base.yaml. What lies under $OUT then, parts of one archive of at most
 # 15 MB each, holds the last checkpoint with its optimiser, or the final model. If the next call gets another machine, put
