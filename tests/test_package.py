@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
 TEXTS = [name for name in TRACKED if Path(name).suffix in {".py", ".md", ".sh", ".yaml", ".toml", ".cff", ".txt", ""}]
 
-# Words about how work is organised, which say nothing to a user. `scope="session"` is pytest's, a session is also Gradio's.
+# Words about how work is organised say nothing to a user. Pytest's and Gradio's sessions are other things.
 ORGANISATION = [
     r"\b(first|second|last|this|next|previous|\w+th) session\b",
     r"\bissues? #?\d",

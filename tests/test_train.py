@@ -95,7 +95,7 @@ def train_in_calls(folder, *options):
     return subprocess.run(call, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
-def test_two_lent_machines_one_after_the_other(tmp_path):
+def test_two_machines_one_after_the_other(tmp_path):
     by_the_clock = CONFIG.replace("max_steps: 6", "minutes: 0.5").replace("save_steps: 2", "validation_long_size: 2")
     (tmp_path / "config.yaml").write_text(by_the_clock + "  reuse: 2\n  long_share: 0.5\n")
     here, there = machine(tmp_path / "here"), machine(tmp_path / "there")
