@@ -14,7 +14,8 @@ ALL = (
     "trade_hf, trade_hf.cli, trade_hf.decompiler, trade_hf.demo, trade_hf.verification, trade_hf.modeling_trade, "
     "trade_hf.processing_trade, trade_hf.tokenization_rasp, trade_hf.rasp.canonical, trade_hf.compiled.compiler, "
     "trade_hf.compiled.bridge, trade_hf.compiled.forward, trade_hf.compiled.transforms, trade_hf.report.page, "
-    "trade_hf.compiled.transformer_lens, trade_hf.app.answers, dataset_builder.online"
+    "trade_hf.compiled.transformer_lens, trade_hf.app.answers, dataset_builder.online, "
+    "trade_hf.trained.transformer, trade_hf.trained.domain"
 )
 
 

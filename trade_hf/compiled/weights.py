@@ -148,7 +148,7 @@ class TracrWeights:
         """From what a safetensors file holds. Raises WeightsError with what was expected and what came."""
         _check_bytes(len(content))
         _refuse_other_formats(content)
-        tensors, metadata = _deserialise(content)
+        tensors, metadata = read_tensors(content)
         return cls.from_metadata(tensors, _read_json(metadata))
 
     @classmethod
@@ -281,7 +281,7 @@ def _refuse_other_formats(content: bytes) -> None:
         raise WeightsError("expected a safetensors file, got JSON")
 
 
-def _deserialise(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_tensors(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Tensors and metadata; nothing is allocated before the header is known to be within bounds."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
