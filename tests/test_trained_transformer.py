@@ -30,7 +30,7 @@ def hooked(**architecture):
     model = HookedTransformer(HookedTransformerConfig(**SMALL, **architecture, device="cpu"))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape))
+            parameter.copy_(0.4 * torch.randn(parameter.shape))
     return model.eval()
 
 
@@ -71,7 +71,7 @@ def test_gpt2_of_transformers(tied, tmp_path):
     model = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape))
+            parameter.copy_(0.4 * torch.randn(parameter.shape))
         expected = model(torch.tensor(TOKENS)).logits.numpy()
     model.save_pretrained(tmp_path)
     for source in (model, tmp_path):

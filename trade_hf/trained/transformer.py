@@ -391,7 +391,7 @@ _BRIDGE_PARTS = {"q": "Q", "k": "K", "v": "V"}
 
 def _from_bridge(tensors: dict[str, np.ndarray], told: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """TransformerBridge's own layout ([out, in], as torch's linear layers) in HookedTransformer's names."""
-    heads = told.get("n_heads")
+    heads = int(told.get("n_heads") or 1)
     state = {}
     for name, part in tensors.items():
         *where, last, kind = name.split(".")
