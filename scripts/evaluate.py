@@ -18,6 +18,7 @@ greedy_read_exact       the greedy program's operations and arguments, with func
 lifted_exact            the first program that is read from the weights alone, without the network, is the canonical one
 decompiled_exact        what `decompile` returns is the canonical program
 certified_equivalence   what `decompile` returns is proven identical or equivalent
+equivalent_in_one_precision  it is not, but agrees on all inputs in float32 or in float64
 wrongly_certified       certified, but the recompiled program and the model differ somewhere when both are run
 
 --method scores any decompiler in place of a checkpoint: a function from a TracrWeights to code, or None where it gives
@@ -129,6 +130,7 @@ SHARES = (
     "lifted_exact",
     "decompiled_exact",
     "certified_equivalence",
+    "equivalent_in_one_precision",
     "wrongly_certified",
 )
 
@@ -356,7 +358,10 @@ def evaluate_programs(
         "n": len(rows),
         "certified": sum(certified),
         "certified_equivalence": round(float(np.mean(certified)), 4),
-        "wrongly_certified": round(float(np.mean([row["wrongly_certified"] for row in rows])), 4),
+        **{
+            name: round(float(np.mean([row[name] for row in rows])), 4)
+            for name in ("equivalent_in_one_precision", "wrongly_certified")
+        },
         "interval_95": {"certified_equivalence": wilson(sum(certified), len(certified))},
         "decompile_seconds": spread([row["seconds"] for row in rows]),
         "environment": environment(),
@@ -376,6 +381,7 @@ def _foreign_row(item: LibraryProgram, checkpoint: Path, variant: str, seed: int
         "source": result.source.value,
         "seconds": round(result.seconds, 3),
         "certified": proven,
+        "equivalent_in_one_precision": result.status is Status.EQUIVALENT_IN_ONE_PRECISION,
         "wrongly_certified": proven and _differs(result.program, weights),
     }
 
@@ -399,7 +405,7 @@ def _greedy_row(
     program = candidate.program if candidate else None
     read = next(with_functions_read(candidate, weights), None) if candidate else None
     compiled = None if program is None else _compiled(program, weights)
-    verdict = verify(program, weights) if program else Verdict(Status.REFUTED, 0, 0, reason="unfinished")
+    verdict = verify(program, weights) if program else Verdict(Status.NOT_COMPARABLE, 0, 0, reason="unfinished")
     return {
         "lines": len(truth),
         "operations": sorted({line.op.name.lower() for line in truth.lines}),
@@ -427,6 +433,7 @@ def _decompiled_row(truth: Program, weights: TracrWeights, checkpoint: Path) -> 
         "lifted_exact": lifted is not None and _canonical(lifted, weights) == truth,
         "decompiled_exact": exact,
         "certified_equivalence": proven,
+        "equivalent_in_one_precision": result.status is Status.EQUIVALENT_IN_ONE_PRECISION,
         "wrongly_certified": proven and _differs(result.program, weights),
         "seconds": result.seconds,
         "candidates": result.candidates,

@@ -48,9 +48,9 @@ def test_a_sample_as_large_as_wanted(program_file, tmp_path, capsys):
     text = program_file.read_text().replace("program = v2", "v3 = rasp.Map(lambda x: x, v2)\nprogram = v3")
     program_file.write_text(text)
     few = ["--limit", "1", "--samples", "200", "--seed", "3"]
-    assert main(["verify", str(model), str(program_file), *few, "--write-certificate", str(certificate)]) == 0
+    assert main(["verify", str(model), str(program_file), *few, "--write-certificate", str(certificate)]) == 3
     assert "agrees on 200 of 3,905 inputs" in capsys.readouterr().out
-    assert main(["verify", "--certificate", str(certificate)]) == 0
+    assert main(["verify", "--certificate", str(certificate)]) == 3
     assert "checked again: agrees on 200" in capsys.readouterr().out
 
 
@@ -65,14 +65,14 @@ def test_other_vocabularies(program_file, tmp_path, capsys):
 def test_decompile(model_file, tiny_checkpoint, capsys):
     assert main(["decompile", str(model_file), "--checkpoint", str(tiny_checkpoint), "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
-    assert set(row) == {"code", "status", "certificate", "score", "origins"}
+    assert set(row) == {"code", "status", "proven", "certificate", "score", "origins"}
     parse(row["code"])
 
 
 def test_what_was_not_found_is_called_not_verified(tmp_path, tiny_checkpoint, spoiled, capsys):
     path = tmp_path / "spoiled.safetensors"
     spoiled.save(path)
-    assert main(["decompile", str(path), "--checkpoint", str(tiny_checkpoint)]) == 0
+    assert main(["decompile", str(path), "--checkpoint", str(tiny_checkpoint)]) == 1
     assert "NOT VERIFIED" in capsys.readouterr().out
 
 

@@ -153,7 +153,7 @@ def test_weights_in_another_basis_are_told_from_all_others(samples, turn):
     for seed, sample in enumerate(samples[:20]):
         weights = turn(sample.compile(), seed)
         verdict = verify(sample.spelled, weights, limit=1, samples=2)
-        found += verdict.status is Status.TURNED and str(verdict) == "identical weights in another basis"
+        found += verdict.status is Status.SAME_IN_ANOTHER_BASIS and str(verdict) == "identical weights in another basis"
         for mutant in itertools.islice(mutants(sample.program, draw), 5):
             try:
                 same = canonicalise(mutant, VOCAB, LENGTH) == sample.program
@@ -194,7 +194,7 @@ def test_what_takes_too_long_is_compared_on_a_sample():
     program = next(case for case in CASES if case.name == "reverse").program
     turned = rotate(compile_program(program, VOCAB[:4], 8), 0)
     verdict = Verifier(turned, deadline=time.monotonic()).verify(program)
-    assert verdict.status is Status.TURNED and verdict.checked == 1_000 < verdict.inputs == 87_380
+    assert verdict.status is Status.SAME_IN_ANOTHER_BASIS and verdict.checked == 1_000 < verdict.inputs == 87_380
     in_time = Verifier(turned, deadline=time.monotonic() + 600).verify(program)
     assert in_time.status is Status.EQUIVALENT and in_time.checked == 87_380
     once = parse("program = rasp.Map(lambda x: x + 1, rasp.tokens)")

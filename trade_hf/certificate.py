@@ -31,12 +31,15 @@ from trade_hf.verification import (
     verify,
 )
 
-FORMAT = "trade-certificate-3"
+FORMAT = "trade-certificate-4"
 METHODS = {
+    Status.NOT_COMPARABLE: "no input was run",
     Status.IDENTICAL: "a reordering of residual directions, hidden units and heads was found; every tensor is equal",
-    Status.TURNED: "an order of hidden units and heads was found; what each part reads of each other is equal up to "
+    Status.SAME_IN_ANOTHER_BASIS: "an order of hidden units and heads was found; what each part reads of each other is equal up to "
     "rounding, in whatever basis; and both agree on all of the shortest inputs and a seeded sample of the others",
-    Status.EQUIVALENT: "both were run on every input of every length up to the maximum",
+    Status.EQUIVALENT: "both were run in float32 and in float64 on every input of every length up to the maximum",
+    Status.EQUIVALENT_IN_ONE_PRECISION: "both were run in float32 and in float64 on every input of every length up to "
+    "the maximum, and agree in one of the two",
     Status.AGREES: "both were run on all of the shortest inputs and on a seeded sample of the others",
     Status.REFUTED: "both were run on this input, and differ",
 }

@@ -21,10 +21,12 @@ from trade_hf.rasp.program import Program, variable_name
 if TYPE_CHECKING:
     from trade_hf.compiled.weights import TracrWeights
     from trade_hf.provenance import LineOrigin
+    from trade_hf.verification import Status
 
 DEFAULT_VOCAB = "0,1,2,3,4"
 DEFAULT_LENGTH = 5
 MAX_PROGRAM_BYTES = 4_000_000
+NOT_PROVEN = 3  # exit status, of `decompile` and `verify`
 
 
 class UsageError(ValueError):
@@ -62,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print JSON")
         return sub
 
-    sub = command("decompile", _decompile, "recover the program of a compiled model and check it")
+    sub = command(
+        "decompile", _decompile, "recover the program of a compiled model and check it (exit status as of verify)"
+    )
     sub.add_argument("file", type=Path, help="a safetensors file as `trade compile` writes it")
     sub.add_argument("--checkpoint", type=Path, help="the neural model (default: the one that ships)")
     sub.add_argument("--report", type=Path, metavar="FILE", help="write a page about program and model, as HTML")
@@ -75,7 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--causal", action="store_true", help="with a causal mask, as Tracr's causal=True")
     _add_domain(sub)
 
-    sub = command("verify", _verify, "check whether a program and a compiled model agree (exit status 1: they do not)")
+    sub = command(
+        "verify",
+        _verify,
+        "check whether a program and a compiled model agree (exit status 0: proven, 1: refuted, 3: neither)",
+    )
     sub.add_argument("file", type=Path, nargs="?")
     sub.add_argument("program", type=Path, nargs="?")
     sub.add_argument("--write-certificate", type=Path, metavar="FILE", help="write down what was found, as JSON")
@@ -190,7 +198,14 @@ def _decompile(args: argparse.Namespace) -> int:
         _write_report(args, result, weights, origins)
     if args.figure:
         _write_figure(args.figure, result.program, weights, origins)
-    return 0
+    return _exit_status(result.status)
+
+
+def _exit_status(status: Status) -> int:
+    """0 for what is proven, 1 for what is refuted, 3 for what is neither."""
+    from trade_hf.verification import PROVEN, Status
+
+    return 0 if status in PROVEN else 1 if status is Status.REFUTED else NOT_PROVEN
 
 
 def _origins(program: Program, weights: TracrWeights) -> list[tuple[LineOrigin, bool]] | None:
@@ -270,18 +285,25 @@ def _verify(args: argparse.Namespace) -> int:
     verdict = verify(program, weights, **how)
     if args.write_certificate:
         write_text(args.write_certificate, certify(program, weights, args.file, **how).to_json())
-    data: dict[str, Any] = {"status": verdict.status.value, "certificate": str(verdict), "checked": verdict.checked}
-    data |= {"counterexample": verdict.counterexample, "expected": verdict.expected, "got": verdict.got}
+    data: dict[str, Any] = {"status": verdict.status.value, "proven": verdict.is_verified, "certificate": str(verdict)}
+    data |= {
+        "checked": verdict.checked,
+        "inputs": verdict.inputs,
+        "counterexample": verdict.counterexample,
+        "expected": verdict.expected,
+        "got": verdict.got,
+    }
     text = str(verdict)
     if verdict.counterexample is not None:
         text += f"\n  program: {list(verdict.expected or ())}\n  model:   {list(verdict.got or ())}"
     _print(data, text, args.json)
-    return 1 if verdict.status.value == "refuted" else 0
+    return _exit_status(verdict.status)
 
 
 def _recheck(args: argparse.Namespace) -> int:
     from trade_hf.certificate import Certificate, CertificateError, recheck
     from trade_hf.compiled.weights import TracrWeights
+    from trade_hf.verification import Status
 
     if args.program is not None or args.write_certificate is not None:
         raise UsageError("--certificate: expected a model or nothing beside it, the certificate holds the program")
@@ -292,7 +314,7 @@ def _recheck(args: argparse.Namespace) -> int:
         _print({"holds": False, "reason": str(error)}, f"REFUSED: {error}", args.json)
         return 1
     _print({"holds": True, "certificate": found.summary}, f"checked again: {found.summary}", args.json)
-    return 1 if found.verdict == "refuted" else 0
+    return _exit_status(Status(found.verdict))
 
 
 def _sample(args: argparse.Namespace) -> int:

@@ -43,8 +43,6 @@ LAST_SECONDS = 1.0  # for the verdict on the model as it was given, where the se
 FURTHER = 60  # candidates that are looked at after one that is equivalent
 A_FEW = 8  # after one whose units read and write as the model's do, where noise or a turn was taken off
 LIKE_IN_NOISE = 0.1  # largest difference of two signatures that are alike, where noise was taken off but for thresholds
-# Of verdicts, the weakest first.
-_STRENGTH = [Status.REFUTED, Status.AGREES, Status.EQUIVALENT, Status.TURNED, Status.IDENTICAL]
 
 
 @dataclass(frozen=True)
@@ -116,6 +114,7 @@ class Decompilation:
         return {
             "code": self.code,
             "status": self.status.value,
+            "proven": self.verdict.is_verified,
             "certificate": self.certificate,
             "score": None if math.isnan(self.score) else round(self.score, 4),
         }
@@ -231,10 +230,10 @@ def decompile_with(
         is_compared = verdict.status is Status.EQUIVALENT or (is_clean and verdict.reason is None)
         distance = 0.0 if is_own else likeness.distance(program) if is_compared else math.inf
         fits = is_own or (is_clean and distance < LIKE_IN_NOISE)
-        strength = (_STRENGTH.index(verdict.status), -distance)
+        strength = (verdict.status.strength, -distance)
         if best is None or strength > best[0]:
             best = strength, len(attempts) - 1, candidate
-        is_same = verdict.status is Status.IDENTICAL or (is_clean and verdict.status is Status.TURNED)
+        is_same = verdict.status is Status.IDENTICAL or (is_clean and verdict.status is Status.SAME_IN_ANOTHER_BASIS)
         if is_same or (fits and not is_aligned(weights)):
             break
         if verdict.is_verified or fits:
@@ -253,7 +252,7 @@ def decompile_with(
 def _is_own(program: Program, verdict: Verdict, weights: TracrWeights) -> bool:
     """Whether a model is the program's own in some basis, and not just one that gives the same."""
     if verdict.status is not Status.EQUIVALENT:
-        return verdict.status is Status.TURNED
+        return verdict.status is Status.SAME_IN_ANOTHER_BASIS
     return have_same_products(compile_like(program, weights), weights)
 
 
@@ -296,5 +295,5 @@ def _checked(program: Program, verifier: Verifier) -> tuple[Program, Verdict]:
     try:
         program = spelled(program, verifier.weights)
     except UnsupportedError as error:
-        return program, Verdict(Status.REFUTED, 0, 0, reason=f"does not compile: {error}")
+        return program, Verdict(Status.NOT_COMPARABLE, 0, 0, reason=f"the program does not compile: {error}")
     return program, verifier.verify(program)

@@ -2,7 +2,7 @@
 
 In:  {"inputs": "<a safetensors file in base64>", "parameters": {"max_candidates": 200, "budget_seconds": 5}}
      or a list of such files as "inputs"; "parameters" may be left out.
-Out: {"code": …, "status": …, "certificate": …, "score": …}, or a list of these.
+Out: {"code": …, "status": …, "proven": …, "certificate": …, "score": …}, or a list of these.
 
 Bad input raises ValueError with one line; Hugging Face's inference toolkit answers any exception with status 400 and
 {"error": "<that line>"}. A process of its own loads the checkpoint's pipeline once, on the CPU, and forks for each

@@ -2,7 +2,7 @@
 
 from transformers import pipeline
 decompile = pipeline("rasp-decompilation", model="trade/trade-base", trust_remote_code=True)
-decompile("model.safetensors")   # {"code": …, "status": …, "certificate": …, "score": …}
+decompile("model.safetensors")   # {"code": …, "status": …, "proven": …, "certificate": …, "score": …}
 
 With trade-hf installed and imported no trust is needed: `auto.py` registers the pipeline.
 """

@@ -60,22 +60,62 @@ SUSPECTS = 64  # inputs that are run again at a time
 
 
 class Status(Enum):
-    IDENTICAL = "identical weights"
-    TURNED = "identical weights in another basis"
-    EQUIVALENT = "equivalent"
-    AGREES = "agrees"
+    """What was found, the weakest first. The last three are proofs."""
+
+    NOT_COMPARABLE = "not comparable"
     REFUTED = "refuted"
+    AGREES = "agrees"
+    EQUIVALENT_IN_ONE_PRECISION = "equivalent in one precision"
+    EQUIVALENT = "equivalent"
+    SAME_IN_ANOTHER_BASIS = "identical weights in another basis"
+    IDENTICAL = "identical weights"
+
+    @property
+    def strength(self) -> int:
+        """0 for the weakest."""
+        return list(Status).index(self)
 
 
-PROVEN = (Status.IDENTICAL, Status.TURNED, Status.EQUIVALENT)
+PROVEN = (Status.EQUIVALENT, Status.SAME_IN_ANOTHER_BASIS, Status.IDENTICAL)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Inputs on which two sides differ: how many were found, the first of them, and what each side gives there.
+
+    Attributes:
+      inputs: how many differ.
+      checked: of how many.
+      first: the tokens of the first of them.
+      expected, got: the outputs of the first and of the second side.
+    """
+
+    inputs: int
+    checked: int
+    first: tuple[Value, ...]
+    expected: tuple
+    got: tuple
+
+    def __str__(self) -> str:
+        return f"{self.inputs:,} of {self.checked:,} inputs, the first {list(self.first)}"
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What was found, on how many inputs, of how many.
 
-    `counterexample` is an input on which the two differ, `expected` and `got` what the first and the second give there.
-    `bound` is, where not all inputs were run, the share of them that may differ at most, with `CONFIDENCE`.
+    Attributes:
+      status: what was found.
+      checked: on how many inputs both were run; all of them where weights are identical, which need not be run.
+      inputs: how many inputs there are, of all lengths.
+      bound: where not all inputs were run, the share of them that may differ at most, with `CONFIDENCE`.
+      counterexample: an input on which the two differ in both precisions; None where none was found.
+      expected, got: what the first and the second give there.
+      reason: why the two cannot be the same, or cannot be compared, where no input was run.
+      precision: `float32` or `float64` where both agree in this one alone, on the inputs that were run.
+      elsewhere: the inputs on which they differ in the other precision.
+      departure: the inputs on which the program, read as RASP, gives another answer than what Tracr compiles of it.
+        The verdict is on what Tracr compiles.
     """
 
     status: Status
@@ -86,23 +126,41 @@ class Verdict:
     expected: tuple | None = None
     got: tuple | None = None
     reason: str | None = None
+    precision: str | None = None
+    elsewhere: Difference | None = None
+    departure: Difference | None = None
 
     @property
     def is_verified(self) -> bool:
-        """Proven: identical, or the same on every input."""
+        """Whether it is proven that both give the same on every input, in both precisions."""
         return self.status in PROVEN
 
     def __str__(self) -> str:
+        return "; ".join([self._found(), *self._reservations()])
+
+    def _found(self) -> str:
         match self.status:
-            case Status.IDENTICAL | Status.TURNED:
+            case Status.IDENTICAL | Status.SAME_IN_ANOTHER_BASIS:
                 return self.status.value
             case Status.EQUIVALENT:
                 return f"equivalent on all {self.inputs:,} inputs"
+            case Status.EQUIVALENT_IN_ONE_PRECISION:
+                return f"equivalent on all {self.inputs:,} inputs in {self.precision} alone"
             case Status.AGREES:
-                return f"agrees on {self.checked:,} of {self.inputs:,} inputs"
+                alone = f" in {self.precision} alone" if self.precision else ""
+                return f"agrees on {self.checked:,} of {self.inputs:,} inputs{alone}"
             case Status.REFUTED if self.counterexample is not None:
                 return f"refuted by {list(self.counterexample)}"
         return f"{self.status.value}: {self.reason}"
+
+    def _reservations(self) -> list[str]:
+        found = []
+        if self.elsewhere is not None:
+            other = "float32" if self.precision == "float64" else "float64"
+            found.append(f"in {other} they differ on {self.elsewhere}")
+        if self.departure is not None:
+            found.append(f"RASP itself gives another answer than Tracr's model on {self.departure}")
+        return found
 
 
 def verify(
@@ -151,12 +209,12 @@ class Verifier:
         try:
             side = _ProgramSide(program, inputs.vocab, inputs.max_seq_len, weights.causal)
         except (UnsupportedError, WeightsError) as error:  # the second: it is too large
-            return Verdict(Status.REFUTED, 0, inputs.total, reason=f"the program does not compile: {error}")
+            return Verdict(Status.NOT_COMPARABLE, 0, inputs.total, reason=f"the program does not compile: {error}")
         if are_identical(side.compiled, weights):
             return Verdict(Status.IDENTICAL, inputs.total, inputs.total)
         verdict = _compare_in_time(side, self.model, inputs, self.deadline)
         if verdict.status is Status.AGREES and have_same_products(side.compiled, weights):
-            return Verdict(Status.TURNED, verdict.checked, verdict.inputs)
+            return Verdict(Status.SAME_IN_ANOTHER_BASIS, verdict.checked, verdict.inputs)
         return verdict
 
 

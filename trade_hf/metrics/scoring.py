@@ -29,7 +29,7 @@ class Score:
 
     Attributes:
       status: the verdict's, or `malformed` for text that is no program.
-      functional_equivalence: the same on every input that was run.
+      functional_equivalence: the same on every input that was run, in float32 and in float64.
       exact_match: the same canonical program, or identical weights where the reference is a model.
       compiles: a program that Tracr compiles.
       proven: equivalence or its opposite is certain: all inputs were run, the weights are identical, or there is a
@@ -91,7 +91,7 @@ def _score_against_model(prediction: str, weights: TracrWeights) -> Score:
         verdict = verify(program, weights, limit=LIMIT, samples=LIMIT // 2)
     except WRONG as error:
         return _failed(error, None)
-    return _scored(verdict, verdict.status in (Status.IDENTICAL, Status.TURNED), None)
+    return _scored(verdict, verdict.status in (Status.IDENTICAL, Status.SAME_IN_ANOTHER_BASIS), None)
 
 
 def _failed(error: Exception, edit_distance: int | None) -> Score:
@@ -100,14 +100,15 @@ def _failed(error: Exception, edit_distance: int | None) -> Score:
 
 
 def _scored(verdict: Verdict, exact: bool, edit_distance: int | None) -> Score:
+    is_same = verdict.is_verified or (verdict.status is Status.AGREES and verdict.precision is None)
     return Score(
         status=verdict.status.value,
-        functional_equivalence=verdict.status is not Status.REFUTED,
+        functional_equivalence=is_same,
         exact_match=exact,
         compiles=True,
-        proven=verdict.status is not Status.AGREES,
+        proven=verdict.is_verified or verdict.status is Status.REFUTED,
         edit_distance=edit_distance,
-        reason=str(verdict) if verdict.status is Status.REFUTED else None,
+        reason=None if is_same else str(verdict),
     )
 
 
