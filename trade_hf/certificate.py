@@ -35,8 +35,9 @@ FORMAT = "trade-certificate-4"
 METHODS = {
     Status.NOT_COMPARABLE: "no input was run",
     Status.IDENTICAL: "a reordering of residual directions, hidden units and heads was found; every tensor is equal",
-    Status.SAME_IN_ANOTHER_BASIS: "an order of hidden units and heads was found; what each part reads of each other is equal up to "
-    "rounding, in whatever basis; and both agree on all of the shortest inputs and a seeded sample of the others",
+    Status.SAME_IN_ANOTHER_BASIS: "an order of hidden units and heads was found; what each part reads of each other is "
+    "equal up to rounding, in whatever basis; and both agree on all of the shortest inputs and a seeded sample of the "
+    "others",
     Status.EQUIVALENT: "both were run in float32 and in float64 on every input of every length up to the maximum",
     Status.EQUIVALENT_IN_ONE_PRECISION: "both were run in float32 and in float64 on every input of every length up to "
     "the maximum, and agree in one of the two",

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 DEFAULT_VOCAB = "0,1,2,3,4"
 DEFAULT_LENGTH = 5
 MAX_PROGRAM_BYTES = 4_000_000
-NOT_PROVEN = 3  # exit status, of `decompile` and `verify`
+NOT_PROVEN = 3  # exit status of `decompile` and `verify`
+EXIT_STATUS = "(exit status 0: proven, 1: refuted, 3: neither)"
 
 
 class UsageError(ValueError):
@@ -64,9 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print JSON")
         return sub
 
-    sub = command(
-        "decompile", _decompile, "recover the program of a compiled model and check it (exit status as of verify)"
-    )
+    sub = command("decompile", _decompile, f"recover the program of a compiled model and check it {EXIT_STATUS}")
     sub.add_argument("file", type=Path, help="a safetensors file as `trade compile` writes it")
     sub.add_argument("--checkpoint", type=Path, help="the neural model (default: the one that ships)")
     sub.add_argument("--report", type=Path, metavar="FILE", help="write a page about program and model, as HTML")
@@ -82,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "verify",
         _verify,
-        "check whether a program and a compiled model agree (exit status 0: proven, 1: refuted, 3: neither)",
+        f"check whether a program and a compiled model agree {EXIT_STATUS}",
     )
     sub.add_argument("file", type=Path, nargs="?")
     sub.add_argument("program", type=Path, nargs="?")
@@ -285,18 +284,10 @@ def _verify(args: argparse.Namespace) -> int:
     verdict = verify(program, weights, **how)
     if args.write_certificate:
         write_text(args.write_certificate, certify(program, weights, args.file, **how).to_json())
-    data: dict[str, Any] = {"status": verdict.status.value, "proven": verdict.is_verified, "certificate": str(verdict)}
-    data |= {
-        "checked": verdict.checked,
-        "inputs": verdict.inputs,
-        "counterexample": verdict.counterexample,
-        "expected": verdict.expected,
-        "got": verdict.got,
-    }
     text = str(verdict)
     if verdict.counterexample is not None:
         text += f"\n  program: {list(verdict.expected or ())}\n  model:   {list(verdict.got or ())}"
-    _print(data, text, args.json)
+    _print(verdict.to_dict(), text, args.json)
     return _exit_status(verdict.status)
 
 

@@ -28,9 +28,10 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,6 +135,11 @@ class Verdict:
     def is_verified(self) -> bool:
         """Whether it is proven that both give the same on every input, in both precisions."""
         return self.status in PROVEN
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it for JSON: `proven` is `is_verified`, `certificate` the verdict in words."""
+        row = asdict(self) | {"status": self.status.value}
+        return {"proven": self.is_verified, "certificate": str(self), **row}
 
     def __str__(self) -> str:
         return "; ".join([self._found(), *self._reservations()])
