@@ -111,8 +111,8 @@ BAD = [
     (["decompile", "file.json"], "got JSON"),
     (["compile", "nothing.py", "-o", "x"], "nothing.py: no such file"),
     (["compile", "syntax.py", "-o", "x"], "syntax.py: line 1, column 14"),
-    (["compile", "types.py", "-o", "x"], "types.py: line 1, column 6: aggregate expects a selector"),
-    (["compile", "undefined.py", "-o", "x"], "v7 is used before it is defined"),
+    (["compile", "types.py", "-o", "x"], "types.py: line 1, column 6: expected a selector as an argument of aggregate"),
+    (["compile", "undefined.py", "-o", "x"], "line 1, column 11: expected a variable that is defined above, got `v7`"),
     (["compile", "binary.py", "-o", "x"], "expected text, got bytes that are not UTF-8"),
     (["compile", "indices.py", "-o", "x"], "a program must read tokens"),
     (["compile", "good.py", "-o", "x", "--vocab", "a,compiler_bos"], "must not contain 'compiler_bos'"),
@@ -140,7 +140,9 @@ def test_bad_input_gets_one_line_and_status_2(command, message, tmp_path, capsys
     assert main(command) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.startswith("trade: ")
-    assert captured.err.count("\n") == 1 and not captured.out
+    message, *place = captured.err.splitlines()
+    assert not place or (": line 1, column " in message and place[1].endswith("^"))
+    assert not captured.out
     assert not (tmp_path / "x").exists()
 
 

@@ -1,6 +1,7 @@
 """Our compiler, evaluator and forward pass against the tracr package, the oracle."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -143,3 +144,26 @@ def test_mixed_lengths_in_one_batch(samples):
         together = run(weights, inputs)
         for row in range(0, len(inputs), 9):
             assert run(weights, inputs[row : row + 1]).decode(0) == pytest.approx(together.decode(row), abs=1e-5)
+
+
+HUNGRY = {
+    "a format": ("program = rasp.Map(lambda x: x % 2, rasp.tokens)", ("%999999999d", "b"), 3),
+    "a text many times": ("program = rasp.SequenceMap(lambda x, y: x * y, rasp.tokens, rasp.tokens)", ("a", 10**9), 3),
+    "many long texts": (
+        "program = rasp.SequenceMap(lambda x, y: x + y, rasp.tokens, rasp.tokens)",
+        [f"{number:0500}" for number in range(400)],
+        3,
+    ),
+    "a length of millions": ("program = rasp.Map(lambda x: x, rasp.tokens)", (0, 1), 30_000_000),
+    "a vocabulary of thousands": ("program = rasp.Map(lambda x: x, rasp.tokens)", range(100_000), 3),
+}
+
+
+@pytest.mark.parametrize("name", HUNGRY)
+def test_what_would_take_too_much_is_refused_at_once(name):
+    text, vocab, length = HUNGRY[name]
+    tracemalloc.start()
+    with pytest.raises(UnsupportedError, match="expected"):
+        compile_program(parse(text), vocab, length)
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()

@@ -56,37 +56,153 @@ def test_what_a_program_gives_does_not_depend_on_what_was_computed_before():
 
 ERRORS = [
     ("x = 1", "line 1, column 5: expected a variable or a call of rasp.…, got `1`"),
-    ("program = rasp.tokens", "the output must be a line of its own"),
+    ("program = rasp.tokens", "line 1, column 1: expected a line of its own as the output"),
     ("v1 = rasp.Map(lambda x: x + 100, rasp.tokens)", "line 1, column 25: expected a named function such as `x`"),
     ("v1 = rasp.Map(lambda n: n + 100, rasp.tokens)", "got `n + 100`"),
-    ("v1 = rasp.Map(lambda n: x, rasp.tokens)", "line 1, column 25: x is not an argument of `lambda n: …`"),
+    ("v1 = rasp.Map(lambda n: x, rasp.tokens)", "line 1, column 25: expected an argument of `lambda n: …`, got `x`"),
     ("v1 = rasp.SequenceMap(lambda a, a: a, rasp.tokens, rasp.tokens)", "expected `lambda x, y: …`"),
     ("v1 = rasp.Map(lambda x, y: x, rasp.tokens)", "expected `lambda x: …`, got `lambda x, y: …`"),
     ("v1 = rasp.Map(lambda x=1: x, rasp.tokens)", "expected `lambda x: …`, got `lambda x=1: …`"),
     ("v1 = rasp.Map(lambda *x: x, rasp.tokens)", "expected `lambda x: …`, got `lambda *x: …`"),
-    ("v1 = rasp.Aggregate(rasp.tokens, rasp.tokens)", "aggregate expects a selector, got tokens"),
-    ("v1 = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)\nprogram = v1", "must be an s-op, got a selector"),
+    ("v1 = rasp.Aggregate(rasp.tokens, rasp.tokens)", "expected a selector as an argument of aggregate, got tokens"),
+    (
+        "v1 = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)\nprogram = v1",
+        "line 2, column 1: expected an s-op as the output, got a selector",
+    ),
     (
         "v1 = rasp.numerical(rasp.Map(lambda x: x, rasp.tokens))\n"
         "v2 = rasp.Select(v1, rasp.tokens, rasp.Comparison.EQ)",
-        "line 2, column 6: select expects a categorical s-op, got v1",
+        "line 2, column 6: expected a categorical s-op as an argument of select, got v1, a numerical s-op",
     ),
     ("import os", "line 1, column 1: expected `name = rasp.…`, got `import os`"),
     ("from os import system", "expected `from tracr.rasp import rasp`"),
     ("\n\nv1 = (", "line 3, column 6"),
-    ("program = v9", "line 1, column 11: v9 is used before it is defined"),
+    ("program = v9", "line 1, column 11: expected a variable that is defined above, got `v9`"),
+    ("é = rasp.tokens; program = v9", "line 1, column 28: expected a variable that is defined above, got `v9`"),
     ("v1 = rasp.Length(rasp.tokens)", "expected one of rasp.{numerical"),
     ("v1 = rasp.Map(lambda x: __import__('os').system('ls'), rasp.tokens)", "expected a named function"),
     ("v1 = rasp.Map(lambda x: {0: open('f')}.get(x), rasp.tokens)", "expected a named function"),
-    ("v1 = rasp.Map(lambda x: x, rasp.tokens, 3)", "takes 2 argument(s)"),
+    ("v1 = rasp.Map(lambda x: x, rasp.tokens, 3)", "expected simplify=False"),
+    ("v1 = rasp.Map(lambda x: x)", "expected rasp.Map(f, inner, simplify=…), got `rasp.Map(lambda x: x)`"),
+    ("v1 = rasp.Map(lambda x: x, rasp.tokens, f=3)", "expected rasp.Map(f, inner, simplify=…)"),
+    ("v1 = rasp.Map(lambda x: x, rasp.tokens, **{})", "expected rasp.Map(f, inner, simplify=…)"),
+    ("v1 = rasp.Map(*rasp.tokens, rasp.tokens)", "with its arguments one by one"),
+    ("v1 = rasp.Map(lambda x: x, rasp.tokens).named()", "expected rasp.named(name)"),
     ("v1 = rasp.numerical(rasp.SequenceMap(lambda x, y: x + y, rasp.tokens, rasp.indices))", "Tracr has no numerical"),
-    ("v1 = rasp.LinearSequenceMap(rasp.tokens, rasp.indices, 1, 2)", "expects a numerical s-op, got tokens"),
+    ("v1 = rasp.LinearSequenceMap(rasp.tokens, rasp.indices, 1, 2)", "Tracr has no categorical one"),
+    (
+        "v1 = rasp.numerical(rasp.LinearSequenceMap(rasp.tokens, rasp.indices, 1, 2))",
+        "expected a numerical s-op as an argument of linear_sequence_map, got tokens",
+    ),
     ("v1 = rasp.Map(lambda x: x, rasp.tokens)", "expected `program = …` as the last line"),
+    ("def f(x):\n    return rasp.tokens", "line 1, column 1: expected a function without arguments"),
+    ("def f():\n    v1 = rasp.tokens", "line 2, column 5: expected `return …` as the last line of a function"),
+    ("def f():\n    v1 = rasp.tokens\n    return v1\nprogram = v1", "line 4, column 11: expected a variable"),
+    ("def f():\n    return f()", "line 2, column 12: expected a variable or a call of rasp.…, got `f()`"),
+    ("```\nx\n```\n```\ny\n```", "line 4, column 1: expected one block of code"),
     ("\0", "expected Python that builds a RASP program"),
     ("(" * 5000, "expected Python that builds a RASP program"),
     ("x = " + "-" * 20000 + "1", "expected"),
     ("", "expected `program = …`"),
 ]
+SELECT = "v1 = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)\n"
+NUMBER = "v2 = rasp.numerical(rasp.Map(lambda x: x == 1, rasp.tokens))\n"
+DEFAULTS_THAT_TRACR_REFUSES = [
+    ("rasp.Aggregate(v1, rasp.tokens, default=0)", "column 51: expected no default but None", "got `0`"),
+    ("rasp.Aggregate(v1, rasp.tokens, 0)", "expected no default but None", "got `0`"),
+    ("rasp.Aggregate(v1, rasp.tokens, default='a')", "expected no default but None", "got `'a'`"),
+    ("rasp.numerical(rasp.Aggregate(v1, v2))", "expected default=0", "got `None`"),
+    ("rasp.numerical(rasp.Aggregate(v1, v2, default=None))", "expected default=0", "got `None`"),
+    ("rasp.numerical(rasp.Aggregate(v1, v2, default=1))", "expected default=0", "got `1`"),
+]
+
+
+@pytest.mark.parametrize(("line", "wanted", "got"), DEFAULTS_THAT_TRACR_REFUSES)
+def test_a_default_that_tracr_refuses_is_refused(line, wanted, got):
+    with pytest.raises(RaspSyntaxError) as error:
+        parse(f"{SELECT}{NUMBER}program = {line}")
+    assert wanted in str(error.value) and got in str(error.value)
+    from tracr.compiler import validating
+    from tracr.rasp import rasp
+
+    names = {"rasp": rasp}
+    exec(f"{SELECT}{NUMBER}program = {line}", names)  # this table's own text
+    assert "default value" in validating.static_validate(names["program"])[0].reason
+
+
+# What people and language models write, and what `to_text` writes of it.
+SPELLINGS = [
+    ("rasp.Map(f=lambda x: x + 1, inner=rasp.tokens)", "rasp.Map(lambda x: x + 1, rasp.tokens)"),
+    ("rasp.Map(inner=rasp.tokens, f=lambda x: x + 1)", "rasp.Map(lambda x: x + 1, rasp.tokens)"),
+    ("rasp.Map(lambda x: x, rasp.tokens).named(name='n')", "rasp.Map(lambda x: x, rasp.tokens)"),
+    ("rasp.Map(lambda x: x + (2 - 1), rasp.tokens)", "lambda x: x + 1"),
+    ("rasp.Map(lambda x: {2 * 3: -(4 // 2), 2 ** 3: 1 / 4}.get(x), rasp.tokens)", "{6: -2, 8: 0.25}.get(x)"),
+    ("rasp.SequenceMap(f=lambda x, y: x - y, snd=rasp.indices, fst=rasp.tokens)", "x - y, rasp.tokens, rasp.indices"),
+    (
+        "rasp.SelectorWidth(selector=rasp.Select(rasp.tokens, queries=rasp.indices, predicate=rasp.Comparison.LT))",
+        "rasp.Select(rasp.tokens, rasp.indices, rasp.Comparison.LT)",
+    ),
+    ("rasp.Aggregate(sop=rasp.tokens, selector=v1)", "rasp.Aggregate(v1, rasp.tokens)"),
+    ("rasp.Aggregate(v1, rasp.tokens, default=None)", "rasp.Aggregate(v1, rasp.tokens)"),
+    ("rasp.numerical(rasp.Aggregate(v1, v2, 0.0))", "rasp.numerical(rasp.Aggregate(v1, v2, default=0))"),
+    ("rasp.numerical(rasp.Aggregate(v1, v2, default=2 - 2))", "rasp.numerical(rasp.Aggregate(v1, v2, default=0))"),
+    ("rasp.numerical(sop=rasp.categorical(rasp.Map(lambda x: x, v2)))", "rasp.numerical(rasp.Map(lambda x: x, v2"),
+    (
+        "rasp.numerical(rasp.LinearSequenceMap(v2, rasp.numerical(rasp.SelectorWidth(v1)), fst_fac=1/2, snd_fac=3-5))",
+        "rasp.LinearSequenceMap(v2, v3, 0.5, -2)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "written"), SPELLINGS)
+def test_other_spellings_are_read(line, written):
+    assert written in to_text(parse(f"{SELECT}{NUMBER}program = {line}"))
+
+
+WIDTH = "rasp.SelectorWidth(v1)"
+FUNCTION = f"def make() -> rasp.SOp:\n    '''Counts.'''\n    {SELECT}    return {WIDTH}\n"
+FORMS = {
+    "a function": FUNCTION,
+    "a function that is called": f"{FUNCTION}program = make()",
+    "one that uses another": f"def a():\n    {SELECT}    return v1\n\ndef b():\n    return rasp.SelectorWidth(a())",
+    "a fence": f"Here it is:\n```python\n{SELECT}program = {WIDTH}\n```\nIt's simple.",
+    "a fence without an end": f"```\n{SELECT}program = {WIDTH}",
+    "a fence inside a docstring": f"'''\n```\nno program\n```\n'''\n{SELECT}program = {WIDTH}",
+    "annotations": f"v1: rasp.Selector = {SELECT.removeprefix('v1 = ')}program: rasp.SOp = {WIDTH}",
+    "a byte order mark": f"\ufeff{SELECT}program = {WIDTH}",
+    "Windows' ends of lines": f"{SELECT}program = {WIDTH}".replace("\n", "\r\n"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_other_forms_of_a_text_are_read(form):
+    assert parse(FORMS[form]) == CASES[1].program
+
+
+def test_errors_have_fields_and_show_their_place():
+    with pytest.raises(RaspSyntaxError) as error:
+        parse("```\nv1 = rasp.Map(lambda x: x + 100, rasp.tokens)\n```")
+    found = error.value
+    assert (found.line, found.column, found.got) == (2, 25, "`x + 100`")
+    assert found.expected.startswith("a named function such as `x` or a table")
+    source, caret = found.place.splitlines()
+    assert source.strip() == found.source == "v1 = rasp.Map(lambda x: x + 100, rasp.tokens)"
+    assert source[caret.index("^") :].startswith("x + 100")
+
+
+def test_a_long_line_is_shown_in_part():
+    with pytest.raises(RaspSyntaxError) as error:
+        parse("program = rasp.Map(lambda x: {" + "0: 1, " * 10_000 + "1: y}.get(x), rasp.tokens)")
+    assert max(map(len, [str(error.value), *error.value.place.splitlines()])) < 250
+
+
+TOO_LARGE = ["9**9**9", "10**100", "2**-9999999", "(-1)**0.5", "1/0", "'a'*10**9", "'%999999999d'%1", "1e300*1e300"]
+
+
+@pytest.mark.parametrize("number", TOO_LARGE)
+def test_a_constant_that_is_too_large_or_none_is_refused(number):
+    with pytest.raises(RaspSyntaxError, match="expected a named function"):
+        parse(f"program = rasp.Map(lambda x: {{0: {number}}}.get(x), rasp.tokens)")
 
 
 OTHER_NAMES = [
@@ -139,7 +255,7 @@ def test_wrong_lines_are_refused():
         Line(Op.MAP, (TOKENS, TOKENS), identity)
     with pytest.raises(RaspError, match="select takes a function of"):
         Line(Op.SELECT, (TOKENS, TOKENS), identity)
-    with pytest.raises(RaspError, match="v3 is used before it is defined"):
+    with pytest.raises(RaspError, match="line 1: expected tokens, indices or an earlier line, got v3"):
         Program((Line(Op.MAP, (2,), identity),))
     with pytest.raises(RaspError, match="at least one line"):
         Program(())

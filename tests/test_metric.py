@@ -124,7 +124,7 @@ def test_references_may_be_models(tmp_path):
     references = [str(tmp_path / f"{name}.safetensors") for name in ("permuted", "rotated", "rotated", "rotated")]
     result, scores = score_all([TEXTS[0], TEXTS[0], TEXTS[1], "?"], references, VOCAB, LENGTH)
     assert [item.status for item in scores] == ["identical weights", "equivalent", "refuted", "malformed"]
-    assert result == {"functional_equivalence": 0.5, "exact_match": 0.25, "compiles": 0.75, "proven": 1.0}
+    assert result == {"functional_equivalence": 0.5, "exact_match": 0.25, "compiles": 0.75, "proven": 0.75}
 
 
 def test_mutants_are_scored_as_they_are_verified(samples):

@@ -31,7 +31,11 @@ EXIT_STATUS = "(exit status 0: proven, 1: refuted, 3: neither)"
 
 
 class UsageError(ValueError):
-    """Bad input; the message is the one line that the user sees."""
+    """Bad input; the message is the one line that the user sees, `place` what is shown below it of a program."""
+
+    def __init__(self, message: str, place: str = "") -> None:
+        super().__init__(message)
+        self.place = place
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"trade: {_one_line(error)}", file=sys.stderr)
+        if isinstance(error, UsageError) and error.place:
+            print(error.place, file=sys.stderr)
         return 2
 
 
@@ -150,7 +156,7 @@ def _token(text: str) -> Value:
 
 
 def _read_program(path: Path) -> Any:
-    from trade_hf.rasp.program import RaspError
+    from trade_hf.rasp.syntax import RaspSyntaxError
     from trade_hf.rasp.text import parse
 
     if not path.is_file():
@@ -161,8 +167,8 @@ def _read_program(path: Path) -> Any:
         return parse(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         raise UsageError(f"{path}: expected text, got bytes that are not UTF-8") from None
-    except RaspError as error:
-        raise UsageError(f"{path}: {error}") from None
+    except RaspSyntaxError as error:
+        raise UsageError(f"{path}: {error}", error.place) from None
 
 
 def _check_folders(*files: Path | None) -> None:

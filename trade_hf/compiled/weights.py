@@ -18,6 +18,7 @@ import numpy as np
 
 from trade_hf.files import write_whole
 from trade_hf.rasp.functions import Value
+from trade_hf.rasp.tables import MAX_SEQ_LEN, MAX_VOCAB
 
 BOS = "compiler_bos"
 PAD = "compiler_pad"
@@ -27,7 +28,14 @@ FORMAT = "tracr-weights-1"
 COLDNESS = 100.0
 
 # What a file may hold; a larger model is refused before its tensors are read.
-LIMITS = {"layers": 64, "d_model": 4096, "parameters": 50_000_000, "vocab": 512, "max_seq_len": 512, "outputs": 4096}
+LIMITS = {
+    "layers": 64,
+    "d_model": 4096,
+    "parameters": 50_000_000,
+    "vocab": MAX_VOCAB,
+    "max_seq_len": MAX_SEQ_LEN,
+    "outputs": 4096,
+}
 MAX_HEADER_BYTES = 4_000_000
 MAX_BYTES = 4 * LIMITS["parameters"] + MAX_HEADER_BYTES
 MAX_MESSAGE = 500  # characters

@@ -28,12 +28,12 @@ class Score:
     """One prediction.
 
     Attributes:
-      status: the verdict's, or `malformed` for text that is no program.
+      status: the verdict's, `malformed` for text that is no program, or `too large` for one that cannot be run here.
       functional_equivalence: the same on every input that was run, in float32 and in float64.
       exact_match: the same canonical program, or identical weights where the reference is a model.
       compiles: a program that Tracr compiles.
-      proven: equivalence or its opposite is certain: all inputs were run, the weights are identical, or there is a
-        counterexample.
+      proven: equivalence or its opposite is certain: all inputs were run, the weights are identical, there is a
+        counterexample, or the program does not compile. What is malformed or too large is undecided.
       edit_distance: components (operation, arguments, function) to be put in, left out or replaced, between canonical
         programs; what is no program counts as an empty one. None where the reference is a model.
       reason: what is wrong with it, in words; None if nothing is.
@@ -95,8 +95,9 @@ def _score_against_model(prediction: str, weights: TracrWeights) -> Score:
 
 
 def _failed(error: Exception, edit_distance: int | None) -> Score:
-    status = "malformed" if isinstance(error, RaspError) else Status.REFUTED.value
-    return Score(status, False, False, False, True, edit_distance, str(error))
+    does_not_compile = isinstance(error, UnsupportedError)
+    status = Status.REFUTED.value if does_not_compile else "malformed" if isinstance(error, RaspError) else "too large"
+    return Score(status, False, False, False, does_not_compile, edit_distance, str(error))
 
 
 def _scored(verdict: Verdict, exact: bool, edit_distance: int | None) -> Score:

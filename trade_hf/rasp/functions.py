@@ -81,6 +81,21 @@ class Function:
         return f"{self.factors[0]:g} * x + {self.factors[1]:g} * y" if self.factors else "table"
 
 
+def _remainder(x: Any, divisor: int) -> Any:
+    """x % divisor. Raises TypeError for a text, which Python would take for a format of any width."""
+    if isinstance(x, str):
+        raise TypeError("expected numbers, got a text")
+    return x % divisor
+
+
+def _product(x: Any, y: Any) -> Any:
+    """x * y. Raises ValueError for a text or a tuple times a number that is longer than a value may be."""
+    for repeated, times in ((x, y), (y, x)):
+        if isinstance(repeated, str | tuple) and isinstance(times, int) and len(repeated) * times > MAX_LENGTH:
+            raise ValueError(f"expected texts of up to {MAX_LENGTH:,} characters")
+    return x * y
+
+
 def _unary() -> dict[str, Callable]:
     table: dict[str, Callable] = {"x": lambda x: x}
     for c in range(6):
@@ -91,8 +106,8 @@ def _unary() -> dict[str, Callable]:
         table[f"x != {c}"] = lambda x, c=c: x != c
     for c in range(5):
         table[f"x > {c}"] = lambda x, c=c: x > c
-    table["x % 2"] = lambda x: x % 2
-    table["x % 3"] = lambda x: x % 3
+    for c in (2, 3):
+        table[f"x % {c}"] = lambda x, c=c: _remainder(x, c)
     table["x // 2"] = lambda x: x // 2
     table["abs(x)"] = lambda x: abs(x)
     table["-x"] = lambda x: -x
@@ -114,7 +129,7 @@ _BINARY: dict[str, Callable] = {
     "x + y": lambda x, y: x + y,
     "x - y": lambda x, y: x - y,
     "y - x": lambda x, y: y - x,
-    "x * y": lambda x, y: x * y,
+    "x * y": lambda x, y: _product(x, y),
     "max(x, y)": lambda x, y: max(x, y),
     "min(x, y)": lambda x, y: min(x, y),
     "x == y": lambda x, y: x == y,
@@ -204,6 +219,6 @@ def _agrees(function: Function, pairs: Pairs) -> bool:
             got = function(*args) if function.kind is not Kind.UNARY else function(args)
             if got != value or isinstance(got, str) != isinstance(value, str):
                 return False
-    except (TypeError, ArithmeticError):  # say, "a" < 1: this name does not fit these values
+    except (TypeError, ValueError, ArithmeticError):  # say, "a" < 1: this name does not fit these values
         return False
     return True

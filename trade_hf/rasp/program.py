@@ -134,23 +134,25 @@ def type_of(lines: Sequence[Line], variable: Variable) -> Type:
 
 def check_line(lines: Sequence[Line], number: int) -> None:
     """Raises RaspError if a line's arguments do not fit its operation, given the lines before it."""
+    if misfit := find_misfit(lines, number):
+        raise RaspError("line {}: expected {}, got {}".format(number + 1, *misfit))
+
+
+def find_misfit(lines: Sequence[Line], number: int) -> tuple[str, str] | None:
+    """What was expected and what came where a line's arguments do not fit its operation; None where they fit."""
     line = lines[number]
     for argument, wanted in zip(line.args, line.op.argument_types, strict=True):
         if not TOKENS <= argument < number:
-            raise RaspError(
-                f"line {number + 1}: {variable_name(argument)} is used before it is defined; "
-                f"expected tokens, indices or an earlier line"
+            return (
+                "tokens, indices or an earlier line",
+                f"{variable_name(argument)}, which is used before it is defined",
             )
         if not wanted.accepts(type_of(lines, argument)):
-            raise RaspError(
-                f"line {number + 1}: {line.op.text} expects a {wanted.value}, "
-                f"got {variable_name(argument)}, a {type_of(lines, argument).value}"
-            )
+            got = f"{variable_name(argument)}, a {type_of(lines, argument).value}"
+            return f"a {wanted.value} as an argument of {line.op.text}", got
     if line.op is Op.LINEAR_SEQUENCE_MAP and line.args[0] == line.args[1]:
-        raise RaspError(
-            f"line {number + 1}: linear_sequence_map expects two different s-ops, "
-            f"got {variable_name(line.args[0])} twice"
-        )
+        return f"two different s-ops as arguments of {line.op.text}", f"{variable_name(line.args[0])} twice"
+    return None
 
 
 def variable_name(variable: Variable) -> str:

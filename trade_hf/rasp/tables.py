@@ -22,6 +22,8 @@ from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Vari
 MAX_DOMAINS = 20_000  # remembered at once
 MAX_PAIRS = 250_000  # of values that one function of two arguments is written out for
 MAX_ENTRIES = 2_000_000  # of all tables of a program
+MAX_VOCAB, MAX_SEQ_LEN = 512, 512
+MAX_CHARACTERS = 5_000_000  # of all texts that an s-op can hold
 
 
 class UnsupportedError(ValueError):
@@ -68,13 +70,23 @@ class Domain:
         return len(self.values)
 
 
-def check_values(values: Iterable[Value]) -> None:
-    """Raises UnsupportedError for a number or a text beyond what any model holds."""
+def check_values(values: Sequence[Value]) -> None:
+    """Raises UnsupportedError for a number, a text or texts beyond what any model holds."""
     for value in values:
         if not is_small(value):
             raise UnsupportedError(
                 f"expected numbers of up to {MAX_NUMBER:g} and texts of up to {MAX_LENGTH} characters"
             )
+    _check_characters(_characters(values))
+
+
+def _characters(values: Iterable[Value]) -> int:
+    return sum(len(value) for value in values if isinstance(value, str | tuple))
+
+
+def _check_characters(count: int) -> None:
+    if count > MAX_CHARACTERS:
+        raise UnsupportedError(f"expected texts of at most {MAX_CHARACTERS:,} characters in all, got {count:,}")
 
 
 def forget_domains() -> None:
@@ -187,7 +199,10 @@ def tabulate(program: Program, vocab: Iterable[Value], max_seq_len: int) -> Tabl
 
 
 def input_tables(vocab: tuple[Value, ...], max_seq_len: int) -> dict[Variable, Table]:
-    """The tables of `tokens` and `indices`."""
+    """The tables of `tokens` and `indices`. Raises UnsupportedError for a vocabulary or a length beyond what is run."""
+    for what, size, most in (("tokens", len(vocab), MAX_VOCAB), ("positions", max_seq_len, MAX_SEQ_LEN)):
+        if size > most:
+            raise UnsupportedError(f"expected at most {most:,} {what}, got {size:,}")
     return {TOKENS: Table(Domain.of(vocab)), INDICES: Table(Domain.of(tuple(range(max_seq_len))))}
 
 
@@ -229,8 +244,9 @@ def _write_out(op: Op, function: Any, args: tuple[Domain, ...], max_seq_len: int
     if function is not None and math.prod(map(len, args)) > MAX_PAIRS:
         raise UnsupportedError(f"expected at most {MAX_PAIRS:,} pairs of values, got {math.prod(map(len, args)):,}")
     check_values(function.factors if function is not None and function.factors else ())
-    if function is not None and function.name == "x * y":
-        _check_repetition(*values)
+    if op is Op.SEQUENCE_MAP:
+        first, second = map(_characters, values)
+        _check_characters(first * len(values[1]) + second * len(values[0]))
     match op:
         case Op.MAP:
             return _numbered(unary_image(function, values[0]))
@@ -255,14 +271,6 @@ def _write_out(op: Op, function: Any, args: tuple[Domain, ...], max_seq_len: int
         case Op.SELECTOR_WIDTH | Op.SELECTOR_WIDTH_NUMERICAL:
             return Table(Domain.of(tuple(range(max_seq_len + 1))))
     raise AssertionError(op)
-
-
-def _check_repetition(*values: tuple) -> None:
-    """A text times a number is the text so many times."""
-    numbers = [abs(value) for value in itertools.chain(*values) if isinstance(value, int)]
-    lengths = [len(value) for value in itertools.chain(*values) if isinstance(value, str | tuple)]
-    if max(numbers, default=0) * max(lengths, default=0) > MAX_LENGTH:
-        raise UnsupportedError(f"expected texts of up to {MAX_LENGTH} characters")
 
 
 _NO_VALUES = Domain.of(())

@@ -11,20 +11,22 @@ from __future__ import annotations
 
 import ast
 import warnings
+from collections.abc import Sequence
 
-from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, is_small, linear, tabulated
+from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, linear, tabulated
 from trade_hf.rasp.program import (
     INDICES,
     TOKENS,
     Line,
     Op,
     Program,
-    RaspError,
     Type,
     Variable,
-    check_line,
+    find_misfit,
+    type_of,
     variable_name,
 )
+from trade_hf.rasp.syntax import Folded, RaspSyntaxError, Unexpected, constant, quoted, source_line, unfenced
 
 HEADER = "from tracr.rasp import rasp"
 OUTPUT_NAME = "program"
@@ -54,21 +56,24 @@ _NUMERICAL = {
     Op.MAP: Op.MAP_NUMERICAL,
     Op.AGGREGATE: Op.AGGREGATE_NUMERICAL,
     Op.SELECTOR_WIDTH: Op.SELECTOR_WIDTH_NUMERICAL,
-    Op.LINEAR_SEQUENCE_MAP: Op.LINEAR_SEQUENCE_MAP,
 }
-_CATEGORICAL = {numerical: categorical for categorical, numerical in _NUMERICAL.items() if numerical is not categorical}
-
-
-class RaspSyntaxError(RaspError):
-    """Text that is not a program; the message begins with the line and the column."""
-
-    def __init__(self, node: ast.AST | tuple[int, int], message: str) -> None:
-        line, column = node if isinstance(node, tuple) else (_attr(node, "lineno", 1), _attr(node, "col_offset", 0) + 1)
-        super().__init__(f"line {line}, column {column}: {message}")
-
-
-def _attr(node: ast.AST, name: str, default: int) -> int:
-    return getattr(node, name, default)
+ENCODINGS = ("numerical", "categorical")
+# Parameters as tracr's rasp.py names them; those that are s-ops or selectors.
+_PARAMETERS: dict[Op, tuple[str, ...]] = {
+    Op.MAP: ("f", "inner"),
+    Op.SEQUENCE_MAP: ("f", "fst", "snd"),
+    Op.LINEAR_SEQUENCE_MAP: ("fst", "snd", "fst_fac", "snd_fac"),
+    Op.SELECT: ("keys", "queries", "predicate"),
+    Op.AGGREGATE: ("selector", "sop"),
+    Op.SELECTOR_WIDTH: ("selector",),
+}
+_OPTIONAL: dict[Op, tuple[str, ...]] = {Op.MAP: ("simplify",), Op.AGGREGATE: ("default",)}
+_SOPS = ("inner", "fst", "snd", "keys", "queries", "selector", "sop")
+_TABLE_FORMS = {
+    Kind.UNARY: "{0: 1, …}.get(x)",
+    Kind.BINARY: "{(0, 0): 1, …}.get((x, y))",
+    Kind.PREDICATE: "(k, q) in [(0, 1), …]",
+}
 
 
 # ---------------------------------------------------------------- program → text
@@ -128,30 +133,47 @@ def _predicate_text(function: Function | None) -> str:
 
 
 def parse(text: str) -> Program:
-    """The program that `text` builds.
+    """The program that `text` builds. Nothing is executed.
 
-    Raises RaspSyntaxError (line, column, what was expected) for text outside the language, RaspError for lines that
-    do not type-check. Nothing is executed.
+    Text is what `to_text` writes, or other Python for the tracr package: keyword arguments, arithmetic on numbers,
+    functions without arguments (`def make(): … return …`), inside a code fence or not. The output is what `program` is
+    bound to, or what the function returns that stands last.
+
+    Raises RaspSyntaxError with the place, what was expected and what came.
     """
     if len(text) > MAX_CHARACTERS:
-        raise RaspSyntaxError((1, 1), f"expected at most {MAX_CHARACTERS:,} characters, got {len(text):,}")
+        raise RaspSyntaxError(1, 1, f"at most {MAX_CHARACTERS:,} characters", f"{len(text):,}")
+    text, module = _syntax_tree(text.removeprefix("\ufeff"))
+    try:
+        return _Parser().program(module)
+    except Unexpected as error:
+        raise error.located(text) from None
+    except (ValueError, RecursionError):  # of a number of thousands of digits
+        raise RaspSyntaxError(1, 1, "a program", "a number too long or expressions too deep") from None
+
+
+def _syntax_tree(text: str) -> tuple[str, ast.Module]:
+    """What Python's own parser makes of a text, or of the block of code in it; and which text that is."""
+    try:
+        return text, _python(text)
+    except RaspSyntaxError:
+        code = unfenced(text)
+        if code == text:
+            raise
+    return code, _python(code)
+
+
+def _python(text: str) -> ast.Module:
+    wanted = "Python that builds a RASP program"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module = ast.parse(text)
+            return ast.parse(text)
     except SyntaxError as error:
-        where = (error.lineno or 1, error.offset or 1)
-        raise RaspSyntaxError(where, f"expected Python that builds a RASP program: {error.msg}") from None
+        line = error.lineno or 1
+        raise RaspSyntaxError(line, error.offset or 1, wanted, error.msg, source_line(text, line)) from None
     except (ValueError, RecursionError, MemoryError):
-        raise RaspSyntaxError(
-            (1, 1), "expected Python that builds a RASP program, got a null byte, half a character or too deep a text"
-        ) from None
-    try:
-        return _Parser().module(module)
-    except RaspError:
-        raise
-    except (ValueError, RecursionError):  # of a number of thousands of digits
-        raise RaspSyntaxError((1, 1), "expected a program, got a number too long or expressions too deep") from None
+        raise RaspSyntaxError(1, 1, wanted, "a null byte, half a character or too deep a text") from None
 
 
 class _Parser:
@@ -160,136 +182,170 @@ class _Parser:
     def __init__(self) -> None:
         self.lines: list[Line] = []
         self.variables: dict[str, Variable] = {}
+        self.functions: dict[str, Variable] = {}  # what each function returns
 
-    def module(self, module: ast.Module) -> Program:
+    def program(self, module: ast.Module) -> Program:
         output: Variable | None = None
+        statement: ast.AST = module
         for statement in module.body:
             if output is not None:
-                raise RaspSyntaxError(statement, f"expected nothing after `{OUTPUT_NAME} = …`")
+                raise Unexpected(statement, f"nothing after `{OUTPUT_NAME} = …`", quoted(statement))
             output = self.statement(statement)
+        if output is None and isinstance(statement, ast.FunctionDef):
+            output = self.functions[statement.name]
         if output is None:
-            raise RaspSyntaxError((1, 1), f"expected `{OUTPUT_NAME} = …` as the last line")
+            raise Unexpected(module, f"`{OUTPUT_NAME} = …` as the last line")
+        if type_of(self.lines, output) is Type.SELECTOR:
+            raise Unexpected(statement, "an s-op as the output", "a selector")
         if output < 0:
-            raise RaspError("the output must be a line of its own, got a primitive; use a map with `x`")
+            raise Unexpected(statement, "a line of its own as the output, such as a map with `x`", "a primitive")
         return Program(tuple(self.lines[: output + 1]))
 
     def statement(self, node: ast.stmt) -> Variable | None:
-        if isinstance(node, ast.ImportFrom):
-            if ast.unparse(node) == HEADER:
-                return None
-            raise RaspSyntaxError(node, f"expected `{HEADER}`, got `{_shown(node)}`")
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            return None  # a docstring
-        if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
-            raise RaspSyntaxError(node, f"expected `name = rasp.…`, got `{_shown(node)}`")
-        variable = self.expression(node.value)
-        self.variables[node.targets[0].id] = variable
-        return variable if node.targets[0].id == OUTPUT_NAME else None
+        """Take in a statement; gives the output where it is the one that binds it."""
+        match node:
+            case ast.ImportFrom():
+                if ast.unparse(node) != HEADER:
+                    raise Unexpected(node, f"`{HEADER}`", quoted(node))
+            case ast.Expr(value=ast.Constant(value=str())):
+                pass  # a docstring
+            case ast.FunctionDef():
+                self.functions[node.name] = self.returned(node)
+            case (
+                ast.Assign(targets=[ast.Name(id=name)], value=ast.expr() as value)
+                | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
+            ):
+                self.variables[name] = variable = self.expression(value)
+                return variable if name == OUTPUT_NAME else None
+            case _:
+                raise Unexpected(node, "`name = rasp.…`", quoted(node))
+        return None
+
+    def returned(self, function: ast.FunctionDef) -> Variable:
+        """What a function without arguments returns; its own variables are seen in it alone."""
+        if ast.unparse(function.args) or function.decorator_list:
+            raise Unexpected(function, f"a function without arguments, as `def {function.name}():`", quoted(function))
+        outside = dict(self.variables)
+        *body, last = function.body
+        if not isinstance(last, ast.Return) or last.value is None:
+            raise Unexpected(last, "`return …` as the last line of a function", quoted(last))
+        for statement in body:
+            self.statement(statement)
+        result = self.expression(last.value)
+        self.variables = outside
+        return result
 
     def expression(self, node: ast.expr) -> Variable:
-        if isinstance(node, ast.Name):
-            if node.id not in self.variables:
-                raise RaspSyntaxError(node, f"{node.id} is used before it is defined")
-            return self.variables[node.id]
-        if isinstance(node, ast.Attribute) and _is_rasp(node):
-            match node.attr:
-                case "tokens":
-                    return TOKENS
-                case "indices":
-                    return INDICES
-        line = self.call(node)
+        match node:
+            case ast.Name(id=name):
+                if name not in self.variables:
+                    raise Unexpected(node, "a variable that is defined above", f"`{name}`")
+                return self.variables[name]
+            case ast.Attribute(value=ast.Name(id="rasp"), attr="tokens"):
+                return TOKENS
+            case ast.Attribute(value=ast.Name(id="rasp"), attr="indices"):
+                return INDICES
+            case ast.Call(func=ast.Name(id=name), args=[], keywords=[]) if name in self.functions:
+                return self.functions[name]
+        return self.add(node, self.call(node))
+
+    def add(self, node: ast.expr, line: Line) -> Variable:
         if len(self.lines) >= MAX_LINES:
-            raise RaspSyntaxError(node, f"expected at most {MAX_LINES:,} lines")
+            raise Unexpected(node, f"at most {MAX_LINES:,} lines")
         self.lines.append(line)
-        try:
-            check_line(self.lines, len(self.lines) - 1)
-        except RaspError as error:
-            self.lines.pop()
-            raise RaspSyntaxError(node, str(error).split(": ", 1)[-1]) from None
+        if misfit := find_misfit(self.lines, len(self.lines) - 1):
+            raise Unexpected(node, *misfit)
         return len(self.lines) - 1
 
-    def call(self, node: ast.expr) -> Line:
-        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
-            raise RaspSyntaxError(node, f"expected a variable or a call of rasp.…, got `{_shown(node)}`")
-        name = node.func.attr
-        if name == "named" and not _is_rasp(node.func):
-            if not (len(node.args) == 1 and isinstance(node.args[0], ast.Constant) and not node.keywords):
-                raise RaspSyntaxError(node, "expected .named with one string")
-            return self.call(node.func.value)
-        if name in ("numerical", "categorical") and _is_rasp(node.func) and len(node.args) == 1 and not node.keywords:
-            return self.encoded(node, name)
-        if name not in _CONSTRUCTORS or not _is_rasp(node.func):
-            expected = ", ".join(["numerical", "categorical", *_CONSTRUCTORS])
-            raise RaspSyntaxError(node, f"expected one of rasp.{{{expected}}}, got `{_shown(node.func)}`")
-        try:
-            return self.constructor(node, _CONSTRUCTORS[name])
-        except RaspSyntaxError:
-            raise
-        except RaspError as error:
-            raise RaspSyntaxError(node, str(error)) from None
+    def call(self, node: ast.expr, encoding: str | None = None) -> Line:
+        """The line that a call builds; `encoding` is what is written around it, the outermost word counts."""
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="rasp"), attr=name)):
+                pass
+            case ast.Call(func=ast.Attribute(value=inner, attr="named")):
+                bind(node, ("name",))
+                return self.call(inner, encoding)
+            case _:
+                raise Unexpected(node, "a variable or a call of rasp.…", quoted(node))
+        if name in ENCODINGS:
+            return self.call(bind(node, ("sop",))["sop"], encoding or name)
+        if name not in _CONSTRUCTORS:
+            known = ", ".join([*ENCODINGS, *_CONSTRUCTORS])
+            raise Unexpected(node, f"one of rasp.{{{known}}}", quoted(node.func))
+        return self.constructor(node, _CONSTRUCTORS[name], encoding)
 
-    def encoded(self, node: ast.Call, encoding: str) -> Line:
-        line = self.call(node.args[0])
-        table = _NUMERICAL if encoding == "numerical" else _CATEGORICAL
-        op = table.get(line.op, line.op)
-        if line.op is Op.SEQUENCE_MAP and encoding == "numerical":
-            raise RaspSyntaxError(node, "a sequence map is categorical; Tracr has no numerical one")
-        if line.op is Op.SELECT:
-            raise RaspSyntaxError(node, "expected an s-op, got a selector")
-        return Line(op, line.args, line.function)
-
-    def constructor(self, node: ast.Call, op: Op) -> Line:
-        keywords = {keyword.arg: keyword.value for keyword in node.keywords}
-        args = node.args
+    def constructor(self, node: ast.Call, op: Op, encoding: str | None) -> Line:
+        given = bind(node, _PARAMETERS[op], _OPTIONAL.get(op, ()))
+        self.check_encoding(node, op, encoding, given)
+        line_op = _NUMERICAL.get(op, op) if encoding == "numerical" else op
+        sops = tuple(self.expression(given[name]) for name in _PARAMETERS[op] if name in _SOPS)
         match op:
             case Op.MAP:
-                _expect(node, args, 2, keywords, {"simplify"})
-                return Line(op, (self.expression(args[1]),), self.function(args[0], Kind.UNARY))
+                return Line(line_op, sops, self.function(given["f"], Kind.UNARY))
             case Op.SEQUENCE_MAP:
-                _expect(node, args, 3, keywords, set())
-                return Line(op, self.arguments(args[1:]), self.function(args[0], Kind.BINARY))
+                return Line(line_op, sops, self.function(given["f"], Kind.BINARY))
             case Op.LINEAR_SEQUENCE_MAP:
-                _expect(node, args, 4, keywords, set())
-                return Line(op, self.arguments(args[:2]), linear(_number(args[2]), _number(args[3])))
+                return Line(line_op, sops, linear(_number(given["fst_fac"]), _number(given["snd_fac"])))
             case Op.SELECT:
-                _expect(node, args, 3, keywords, set())
-                return Line(op, self.arguments(args[:2]), self.predicate(args[2]))
-            case Op.AGGREGATE:
-                _expect(node, args, 2, keywords, {"default"})
-                return Line(op, self.arguments(args))
-            case _:
-                _expect(node, args, 1, keywords, set())
-                return Line(op, self.arguments(args))
+                return Line(line_op, sops, self.predicate(given["predicate"]))
+        return Line(line_op, sops)
 
-    def arguments(self, nodes: list[ast.expr]) -> tuple[Variable, ...]:
-        return tuple(self.expression(node) for node in nodes)
+    def check_encoding(self, node: ast.Call, op: Op, encoding: str | None, given: dict[str, ast.expr]) -> None:
+        """What Tracr refuses (its compiler/validating.py), in its own words where it has some."""
+        match op:
+            case Op.SEQUENCE_MAP if encoding == "numerical":
+                raise Unexpected(node, "a categorical sequence map, since Tracr has no numerical one", quoted(node))
+            case Op.LINEAR_SEQUENCE_MAP if encoding != "numerical":
+                raise Unexpected(node, "rasp.numerical(…) around it: Tracr has no categorical one", quoted(node))
+            case Op.SELECT if encoding:
+                raise Unexpected(node, f"an s-op inside rasp.{encoding}(…)", "a selector")
+            case Op.AGGREGATE:
+                default = given.get("default", ast.Constant(None))
+                value = default.value if isinstance(default, ast.Constant) else constant(default)
+                if encoding == "numerical" and (value is None or value != 0):
+                    raise Unexpected(node, "default=0, the only one of a numerical aggregate in Tracr", quoted(default))
+                if encoding != "numerical" and value is not None:
+                    wanted = "no default but None, the only one of a categorical aggregate in Tracr"
+                    raise Unexpected(default, wanted, f"{quoted(default)} (a numerical one is rasp.numerical(…))")
+            case Op.MAP if ast.unparse(given.get("simplify", ast.Constant(False))) != "False":
+                raise Unexpected(given["simplify"], "simplify=False: no map is folded into another", quoted(node))
 
     def predicate(self, node: ast.expr) -> Function:
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "rasp.Comparison":
             if node.attr not in COMPARISONS:
-                raise RaspSyntaxError(node, f"expected one of rasp.Comparison.{{{', '.join(COMPARISONS)}}}")
+                raise Unexpected(node, f"one of rasp.Comparison.{{{', '.join(COMPARISONS)}}}", quoted(node))
             return FUNCTIONS[Kind.PREDICATE][COMPARISONS[node.attr]]
         return self.function(node, Kind.PREDICATE)
 
     def function(self, node: ast.expr, kind: Kind) -> Function:
         if not isinstance(node, ast.Lambda):
-            raise RaspSyntaxError(node, f"expected `lambda {kind.value}: …`, got `{_shown(node)}`")
-        shown = _shown(node.body)
-        body = _in_own_names(node, kind)
-        function = FUNCTIONS[kind].get(ast.unparse(body))
+            raise Unexpected(node, f"`lambda {kind.value}: …`", quoted(node))
+        got = quoted(node.body)
+        body = Folded().visit(_in_own_names(node, kind))
+        function = FUNCTIONS[kind].get(ast.unparse(body)) or _table(body, kind)
         if function is None:
-            function = _table(body, kind)
-        if function is None:
-            form = {
-                Kind.UNARY: "{0: 1, …}.get(x)",
-                Kind.BINARY: "{(0, 0): 1, …}.get((x, y))",
-                Kind.PREDICATE: "(k, q) in [(0, 1), …]",
-            }[kind]
-            raise RaspSyntaxError(
-                node.body,
-                f"expected a named function such as `{next(iter(FUNCTIONS[kind]))}` or a table `{form}`, got `{shown}`",
-            )
+            name = next(iter(FUNCTIONS[kind]))
+            raise Unexpected(body, f"a named function such as `{name}` or a table `{_TABLE_FORMS[kind]}`", got)
         return function
+
+
+def bind(node: ast.Call, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, ast.expr]:
+    """The arguments of a call by parameter, in the order of the parameters."""
+    names = [*required, *optional]
+    keywords = [keyword.arg for keyword in node.keywords]
+    given = dict(zip(names, node.args, strict=False))
+    given |= {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg is not None}
+    is_whole = len(given) == len(node.args) + len(node.keywords)  # none too many, twice or without a name
+    if not is_whole or not set(required) <= set(given) <= set(names):
+        wanted = ", ".join([*required, *(f"{name}=…" for name in optional)])
+        raise Unexpected(node, f"{_name(node)}({wanted})", quoted(node))
+    if any(isinstance(argument, ast.Starred) for argument in node.args) or None in keywords:
+        raise Unexpected(node, f"{_name(node)} with its arguments one by one", quoted(node))
+    return given
+
+
+def _name(node: ast.Call) -> str:
+    return f"rasp.{node.func.attr}" if isinstance(node.func, ast.Attribute) else quoted(node.func)
 
 
 def _in_own_names(node: ast.Lambda, kind: Kind) -> ast.expr:
@@ -297,70 +353,40 @@ def _in_own_names(node: ast.Lambda, kind: Kind) -> ast.expr:
     own = kind.value.split(", ")
     given = [argument.arg for argument in node.args.args]
     if len(given) != len(own) or len(set(given)) != len(given) or ast.unparse(node.args) != ", ".join(given):
-        raise RaspSyntaxError(node, f"expected `lambda {kind.value}: …`, got `lambda {ast.unparse(node.args)}: …`")
+        raise Unexpected(node, f"`lambda {kind.value}: …`", f"`lambda {ast.unparse(node.args)}: …`")
     if given != own:
         names = dict(zip(given, own, strict=True))
         for name in [part for part in ast.walk(node.body) if isinstance(part, ast.Name)]:
             if name.id in own and name.id not in names:
-                raise RaspSyntaxError(name, f"{name.id} is not an argument of `lambda {', '.join(given)}: …`")
+                raise Unexpected(name, f"an argument of `lambda {', '.join(given)}: …`", f"`{name.id}`")
             name.id = names.get(name.id, name.id)
     return node.body
 
 
 def _table(body: ast.expr, kind: Kind) -> Function | None:
-    """An explicit table, or None if `body` is none. Values are literals."""
-    try:
-        if kind is Kind.PREDICATE:
-            if isinstance(body, ast.Compare) and ast.unparse(body.left) == "(k, q)" and isinstance(body.ops[0], ast.In):
-                pairs = ast.literal_eval(body.comparators[0])
-                if len(body.ops) == 1 and isinstance(pairs, list) and all(_is_pair(pair) for pair in pairs):
-                    return tabulated(kind, dict.fromkeys(pairs, True))
-            return None
-        key = "x" if kind is Kind.UNARY else "(x, y)"
-        if isinstance(body, ast.Call) and isinstance(body.func, ast.Attribute) and body.func.attr == "get":
-            if len(body.args) == 1 and not body.keywords and ast.unparse(body.args[0]) == key:
-                entries = ast.literal_eval(body.func.value)
-                if isinstance(entries, dict) and all(_is_value(value) for value in entries.values()):
-                    if all(_is_value(k) if kind is Kind.UNARY else _is_pair(k) for k in entries):
-                        return tabulated(kind, entries)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return None
+    """An explicit table, or None if `body` is none. Values are constants."""
+    match body:
+        case ast.Compare(left=left, ops=[ast.In()], comparators=[ast.List(elts=pairs)]) if kind is Kind.PREDICATE:
+            keys = [constant(pair) for pair in pairs]
+            is_table = ast.unparse(left) == "(k, q)" and all(map(_is_pair, keys))
+            return tabulated(kind, dict.fromkeys(keys, True)) if is_table else None
+        case ast.Call(
+            func=ast.Attribute(value=ast.Dict(keys=names, values=parts), attr="get"), args=[key], keywords=[]
+        ) if kind in (Kind.UNARY, Kind.BINARY):
+            keys = [None if name is None else constant(name) for name in names]
+            values = [constant(part) for part in parts]
+            is_table = ast.unparse(key) == ("x" if kind is Kind.UNARY else "(x, y)") and None not in values
+            is_table = is_table and (None not in keys if kind is Kind.UNARY else all(map(_is_pair, keys)))
+            return tabulated(kind, dict(zip(keys, values, strict=True))) if is_table else None
     return None
 
 
-def _is_value(value: object) -> bool:
-    is_one = isinstance(value, int | float | bool | str) or (
-        isinstance(value, tuple) and all(_is_value(part) for part in value)
-    )
-    return is_one and is_small(value)  # type: ignore[arg-type]
-
-
 def _is_pair(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(_is_value(part) for part in value)
-
-
-def _is_rasp(node: ast.Attribute) -> bool:
-    return isinstance(node.value, ast.Name) and node.value.id == "rasp"
-
-
-def _expect(node: ast.Call, args: list[ast.expr], count: int, keywords: dict, allowed: set[str]) -> None:
-    if len(args) != count or not set(keywords) <= allowed:
-        raise RaspSyntaxError(node, f"{_shown(node.func)} takes {count} argument(s), got `{_shown(node)}`")
-    for name, value in keywords.items():
-        if not isinstance(value, ast.Constant) or value.value not in (False, None, 0):
-            raise RaspSyntaxError(node, f"{name} must be {'False' if name == 'simplify' else 'None or 0'}")
+    return isinstance(value, tuple) and len(value) == 2
 
 
 def _number(node: ast.expr) -> float:
-    try:
-        value = ast.literal_eval(node)
-    except (ValueError, TypeError, SyntaxError):
-        value = None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not is_small(value):
-        raise RaspSyntaxError(node, f"expected a number, got `{_shown(node)}`")
+    value = constant(node)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Unexpected(node, "a number", quoted(node))
     return value
-
-
-def _shown(node: ast.AST) -> str:
-    text = ast.unparse(node).splitlines()[0]
-    return text if len(text) <= 60 else text[:57] + "…"
