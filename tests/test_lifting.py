@@ -135,7 +135,7 @@ def test_numbers_beyond_what_programs_hold_are_not_named():
     program = parse(
         "v1 = rasp.numerical(rasp.Map(lambda x: {0: 0, 1: 100000000}.get(x), rasp.tokens))\n"
         "v2 = rasp.numerical(rasp.Map(lambda x: x, rasp.indices))\n"
-        "program = rasp.LinearSequenceMap(v1, v2, 1000000, 1)"
+        "program = rasp.numerical(rasp.LinearSequenceMap(v1, v2, 1000000, 1))"
     )
     weights = compile_program(program, (0, 1), 3)
     assert len(list(lifted_programs(weights))) == 1
