@@ -1,13 +1,14 @@
 # make demo   sets up, then decompiles real Tracr models with the checkpoint that ships
 # make test   sets up, then runs all tests
 # make check  the same, with ruff, formatting and types
+# make latest RUN=runs/cpu   puts a run's newest checkpoint into training/latest, if it is better than what lies there
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test check setup clean
+.PHONY: demo test check latest setup clean
 
 setup: $(VENV)/.installed
 
@@ -28,6 +29,9 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q
+
+latest: setup
+	$(BIN)/python scripts/export_checkpoint.py $(RUN) training/latest --if-better
 
 clean:
 	rm -rf $(VENV) build *.egg-info

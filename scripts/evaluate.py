@@ -35,8 +35,6 @@ import functools
 import hashlib
 import json
 import math
-import os
-import platform
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -52,7 +50,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from records import code, commit, hash_of, keep_row, kept_rows
+from records import code, environment, hash_of, keep_row, kept_rows
 
 from dataset_builder.interpbench import interpbench_programs
 from dataset_builder.library import LibraryProgram, library_programs
@@ -318,18 +316,6 @@ def score_code(outcome: Outcome, truth: Program, weights: TracrWeights) -> dict[
     equivalent = verdict.is_verified
     row |= {"exact": canonical == truth, "equivalent": equivalent, "compiles": compiles}
     return {**row, "reason": None if equivalent else "another function" if compiles else "does not compile"}
-
-
-def environment() -> dict[str, Any]:
-    """What was measured, and where."""
-    return {
-        "commit": commit(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "processors": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
 
 
 _interpbench = functools.cache(interpbench_programs)  # read once for all variants

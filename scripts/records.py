@@ -5,10 +5,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
+import platform
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+import transformers
 
 from trade_hf.files import write_text
 
@@ -50,6 +56,22 @@ def commit() -> str | None:
     """Of the code; with a plus sign if it was changed since, None outside of a clone."""
     head = _git("rev-parse", "--short=12", "HEAD")
     return head and head + "+" * bool(_git("status", "--porcelain", "--", *CODE))
+
+
+def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The code, its libraries and the machine: what a measurement or a training run hangs on beside its settings."""
+    device = torch.device(device)
+    return {
+        "commit": commit(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _git(*arguments: str) -> str | None:

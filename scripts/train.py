@@ -2,15 +2,18 @@
 
 Run: python scripts/train.py --config scripts/configs/cpu.yaml --online --output runs/cpu
      accelerate launch scripts/train.py --config scripts/configs/base.yaml --online --output runs/base
-A run that was killed goes on from its last checkpoint when it is started again. A config with `minutes` in place of
-`max_steps` trains for that long in all; --call-minutes ends this call before, and the next one goes on.
+A run that was killed goes on from its last checkpoint when it is started again; one that is finished is left as it is.
+A config with `minutes` in place of `max_steps` trains for that long in all; --call-minutes ends this call before, and
+the next one goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
+import tempfile
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -18,13 +21,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import training_record
 import yaml
-from clock import ENDLESS, Clock
+from clock import ENDLESS, Clock, spent_until
 from muon import MuonWithAdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from training_log import TrainingLog, flops_per_example, matmul_peak
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerState
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -107,54 +111,109 @@ def train(
     call_minutes: float | None,
     warm_start: Path | None,
 ) -> None:
-    """One run, from the config to a saved model in `output`/final."""
+    """One run, from the config to a saved model in `output`/final. A run that is finished stays as it is."""
     sampler = SamplerConfig.from_json(config.get("sampler", {}))
     settings = dict(config["training"])
     recipe, seed = Recipe.taken_from(settings), settings.get("seed", 0)
     if recipe.minutes is not None:
         settings["max_steps"] = ENDLESS
     checkpoint = last_complete_checkpoint(output)
+    step = training_record.steps_of(Path(checkpoint)) if checkpoint else 0
     if corpus and config.get("model", {}).get("lines_before"):
         raise SystemExit("train: lines_before goes with --online: rows of a corpus begin at the first line")
     arguments = arguments_of(output, settings, ignore_data_skip=corpus is None)
+    is_trained = checkpoint is not None and was_last(Path(checkpoint), arguments, recipe.minutes)
+    is_saved = is_trained and is_final(output / "final", step)
+    arguments.distributed_state.wait_for_everyone()  # all processes have looked before the first writes
+    if is_saved:
+        print(f"{output}: finished at step {step}, its model is in {output / 'final'}: nothing to do")
+        return
     torch.manual_seed(seed)
-    model = build_model(config.get("model", {}), warm_start)
+    model = build_model(config.get("model", {}), Path(checkpoint) if is_trained else warm_start)
     is_bf16_on_cpu = arguments.bf16 and arguments.device.type == "cpu"
     if is_bf16_on_cpu:
         model.set_attn_implementation("eager")
     if corpus is None:
-        step = int(Path(checkpoint).name.split("-")[-1]) if checkpoint else 0
         fresh = stream_of(arguments, recipe, sampler, model.config, f"{seed}-{step}")
         data = made_online(fresh, recipe.validation_size, SAME_SHAPE if is_bf16_on_cpu else 1)
     else:
         data = from_corpus(corpus, corpus_config, recipe.validation_size, model.config.encoder)
-    trainer = (Seq2SeqTrainer if corpus else OnlineTrainer)(
+    clock = None
+    if recipe.minutes is not None:
+        clock = Clock(recipe.minutes, arguments.device, call_minutes, checkpoint, recipe.fall)
+    trainer = build_trainer(model, arguments, recipe, data, clock)
+    if trainer.is_world_process_zero():
+        data_source = {"corpus": f"{corpus} {corpus_config or ''}".strip()} if corpus else {"sampler": asdict(sampler)}
+        made_with = {"config": config, **data_source, "warm_start": warm_start and record_of(warm_start)}
+        training_record.begin(output, made_with, step, examples_per_step(arguments), arguments.device)
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"{size:.2f} M parameters; from {checkpoint or warm_start or 'scratch'}")
+    if is_trained:
+        print(f"trained to its end, step {step}: its model is saved")
+        trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        trainer.state.is_world_process_zero = trainer.is_world_process_zero()
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if clock and not clock.is_over:
+            print(f"{clock.spent / 60:.1f} of {recipe.minutes:g} minutes: start it again to go on")
+            return
+    if not any("eval_loss" in row and row["step"] == trainer.state.global_step for row in trainer.state.log_history):
+        trainer.evaluate()
+    if trainer.is_world_process_zero():
+        save_final(trainer, output / "final", training_record.record_at(output, trainer.state.global_step))
+
+
+def build_trainer(
+    model: TraDeForConditionalGeneration,
+    arguments: Seq2SeqTrainingArguments,
+    recipe: Recipe,
+    data: dict[str, Any],
+    clock: Clock | None,
+) -> Seq2SeqTrainer:
+    """A trainer of a model on `data`, with the recipe's optimiser, validation on long programs, and clock."""
+    model.generation_config.max_new_tokens = None  # the arguments' generation_max_length is in force
+    is_online = isinstance(data["train_dataset"], OnlineExamples)
+    trainer = (OnlineTrainer if is_online else Seq2SeqTrainer)(
         model=model, args=arguments, **data, compute_metrics=exact_match
     )
-    if corpus is None and recipe.validation_long_size:
+    if is_online and recipe.validation_long_size:
         trainer.long_programs = held_out(recipe.validation_long_size, LONG, model.config.encoder)
     if recipe.muon_learning_rate is not None:
         trainer.optimizer = MuonWithAdamW(
             model, recipe.muon_learning_rate, arguments.learning_rate, arguments.weight_decay, arguments.adam_beta2
         )
-    clock = None
-    if recipe.minutes is not None:
-        clock = Clock(recipe.minutes, arguments.device, call_minutes, checkpoint, recipe.fall)
+    if clock:
         trainer.create_optimizer()
         trainer.lr_scheduler = LambdaLR(trainer.optimizer, clock.factor)
         trainer.add_callback(clock)
-    trainer.add_callback(training_log(trainer, output / "log.jsonl"))
-    size = sum(p.numel() for p in model.parameters()) / 1e6
-    print(f"{size:.2f} M parameters; from {checkpoint or warm_start or 'scratch'}")
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if clock and not clock.is_over:
-        print(f"{clock.spent / 60:.1f} of {recipe.minutes:g} minutes: start it again to go on")
-        return
-    if not any("eval_loss" in row and row["step"] == trainer.state.global_step for row in trainer.state.log_history):
-        trainer.evaluate()
-    if trainer.is_world_process_zero():
-        source = {"corpus": f"{corpus} {corpus_config or ''}".strip()} if corpus else {"sampler": asdict(sampler)}
-        save_final(trainer, output / "final", {"config": config, **source, "steps": trainer.state.global_step})
+    trainer.add_callback(training_log(trainer, Path(arguments.output_dir) / "log.jsonl"))
+    return trainer
+
+
+def was_last(checkpoint: Path, arguments: Seq2SeqTrainingArguments, minutes: float | None) -> bool:
+    """Whether a checkpoint is of the end of a run: after all of its minutes, its steps, or its epochs."""
+    if minutes is not None:
+        return spent_until(str(checkpoint)) >= 60 * minutes
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if arguments.max_steps > 0:
+        return state.global_step >= arguments.max_steps
+    return state.epoch >= arguments.num_train_epochs
+
+
+def is_final(folder: Path, step: int) -> bool:
+    """Whether a folder holds the whole model of a step."""
+    return (folder / training_record.NAME).is_file() and training_record.steps_of(folder) == step
+
+
+def record_of(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint that a run begins with was trained with; its path alone where that is not known."""
+    record = checkpoint / training_record.NAME
+    return json.loads(record.read_text()) if record.is_file() else {"path": str(checkpoint)}
+
+
+def examples_per_step(arguments: Seq2SeqTrainingArguments) -> int:
+    """Of all processes together."""
+    return arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
 
 
 def arguments_of(output: Path, settings: dict[str, Any], ignore_data_skip: bool) -> Seq2SeqTrainingArguments:
@@ -190,10 +249,11 @@ def stream_of(
 
 
 def save_final(trainer: Seq2SeqTrainer, folder: Path, record: dict[str, Any]) -> None:
-    """A checkpoint folder, with what it was made with in training.json."""
+    """A checkpoint folder. What it was made with comes last, so that with it the folder is whole."""
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was shorter
     trainer.save_model(str(folder))
     TraDeProcessor(build_tokenizer()).save_pretrained(folder)
-    write_text(folder / "training.json", json.dumps(record, indent=2))
+    write_text(folder / training_record.NAME, json.dumps(record, indent=2) + "\n")
 
 
 def build_model(sizes: dict[str, Any], warm_start: Path | None) -> TraDeForConditionalGeneration:
@@ -256,8 +316,7 @@ def training_log(trainer: Seq2SeqTrainer, path: Path) -> TrainingLog:
     batch = {name: tensor.to(args.device) for name, tensor in trainer.data_collator(examples).items()}
     flops = flops_per_example(trainer.model, batch)
     peak = matmul_peak(args.device, torch.bfloat16 if args.bf16 else torch.float32, processes)
-    per_step = args.train_batch_size * args.gradient_accumulation_steps * processes
-    return TrainingLog(path, per_step, flops, peak)
+    return TrainingLog(path, examples_per_step(args), flops, peak)
 
 
 def made_online(fresh: OnlineExamples, validation_size: int, multiple: int) -> dict[str, Any]:
@@ -267,6 +326,30 @@ def made_online(fresh: OnlineExamples, validation_size: int, multiple: int) -> d
         "eval_dataset": held_out(validation_size, fresh.config, fresh.encoder),
         "data_collator": partial(collate_examples, multiple=multiple),
     }
+
+
+def validate(model: TraDeForConditionalGeneration, config: dict[str, Any], batch_size: int) -> dict[str, Any]:
+    """A model's metrics on the validation programs of a run's config: `eval_loss`, `eval_free_running_exact`, …,
+    `eval_long_loss`, …, and under `programs` how many they are. On the CPU."""
+    recipe = Recipe.taken_from(dict(config["training"]))
+    model.generation_config.max_new_tokens = None  # the arguments' generation_max_length is in force
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = {"use_cpu": True, "per_device_eval_batch_size": batch_size, "disable_tqdm": True}
+        trainer = OnlineTrainer(
+            model=model,
+            args=arguments_of(Path(scratch), settings, ignore_data_skip=True),
+            eval_dataset=held_out(
+                recipe.validation_size, SamplerConfig.from_json(config.get("sampler", {})), model.config.encoder
+            ),
+            data_collator=collate_examples,
+            compute_metrics=exact_match,
+        )
+        if recipe.validation_long_size:
+            trainer.long_programs = held_out(recipe.validation_long_size, LONG, model.config.encoder)
+        metrics = trainer.evaluate()
+    sizes = {"eval": recipe.validation_size, "eval_long": recipe.validation_long_size}
+    kept = {name: value for name, value in metrics.items() if name.endswith(("_loss", "_exact"))}
+    return {"programs": {kind: size for kind, size in sizes.items() if size}, **kept}
 
 
 def held_out(size: int, sampler: SamplerConfig, encoder: str) -> list[Example]:

@@ -77,7 +77,129 @@ def test_online_killed_and_resumed(tmp_path):
     assert f"checkpoint-{last}\n" in result.stdout
     assert max(row["step"] for row in logged(tmp_path)) == goal
     assert load_model(tmp_path / "run" / "final").config.d_model == 32
-    assert json.loads((tmp_path / "run" / "final" / "training.json").read_text())["steps"] == goal
+    record = json.loads((tmp_path / "run" / "final" / "training.json").read_text())
+    assert (record["steps"], record["examples"]) == (goal, 4 * goal)
+    assert [call["from_step"] for call in record["calls"]] == [0, last]
+    assert record["calls"][1].keys() >= {"commit", "torch", "transformers", "numpy", "python", "device", "threads"}
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path):
+    """Started again, and killed after its last checkpoint: no step more, and the model stays the same."""
+
+    def start(*options):
+        started = [*command(tmp_path, "--online"), *options]
+        result = subprocess.run(started, capture_output=True, text=True, timeout=240, check=False)
+        assert result.returncode == 0, result.stderr[-2000:]
+        return result.stdout
+
+    run = tmp_path / "run"
+    start()
+    finished = contents(run)
+    assert "finished at step 6, its model is in" in start() and contents(run) == finished
+    shutil.rmtree(run / "final")
+    assert "trained to its end, step 6: its model is saved" in start()
+    again = contents(run)
+    assert again.keys() == finished.keys()
+    assert {path for path in again if again[path] != finished[path]} <= {
+        Path("training.json"),
+        Path("final/training.json"),
+    }
+    assert max(row["step"] for row in logged(tmp_path)) == 6
+    start("--max-steps", "8")
+    assert max(row["step"] for row in logged(tmp_path)) == 8
+    assert json.loads((run / "final" / "training.json").read_text())["steps"] == 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "minutes", "is_last"),
+    [
+        ({"max_steps": 6}, None, True),
+        ({"max_steps": 4}, None, True),
+        ({"max_steps": 7}, None, False),
+        ({"num_train_epochs": 2}, None, True),
+        ({"num_train_epochs": 3}, None, False),
+        ({"max_steps": 10**9}, 0.5, True),
+        ({"max_steps": 10**9}, 0.6, False),
+    ],
+    ids=str,
+)
+def test_the_last_checkpoint_of_a_run(script, tmp_path, settings, minutes, is_last):
+    train = script("train")
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"global_step": 6, "epoch": 2.0}))
+    (tmp_path / "seconds.json").write_text("30.0")
+    arguments = train.arguments_of(tmp_path, {**settings, "use_cpu": True}, ignore_data_skip=True)
+    assert train.was_last(tmp_path, arguments, minutes) == is_last
+
+
+def test_examples_are_counted_over_the_calls_of_a_run(script, tmp_path):
+    """Two calls of different sizes, and one whose steps a kill lost."""
+    record = script("training_record")
+    for step, size in ((0, 4), (6, 8), (8, 2)):
+        record.begin(tmp_path, {"config": {}}, step, size, torch.device("cpu"))
+    assert record.record_at(tmp_path, 10)["examples"] == 6 * 4 + 2 * 8 + 2 * 2
+    assert record.record_at(tmp_path, 7)["examples"] == 6 * 4 + 8
+    record.begin(tmp_path, {"config": {}}, 6, 4, torch.device("cpu"))
+    assert record.record_at(tmp_path, 10)["examples"] == 10 * 4
+    assert len(record.record_at(tmp_path, 10)["calls"]) == 2
+
+
+def test_the_newest_model_of_a_run_is_exported_where_it_is_better(script, tmp_path, tiny_checkpoint, monkeypatch):
+    export, merits = script("export_checkpoint"), {}
+    run, latest = tmp_path / "run", tmp_path / "training" / "latest"
+    shutil.copytree(tiny_checkpoint, run / "checkpoint-20")
+    (run / "checkpoint-20" / "trainer_state.json").write_text('{"global_step": 20}')
+    (run / "log.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in (10, 20, 30)))
+    with pytest.raises(ValueError, match="training.json: not there; train.py writes it when a run is started"):
+        export.save(run, latest, True, 4)
+    config = {"training": {"validation_size": 3, "validation_long_size": 2}}
+    script("training_record").begin(run, {"config": config}, 0, 96, torch.device("cpu"))
+
+    def step_of_latest():
+        return json.loads((latest / "training.json").read_text())["steps"]
+
+    export.save(run, latest, True, 4)
+    record = json.loads((latest / "training.json").read_text())
+    assert (record["steps"], record["examples"]) == (20, 1920)
+    assert record["validation"]["programs"] == {"eval": 3, "eval_long": 2}
+    assert [json.loads(line)["step"] for line in (latest / "log.jsonl").read_text().splitlines()] == [10, 20]
+    assert load_model(latest).config.d_model == 32
+    assert {path.name for path in latest.parent.iterdir()} == {"latest"}
+    with (latest / "model.safetensors").open("rb") as file:
+        assert b'"BF16"' in file.read(2000) and b'"F32"' not in (latest / "model.safetensors").read_bytes()[:2000]
+
+    shutil.copytree(run / "checkpoint-20", run / "checkpoint-30")
+    (run / "checkpoint-30" / "trainer_state.json").write_text('{"global_step": 30}')
+    (run / "checkpoint-40").mkdir()  # as a kill in the middle of a save leaves it
+    export.save(run, latest, True, 4)
+    assert step_of_latest() == 20  # the same weights are not better
+    merits.update({"new": (5, -0.1), "there": (5, -0.2)})
+    measured = iter(["new", "there"])
+    monkeypatch.setattr(export, "validate", lambda *_: {"programs": {}, "name": next(measured)})
+    monkeypatch.setattr(export, "merit", lambda validation: merits[validation["name"]])
+    export.save(run, latest, True, 4)
+    assert step_of_latest() == 30
+    monkeypatch.setattr(export, "MAX_BYTES", 1000)
+    before = contents(latest)
+    with pytest.raises(ValueError, match="expected a model of at most 1,000 bytes in bf16, got"):
+        export.save(run, latest, False, 4)
+    assert contents(latest) == before
+
+
+def test_of_two_models_the_one_that_reads_more_is_better(script):
+    export = script("export_checkpoint")
+
+    def merit(exact, long_exact, loss):
+        values = {"eval_free_running_exact": exact, "eval_long_free_running_exact": long_exact}
+        return export.merit(
+            {"programs": {"eval": 200, "eval_long": 100}, **values, "eval_loss": loss, "eval_long_loss": 0.3}
+        )
+
+    assert merit(0.84, 0.30, 0.03) > merit(0.835, 0.30, 0.02)
+    assert merit(0.84, 0.31, 0.02) > merit(0.84, 0.31, 0.03) > merit(0.84, 0.30, 0.01)
 
 
 def machine(folder):
@@ -126,8 +248,12 @@ def test_what_a_failed_call_has_is_brought_back(tmp_path):
     (tmp_path / "config.yaml").write_text("model: {d_modle: 32}\n" + CONFIG.split("\n", 2)[2])
     here = machine(tmp_path / "here")
     (here / "runs" / "gpu" / "checkpoint-3").mkdir(parents=True)
-    for name in ("trainer_state.json", "model.safetensors"):
-        (here / "runs" / "gpu" / "checkpoint-3" / name).write_text("{}")
+    for name, text in {
+        "trainer_state.json": '{"global_step": 3}',
+        "seconds.json": "3.0",
+        "model.safetensors": "",
+    }.items():
+        (here / "runs" / "gpu" / "checkpoint-3" / name).write_text(text)
     (here / "runs" / "gpu" / "log.jsonl").touch()
     failed = train_in_calls(here, "0.05", "--minutes", "1")
     assert failed.returncode == 1 and "expected sizes of a TraDeConfig, got d_modle" in failed.stderr
