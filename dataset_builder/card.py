@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from dataset_builder.corpus import CONFIGS, HASHED_SPLITS, SPLITS
+from dataset_builder.zoo import TRAINED
 from trade_hf.files import write_text
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
@@ -25,17 +27,24 @@ def write_card(folder: Path) -> None:
 
 def render_card(folder: Path) -> str:
     """The card of the configurations that are finished under `folder`, from the reports and the data there."""
-    reports = {name: json.loads((folder / name / "report.json").read_text()) for name in built(folder)}
+    reports, trained = _reports(folder, built(folder)), _reports(folder, TRAINED)
     body = TEMPLATE.read_text()
     for place, text in {
         "{sizes}": _sizes(reports),
         "{plots}": "\n\n".join(_plot(name) for name in reports if (folder / "plots" / f"{name}.png").exists()),
         "{distribution}": "\n\n".join(_distribution(folder / name, name) for name in reports),
         "{rejections}": "\n\n".join(_rejections(name, report) for name, report in reports.items()),
+        "{trained}": "\n".join(_trained(name, report) for name, report in trained.items()) or "None are built here.",
     }.items():
         body = body.replace(place, text)
-    header = yaml.safe_dump(card_data(reports), sort_keys=False)
+    header = yaml.safe_dump(card_data(reports | trained), sort_keys=False)
     return f"---\n{header}---\n{body}"
+
+
+def _reports(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The report of each configuration that is finished under `folder`."""
+    paths = {name: folder / name / "report.json" for name in names}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
 def built(folder: Path) -> list[str]:
@@ -51,11 +60,12 @@ def card_data(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
         {
             "config_name": name,
             "data_files": [  # `load_dataset` takes no empty split
-                {"split": split, "path": f"{name}/{split}-*.parquet"} for split in SPLITS if report["splits"][split]
+                {"split": split, "path": f"{name}/{split}-*.parquet"} for split, n in report["splits"].items() if n
             ],
             **({"default": True} if number == 0 else {}),
         }
         for number, (name, report) in enumerate(reports.items())
+        if report["rows"]
     ]
     return {
         "license": "apache-2.0",
@@ -76,6 +86,15 @@ def _sizes(reports: dict[str, dict[str, Any]]) -> str:
         counts = " | ".join(f"{report['splits'][split]:,}" for split in SPLITS)
         lines.append(f"| `{name}` | {counts} | {report['bytes'] / 1e6:,.1f} MB |")
     return "\n".join(lines)
+
+
+def _trained(name: str, report: dict[str, Any]) -> str:
+    """What is in one of the configurations of trained models, and what was left out."""
+    left_out = ", ".join(f"{why} {count:,}" for why, count in report["left_out"].items()) or "nothing"
+    return (
+        f"- `{name}`: {report['rows']:,} models ({_shares(list(report['architectures'].items()))}), "
+        f"{report['right_on_all_inputs']:,} of them right on all inputs. Left out: {left_out}."
+    )
 
 
 def _plot(name: str) -> str:

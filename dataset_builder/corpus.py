@@ -235,18 +235,18 @@ def build(
     """
     folder = folder.resolve()  # workers elsewhere have another working directory
     home, work = folder / config.name, folder / ".work" / config.name
-    run = run or partial(_in_processes, processes=processes, progress=progress)
+    run = run or partial(in_processes, processes=processes, progress=progress)
     if (home / "report.json").exists():
         shutil.rmtree(work, ignore_errors=True)  # a kill may have left some of it
         return _finished(home / "report.json", config)
     for path in (home, work):
         path.mkdir(parents=True, exist_ok=True)
-    with _alone(work / "lock"):
+    with alone(work / "lock"):
         return _build(config, home, work, run)
 
 
 def _build(config: CorpusConfig, home: Path, work: Path, run: Runner) -> dict[str, Any]:
-    _claim(work / "config.json", home, config)
+    claim(work / "config.json", home, asdict(config))
     for left in [*home.glob(".*.partial"), *work.glob(".*.partial")]:
         left.unlink()
     shards, distinct = _draw_enough(config, work, run)
@@ -281,7 +281,7 @@ def _build(config: CorpusConfig, home: Path, work: Path, run: Runner) -> dict[st
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
     """Raises CorpusError if another process on this machine builds there; the lock ends with the process."""
     with path.open("w") as file:
         try:
@@ -315,10 +315,10 @@ def check_splits(home: Path) -> None:
         raise CorpusError(f"{home}: test_long has a program of {shortest} lines, other splits have up to {longest}")
 
 
-def _claim(path: Path, home: Path, config: CorpusConfig) -> None:
+def claim(path: Path, home: Path, config: dict[str, Any]) -> None:
     """Go on with the build that `path` names, or begin one where there is none. What two versions of this code or of
     pyarrow wrote is never mixed."""
-    text = json.dumps({"config": asdict(config), "code": code_version()}, indent=2)
+    text = json.dumps({"config": config, "code": code_version()}, indent=2)
     if path.exists():
         if path.read_text() != text:
             raise CorpusError(
@@ -333,7 +333,18 @@ def _claim(path: Path, home: Path, config: CorpusConfig) -> None:
 def code_version() -> str:
     """A hash of all that decides the files' bytes."""
     root = Path(__file__).resolve().parent.parent
-    deciding = ("corpus", "library", "rejection", "rows", "sampler", "splits")
+    deciding = (
+        "architectures",
+        "corpus",
+        "learners",
+        "library",
+        "rejection",
+        "rows",
+        "sampler",
+        "splits",
+        "tasks",
+        "zoo",
+    )
     sources = [root / "dataset_builder" / f"{name}.py" for name in deciding]
     sources += [*(root / "trade_hf" / "rasp").glob("*.py"), *(root / "trade_hf" / "compiled").glob("*.py")]
     digest = hashlib.sha256(f"pyarrow {pa.__version__}".encode())
@@ -367,8 +378,8 @@ def _partition_to_files(shards: list[Path], partition: int, quota: int, home: Pa
     return write_partition(shards, partition, quota, lambda split, rows: write_rows(path_of(split), rows))
 
 
-def _in_processes(function: Callable, tasks: list[tuple], name: str, processes: int, progress: bool) -> Iterator[Any]:
-    """Results as they come."""
+def in_processes(function: Callable, tasks: list[tuple], name: str, processes: int, progress: bool) -> Iterator[Any]:
+    """A Runner: results as they come, by a pool of processes on this machine."""
     options: dict[str, Any] = {"desc": name, "total": len(tasks), "disable": None if progress else True}
     if processes <= 1 or not tasks:
         yield from tqdm((function(*task) for task in tasks), **options)

@@ -36,6 +36,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dataset_builder.corpus import CorpusConfig, CorpusError
+from dataset_builder.zoo import ZooConfig
 from trade_hf.files import write_text
 
 NEEDS = {"datatrove": ("datatrove",), "ray": ("datatrove", "ray"), "slurm": ("datatrove",)}  # packages of an executor
@@ -172,6 +173,8 @@ def _to_json(value: Any) -> Any:
         return {"path": str(value)}
     if isinstance(value, CorpusConfig):
         return {"corpus": asdict(value)}
+    if isinstance(value, ZooConfig):
+        return {"zoo": asdict(value)}
     raise TypeError(f"expected tasks of numbers, texts, paths and configurations, got {type(value).__name__}")
 
 
@@ -181,6 +184,8 @@ def _from_json(value: dict[str, Any]) -> Any:
             return Path(path)
         case {"corpus": fields}:
             return CorpusConfig.from_json(fields)
+        case {"zoo": fields}:
+            return ZooConfig(**fields)
     return value
 
 

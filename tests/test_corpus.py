@@ -204,7 +204,7 @@ def test_another_build_in_the_folder_is_refused(built, tmp_path):
 
 def test_two_builds_in_one_folder_are_refused(tmp_path):
     (tmp_path / ".work" / "small").mkdir(parents=True)
-    with corpus._alone(tmp_path / ".work" / "small" / "lock"), pytest.raises(CorpusError, match="another build"):
+    with corpus.alone(tmp_path / ".work" / "small" / "lock"), pytest.raises(CorpusError, match="another build"):
         build(TINY, tmp_path, progress=False)
 
 
