@@ -16,7 +16,7 @@ class LibraryProgram:
 
     Attributes:
       program: in our terms.
-      sop: the tracr s-op that it was given as.
+      sop: the tracr s-op that it was given as; None where it was not.
       causal: whether it is to be compiled with a causal mask.
     """
 
@@ -24,7 +24,7 @@ class LibraryProgram:
     program: Program
     vocab: tuple[Value, ...]
     max_seq_len: int
-    sop: Any
+    sop: Any = None
     causal: bool = False
 
 
