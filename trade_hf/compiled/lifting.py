@@ -19,12 +19,14 @@ import numpy as np
 from trade_hf.compiled.reading import (
     MAX_NUMERICAL_MAPS,
     NEAR,
+    ON,
     GaveUpError,
     Reader,
     Reading,
     State,
     UnreadableError,
     Written,
+    is_along,
 )
 from trade_hf.compiled.weights import COLDNESS, TracrWeights
 from trade_hf.rasp.canonical import Structure
@@ -32,7 +34,7 @@ from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, linear
 from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Variable
 
 _Parts = list[tuple[Op, tuple[Variable, ...]]]  # operations and arguments of lines
-ON = 0.5  # of a product: something is read
+_MAPS = (Op.MAP, Op.MAP_NUMERICAL)
 # Functions are read, not looked at: any of the kind stands for them.
 _ANY: dict[Kind | None, Function | None] = {
     None: None,
@@ -156,13 +158,33 @@ class Lifter:
             *self._maps(layer, lifted),
         ]
         for chosen in itertools.product(*groups):
-            self.patience()
-            lines = lifted.with_lines(*itertools.chain(*chosen))
-            reader = self._reader(layer, lines)
-            for state in reader.read(len(lifted.lines), lifted.state):
-                after = _Lifted(lines, state, lifted.selects)
-                yield from _on_itself(after, range(len(lifted.lines), len(lines)), idle)
-                yield after
+            parts = list(itertools.chain(*chosen))
+            for constants in self._constants(layer, lifted, parts):
+                self.patience()
+                lines = lifted.with_lines(*parts, *constants)
+                reader = self._reader(layer, lines)
+                for state in reader.read(len(lifted.lines), lifted.state):
+                    after = _Lifted(lines, state, lifted.selects)
+                    yield from _on_itself(after, range(len(lifted.lines), len(lines)), idle)
+                    yield after
+
+    def _constants(self, layer: int, lifted: _Lifted, parts: _Parts) -> Iterator[_Parts]:
+        """Maps of a number that have a start and no threshold, beside the lines that have both: all other starts are
+        theirs, but for those that write nothing. They give one value, whichever number they read."""
+        numbers = [v for v, written in lifted.state.written.items() if written.numbers]
+        starts = self.readers[layer].starts(lifted.state)
+        left = len(starts) - sum(op in _MAPS and args[0] in numbers for op, args in parts)
+        silent = sum(bool(np.abs(row).max() < NEAR) for row in starts)
+        free = [v for v in numbers if len(lifted.state.written[v].numbers) == 1]
+        free += [v for v in numbers if all(args != (v,) for _, args in parts)] + numbers
+        if left < 0:
+            return
+        for count in range(left, max(0, left - silent) - 1, -1):
+            if count and not free:
+                continue
+            for numerical in range(count + 1):
+                ops = [Op.MAP] * (count - numerical) + [Op.MAP_NUMERICAL] * numerical
+                yield [(op, (free[0],)) for op in ops]
 
     def _idle(self, layer: int) -> np.ndarray:
         """What units write that read nothing, [unit, d_model]."""
@@ -186,23 +208,23 @@ class Lifter:
             yield [[(Op.SEQUENCE_MAP, (first, second))] * maps]
 
     def _linear(self, layer: int, state: State) -> Iterator[list[_Parts]]:
-        """Two units that take a number as it is and write along one direction."""
-        reader = self.readers[layer]
-        found = []
-        for variable, written in state.written.items():
-            if written.numbers:
-                takes = np.abs(reader.first @ written.vectors[0] - 1) < NEAR
-                found += [(variable, reader.second[u]) for u in np.flatnonzero(takes & (np.abs(reader.biases) < NEAR))]
-        while found:
-            variable, one = found.pop(0)
-            along = [i for i, (_, other) in enumerate(found) if _is_along(one, other)]
+        """Two units that take a number as it is and write along one direction, as often as there are such pairs."""
+        left = [(v, row) for v, rows in self.readers[layer].linear_ends(state).items() for row in rows]
+        pairs: _Parts = []
+        while left:
+            variable, row = max(left, key=lambda end: float(np.linalg.norm(end[1])))
+            left = [end for end in left if end[1] is not row]
+            along = [end for end in left if end[0] != variable and is_along(row, end[1])]
             if along:
-                yield [[(Op.LINEAR_SEQUENCE_MAP, (variable, found.pop(along[0])[0]))]]
+                other, opposite = max(along, key=lambda end: float(np.linalg.norm(end[1])))
+                left = [end for end in left if end[1] is not opposite]
+                pairs.append((Op.LINEAR_SEQUENCE_MAP, tuple(sorted((variable, other)))))
+        yield [pairs]
 
     def _maps(self, layer: int, lifted: _Lifted) -> Iterator[list[_Parts]]:
         for variable, written in lifted.state.written.items():
             counts = list(
-                self._maps_of_a_number(layer, written) if written.numbers else self._maps_of_codes(layer, written)
+                self._maps_of_a_number(layer, written, lifted.state) if written.numbers else self._maps_of_codes(layer, written)
             )
             if counts and counts[0] != (0, 0):
                 one: _Parts = [(Op.MAP, (variable,))]
@@ -224,13 +246,18 @@ class Lifter:
         if 0 < sum(sizes) < len(source.vectors) and plain.all():
             yield 1, 0  # undefined on some values
 
-    def _maps_of_a_number(self, layer: int, source: Written) -> Iterator[tuple[int, int]]:
+    def _maps_of_a_number(self, layer: int, source: Written, state: State) -> Iterator[tuple[int, int]]:
         """As `_maps_of_codes`, of a number: two units stand at each threshold."""
         reader = self.readers[layer]
         units = int((np.abs(reader.first @ source.vectors[0] - COLDNESS) < 1).sum())
-        maps = units // max(1, 2 * (len(source.numbers) - 1))
-        for numerical in range(maps + 1):
-            yield maps - numerical, numerical
+        if not units:
+            return
+        maps, over = divmod(units, max(1, 2 * (len(source.numbers) - 1)))
+        # Where some maps are defined on a part of the values alone, their number is not in that of their units.
+        counts = [maps] if maps and not over else range(1, 1 + len(reader.starts(state)))
+        for count in counts:
+            for numerical in range(count + 1):
+                yield count - numerical, numerical
 
     # ------------------------------------------------------------ result
 
@@ -282,7 +309,3 @@ def _sums(sizes: list[int], most: int) -> list[set[int]]:
         for count in range(most, 0, -1):
             sums[count] |= {size + rest for rest in sums[count - 1]}
     return sums[: most + 1]
-
-
-def _is_along(one: np.ndarray, other: np.ndarray) -> bool:
-    return abs(float(one @ other)) > (1 - NEAR) * float(np.linalg.norm(one) * np.linalg.norm(other)) > 0

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from trade_hf.compiled.compiler import threshold_biases
+from trade_hf.compiled.transforms import all_readers, residual_vectors
 from trade_hf.compiled.weights import COLDNESS, TracrWeights
 from trade_hf.rasp.canonical import Node, Structure
 from trade_hf.rasp.functions import linear
@@ -28,7 +28,12 @@ from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Vari
 from trade_hf.rasp.tables import first_appearance, sort_values
 
 NEAR = 0.1
+SMALL = 1e-3  # of a number
+CLOSE = 1e-4  # of thresholds, which are then one
+ROUNDING = 3e-6  # of a number's size, where it was changed to another basis and back
+CHANCE = 0.005  # times its denominator: a fraction so near is no chance
 LARGEST_DENOMINATOR = 240
+ON = 0.5  # of a product: something is read
 MAX_NUMERICAL_MAPS = 5  # of one s-op; their units are searched for among all that read it
 MOST_TOLD = 10_000_000  # numbers that readers tell of units that are to be shared among maps
 MAX_SPLITS = 24  # ways to share units among lines, for one group of lines
@@ -64,11 +69,13 @@ class Written:
 
 @dataclass(frozen=True)
 class Reading:
-    """One line as read: its table over codes, and how it is written."""
+    """One line as read: its table over codes, how it is written, and, of a step function, the hidden unit that writes
+    what it gives below its first threshold."""
 
     entries: tuple
     written: Written
     factors: Any = None
+    start: int | None = None
 
 
 @dataclass
@@ -77,6 +84,11 @@ class State:
 
     written: dict[Variable, Written]
     readings: dict[int, Reading] = field(default_factory=dict)
+
+    @functools.cached_property
+    def starts(self) -> frozenset[int]:
+        """The hidden units that are known to be the start of some line's step function."""
+        return frozenset(reading.start for reading in self.readings.values() if reading.start is not None)
 
     def after(self, readings: dict[int, Reading]) -> State:
         """With more lines read."""
@@ -111,6 +123,7 @@ class Reader:
         self.shared = embeddings[weights.vocab.index(weights.pad)]
         self.bos = embeddings[weights.vocab.index(weights.bos)] - self.shared
         layers = range(weights.num_layers) if layer is None else [layer]
+        self.first_unit = layers[0] * weights.mlp_size  # units are numbered through all layers
         self.first = np.concatenate([weights.layer(i, "mlp/linear_1/w").T for i in layers])  # [unit, d_model]
         self.second = np.concatenate([weights.layer(i, "mlp/linear_2/w") for i in layers])
         self.biases = self.first @ self.shared
@@ -184,7 +197,7 @@ class Reader:
             case Op.SEQUENCE_MAP:
                 yield from self._sequence_maps(group, *(state.written[argument] for argument in line.args))
             case Op.LINEAR_SEQUENCE_MAP:
-                yield from self._linear(group, *(state.written[argument] for argument in line.args))
+                yield from self._linear(group, state)
             case _:
                 yield from self._attention(group, line, state)
 
@@ -215,7 +228,7 @@ class Reader:
                     yield readings
 
     def _numerical_map(self, unit: int, reads: np.ndarray) -> Reading:
-        entries = tuple(float(np.float32(_tidy(float(value)))) for value in reads)
+        entries = tuple(map(_as_float32, reads))
         return Reading(entries, Written(self.second[[unit]], _number_set(entries)))
 
     def _sequence_maps(self, group: list[int], first: Written, second: Written) -> Iterator[dict[int, Reading]]:
@@ -262,56 +275,193 @@ class Reader:
                 features += [own, *(beside - own[:, None] * vectors).T]
         return np.stack(features, 1).astype(np.float64)
 
-    def _linear(self, group: list[int], first: Written, second: Written) -> Iterator[dict[int, Reading]]:
-        if len(group) > 1:
-            raise UnreadableError("several linear sequence maps of the same s-ops")
-        plain = np.abs(self.biases) < NEAR
-        left = np.flatnonzero(plain & (np.abs(self.first @ first.vectors[0] - 1) < NEAR)).tolist()
-        right = np.flatnonzero(plain & (np.abs(self.first @ second.vectors[0] - 1) < NEAR)).tolist()
-        for u, v in itertools.product(left, right):
-            a, b = self.second[u], self.second[v]
-            size_a, size_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
-            cosine = float(a @ b) / max(size_a * size_b, 1e-9)
-            if abs(abs(cosine) - 1) > NEAR:
+    def _linear(self, group: list[int], state: State) -> Iterator[dict[int, Reading]]:
+        """Linear maps of the same two numbers: of each number a unit for every map, and both write along its output."""
+        ends = self.linear_ends(state)
+        first, second = self.lines[group[0]].args
+        pairs = [(a, b) for a in ends.get(first, []) for b in ends.get(second, []) if is_along(a, b)]
+        for chosen in itertools.combinations(pairs, len(group)):
+            self.patience()
+            if any(one is other for a, b in itertools.combinations(chosen, 2) for one, other in zip(a, b, strict=True)):
                 continue
-            for sign in (1, -1):
-                factors = (_tidy(sign * size_a), _tidy(sign * size_b * np.sign(cosine)))
-                sums = {factors[0] * x + factors[1] * y for x in first.numbers for y in second.numbers}
-                written = Written((sign * a / size_a)[None], tuple(sorted(sums)))
-                yield {group[0]: Reading((), written, linear(*factors))}
+            maps = [self._linear_map(*pair, state.written[first], state.written[second]) for pair in chosen]
+            yield dict(zip(group, maps, strict=True))
 
-    def _steps(
-        self, direction: np.ndarray, inputs: tuple[float, ...], maps: int = 1
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Step functions of a number with the values `inputs`, ascending: what they add at each threshold between two
-        of them, [threshold, map, d_model]; and what they may give below the first one."""
+    def linear_ends(self, state: State) -> dict[Variable, list[np.ndarray]]:
+        """By number, what each unit writes that takes it as it is; another one takes its negative and writes the
+        opposite."""
+        plain, found = np.abs(self.biases) < NEAR, {}
+        for variable, written in state.written.items():
+            if written.numbers:
+                takes = self.first @ written.vectors[0]
+                forwards, backwards = (self.second[plain & (np.abs(takes - sign) < NEAR)] for sign in (1, -1))
+                ends = [row for row in forwards if len(backwards) and np.abs(backwards + row).max(1).min() < NEAR]
+                if ends:
+                    found[variable] = ends
+        return found
+
+    def _linear_map(self, a: np.ndarray, b: np.ndarray, first: Written, second: Written) -> Reading:
+        """A linear map by what its two numbers add to it."""
+        direction = self._number_direction(max(a, b, key=np.linalg.norm))
+        factors = (_tidy(float(a @ direction)), _tidy(float(b @ direction)))
+        sums = {factors[0] * x + factors[1] * y for x in first.numbers for y in second.numbers}
+        return Reading((), Written(direction[None], tuple(sorted(sums))), linear(*factors))
+
+    def _number_direction(self, row: np.ndarray) -> np.ndarray:
+        """The direction of a number that a row goes along, with the sign that its readers tell: all but those of linear
+        maps read it with a plus. Where these are the only ones, either sign will do, and the axis of a basis has one."""
+        direction = row / np.linalg.norm(row)
+        read = float((self.all_readers @ direction).sum())
+        told = read if abs(read) > ON else float(direction.sum())
+        return direction if told > 0 else -direction
+
+    @functools.cached_property
+    def all_readers(self) -> np.ndarray:
+        """[reader, d_model] of the whole model."""
+        return all_readers(residual_vectors(self.weights))
+
+    def _steps(self, direction: np.ndarray, inputs: tuple[float, ...], maps: int = 1) -> _Steps:
+        """What `maps` step functions of a number add, which has the values `inputs`, ascending.
+
+        Raises UnreadableError where these are no step functions of it.
+        """
         units = np.flatnonzero(np.abs(self.first @ direction - COLDNESS) < 1)
-        if len(inputs) < 2 or len(units) != 2 * (len(inputs) - 1) * maps:
-            raise UnreadableError(f"expected {(len(inputs) - 1) * maps} thresholds, found {len(units) / 2}")
-        # Two units a threshold, an upper and a lower one; those of values that are close stand between each other.
-        expected = threshold_biases(inputs).repeat(maps)
-        placed = np.empty_like(units)
-        placed[np.argsort(-expected, kind="stable")] = units[np.argsort(-self.biases[units], kind="stable")]
-        upper = placed.reshape(len(inputs) - 1, 2, maps)[:, 0]
-        return self.second[upper], self._starts(int(units[0]))
+        at, added = self._thresholds(units)
+        nothing = np.zeros(self.weights.d_model)
+        if sum(map(len, added)) == (len(inputs) - 1) * maps and not any(len(some) % maps for some in added):
+            return _Steps(units, list(range(len(inputs))), [len(some) // maps for some in added], added)
+        # Some maps are defined on a part of the values alone, or have thresholds between values that are one here.
+        taken = [math.ceil(len(some) / maps) for some in added]
+        added = [[*some, *[nothing] * (count * maps - len(some))] for some, count in zip(added, taken, strict=True)]
+        defined = _values_between(inputs, at) if maps == 1 and set(taken) <= {1} else None
+        if defined is not None:
+            return _Steps(units, [defined.index(x) if x in defined else -1 for x in inputs], taken, added)
+        passed = [sum(count for t, count in zip(at, taken, strict=True) if t <= x + CLOSE) for x in inputs]
+        return _Steps(units, passed, taken, added)
 
-    def _starts(self, beside: int) -> list[np.ndarray]:
-        """What units of the same layer write that read the constant direction alone."""
-        norms, layer = (self.first**2).sum(1), np.arange(len(self.first)) // self.weights.mlp_size
+    def _thresholds(self, units: np.ndarray) -> tuple[list[float], list[list[np.ndarray]]]:
+        """The thresholds of units that read a number with the slope, ascending, and what is added at each. Two units of
+        a function stand at a threshold: the upper one writes the step, the lower one, whose bias is 1 less, takes it
+        back."""
+        units = units[np.argsort(-self.biases[units], kind="stable")]
+        biases, rows, is_left = self.biases[units], self.second[units], np.ones(len(units), bool)
+        at: list[float] = []
+        added: list[list[np.ndarray]] = []
+        for upper in range(len(units)):
+            if not is_left[upper]:
+                continue
+            is_left[upper] = False
+            off = np.abs(biases[upper] - biases - 1)
+            lower = np.flatnonzero(is_left & (off < NEAR))
+            lower = lower[np.abs(rows[lower] + rows[upper]).max(1) < SMALL + NEAR * np.abs(rows[upper]).max()]
+            if not len(lower):
+                raise UnreadableError("a threshold of one unit alone")
+            is_left[lower[off[lower].argmin()]] = False
+            threshold = (1 - float(biases[upper])) / COLDNESS
+            if not at or threshold - at[-1] > CLOSE:
+                at.append(threshold)
+                added.append([])
+            added[-1].append(rows[upper])
+        return at, added
+
+    def _starts(self, beside: np.ndarray, state: State) -> dict[int, np.ndarray]:
+        """What units write that read the constant direction alone, by unit: those of the same layer as the units
+        `beside`, that are no line's yet."""
+        norms, layers = (self.first**2).sum(1), np.arange(len(self.first)) // self.weights.mlp_size
         alone = (np.abs(self.biases - 1) < NEAR) & (np.abs(norms - 1) < NEAR)
-        return [self.second[unit] for unit in np.flatnonzero(alone & (layer == layer[beside]))]
+        if len(beside):
+            alone &= layers == layers[beside[0]]
+        numbers = (self.first_unit + np.flatnonzero(alone)).tolist()
+        return {number: self.second[number - self.first_unit] for number in numbers if number not in state.starts}
+
+    def starts(self, state: State) -> list[np.ndarray]:
+        """What starts of step functions write that are no line's yet."""
+        return list(self._starts(np.zeros(0, int), state).values())
 
     def _map_of_numbers(self, group: list[int], state: State) -> Iterator[dict[int, Reading]]:
         source = state.written[self.lines[group[0]].args[0]]
+        steps = self._steps(source.vectors[0], source.numbers, len(group))
+        starts = self._starts(steps.units, state)
         numerical = [self.lines[n].op is Op.MAP_NUMERICAL for n in group]
-        steps, starts = self._steps(source.vectors[0], source.numbers, len(group))
-        for chosen in itertools.permutations(starts, len(group)):
-            self.patience()
-            for own in _shared_out(list(zip(chosen, numerical, strict=True)), list(map(list, steps))):
-                ways = [list(_staircases(*way)) for way in zip(chosen, own, numerical, strict=True)]
-                for readings in itertools.product(*ways):
-                    self.patience()
-                    yield dict(zip(group, readings, strict=True))
+        for shared in self._shared_out(numerical, starts, steps):
+            found = [self._staircase(*way, steps.cells, kind) for way, kind in zip(shared, numerical, strict=True)]
+            readings = {number: reading for number, reading in zip(group, found, strict=True) if reading is not None}
+            if len(readings) == len(group):
+                yield readings
+
+    def _staircase(self, unit: int, vectors: np.ndarray, cells: list[int], numerical: bool) -> Reading | None:
+        """A step function's table over the values of a number, which are above as many steps as `cells` says. None
+        where it gives nothing, or what is no number."""
+        if not numerical:
+            groups = _same_rows(vectors)
+            block_of = {above: number for number, members in enumerate(groups) for above in members}
+            entries, order = first_appearance(tuple(None if above < 0 else block_of[above] for above in cells))
+            rows = [vectors[groups[number][0]] for number in order]  # type: ignore[index]
+            return Reading(entries, Written(np.stack(rows)), start=unit) if rows else None
+        longest = max(vectors, key=np.linalg.norm)
+        if (size := np.linalg.norm(longest)) < SMALL:
+            return None
+        direction = self._number_direction(longest)
+        along = vectors @ direction
+        if np.abs(vectors - along[:, None] * direction).max() > NEAR * size:
+            return None
+        entries = tuple(-math.inf if above < 0 else _as_float32(along[above]) for above in cells)
+        return Reading(entries, Written(direction[None], _number_set(entries)), start=unit)
+
+    def _shared_out(
+        self, numerical: list[bool], starts: dict[int, np.ndarray], steps: _Steps
+    ) -> Iterator[list[tuple[int, np.ndarray]]]:
+        """Ways to give each map of a number a start, and at each threshold as many steps as it takes, so that no step
+        is left: the start's unit, and what the map gives from the lowest number up, [threshold + 1, d_model]."""
+        self.patience()
+        if not numerical:
+            if all(np.abs(step).max() < NEAR for some in steps.added for step in some):
+                yield []
+            return
+        for unit, start in starts.items():
+            others = {other: row for other, row in starts.items() if other != unit}
+            if not self.is_ordered and len(numerical) > 1 and numerical[0] == numerical[1]:
+                others = {other: row for other, row in others.items() if other > unit}
+            for own in _lines_up(start, steps) if numerical[0] else self._walks(start, steps):
+                rows = [start, *(some[i] for some, places in zip(steps.added, own, strict=True) for i in places)]
+                left = [
+                    [step for i, step in enumerate(some) if i not in places]
+                    for some, places in zip(steps.added, own, strict=True)
+                ]
+                for rest in self._shared_out(numerical[1:], others, replace(steps, added=left)):
+                    yield [(unit, np.cumsum(rows, 0)), *rest]
+
+    def _walks(self, start: np.ndarray, steps: _Steps) -> Iterator[list[tuple[int, ...]]]:
+        """Of each threshold the steps of a categorical map: from the direction where it is to another one, or none."""
+
+        def walk(at: np.ndarray, first: int) -> Iterator[list[tuple[int, ...]]]:
+            own: list[tuple[int, ...]] = []
+            for place in range(first, len(steps.added)):
+                if steps.taken[place] > 1:
+                    for some, after in self._orders(at, steps.added[place], steps.taken[place]):
+                        for rest in walk(after, place + 1):
+                            yield [*own, some, *rest]
+                    return
+                moving, resting = _ways_on(at, steps.added[place])
+                if not (moving or resting):
+                    return
+                own.append(((moving or resting)[0],))
+                at = at + steps.added[place][own[-1][0]]
+            yield own
+
+        yield from walk(start, 0)
+
+    def _orders(
+        self, at: np.ndarray, steps: list[np.ndarray], count: int, taken: tuple[int, ...] = ()
+    ) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+        """Ways to take `count` of the steps one after the other, and where each ends."""
+        self.patience()
+        if len(taken) == count:
+            yield taken, at
+            return
+        moving, resting = _ways_on(at, steps)
+        for i in [i for i in moving if i not in taken] + [i for i in resting if i not in taken][:1]:
+            yield from self._orders(at + steps[i], steps, count, (*taken, i))
 
     # ------------------------------------------------------------ heads
 
@@ -372,13 +522,18 @@ class Reader:
             shares = {v / n for v in value.numbers for n in range(1, length + 1)}
             return {**readings, number: Reading((), Written(written, tuple(sorted(shares))))}
         fractions = tuple(1 / (width + 1) for width in range(length, -1, -1))  # which the head writes
-        steps, starts = self._steps(written[0], fractions)
+        steps = self._steps(written[0], fractions)
+        if steps.taken != [1] * length:
+            raise UnreadableError(f"expected {length} thresholds of a selector width, found {sum(steps.taken)}")
+        starts, added = self._starts(steps.units, state), np.stack([step for [step] in steps.added])
         if op is Op.SELECTOR_WIDTH_NUMERICAL:
-            return {**readings, number: Reading((), Written(-steps[0], tuple(range(length + 1))))}
-        start = next((some for some in starts if _leaves(some, steps[:, 0])), None)
-        if start is None:
-            raise UnreadableError("a selector width without a start")
-        return {**readings, number: Reading((), Written(np.concatenate([start[None], steps[:, 0]]).cumsum(0)[::-1]))}
+            along = [unit for unit, start in starts.items() if np.abs(start + length * added[0]).max() < NEAR]
+            return {**readings, number: Reading((), Written(-added[:1], tuple(range(length + 1))), start=next(iter(along), None))}
+        for unit, start in starts.items():
+            if _leaves(start, added):
+                vectors = np.concatenate([start[None], added]).cumsum(0)[::-1]
+                return {**readings, number: Reading((), Written(vectors), start=unit)}
+        raise UnreadableError("a selector width without a start")
 
     # ------------------------------------------------------------ result
 
@@ -400,67 +555,57 @@ class Reader:
         return Structure(tuple(nodes), tuple(numbers), vocab, self.weights.max_seq_len, values)
 
 
-def _shared_out(maps: list[tuple[np.ndarray, bool]], steps: list[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:
-    """Ways to give each map of a number (its start, and whether it is numerical) one step at each threshold."""
-    if not maps:
-        yield []
-        return
-    [(start, numerical), *others] = maps
-    for own in _lines_up(start, steps) if numerical else _walks(start, steps):
-        left = [[step for i, step in enumerate(some) if i != place] for some, place in zip(steps, own, strict=True)]
-        for rest in _shared_out(others, left):
-            yield [np.stack([some[place] for some, place in zip(steps, own, strict=True)]), *rest]
+@dataclass(frozen=True)
+class _Steps:
+    """Step functions of one number.
+
+    Attributes:
+      units: that read it with the slope.
+      cells: how many steps each of its values is above, ascending; -1 where the function is undefined.
+      taken: [threshold] how many steps each function takes there; more than one where thresholds are too close to be
+        told apart.
+      added: [threshold][step] what is added, [d_model].
+    """
+
+    units: np.ndarray
+    cells: list[int]
+    taken: list[int]
+    added: list[list[np.ndarray]]
 
 
-def _walks(start: np.ndarray, steps: list[list[np.ndarray]]) -> Iterator[list[int]]:
-    """Of each threshold, the step of a categorical map: from the direction where it is, or none."""
-    own, at = [], start
-    for some in steps:
-        moving = [i for i, step in enumerate(some) if _departs(at, step)]
-        resting = [i for i, step in enumerate(some) if np.linalg.norm(step) < NEAR]
-        if not moving and not resting:
-            return
-        own.append((moving or resting)[0])
-        at = at + some[own[-1]]
-    yield own
+def _values_between(inputs: tuple[float, ...], thresholds: list[float]) -> list[float] | None:
+    """Those of the inputs, ascending, that have the thresholds in the middle between each two of them."""
+    for first in inputs:
+        values = [first]
+        for threshold in thresholds:
+            near = [x for x in inputs if x > values[-1] and abs((x + values[-1]) / 2 - threshold) < NEAR / COLDNESS]
+            if not near:
+                break
+            values.append(near[0])
+        else:
+            return values
+    return None
 
 
-def _lines_up(start: np.ndarray, steps: list[list[np.ndarray]]) -> Iterator[list[int]]:
-    """Of each threshold, the step of a numerical map: along one direction, or none."""
-    directions = [v / np.linalg.norm(v) for v in (start, *itertools.chain(*steps)) if np.linalg.norm(v) > NEAR]
-    seen: list[list[int]] = []
-    for direction in directions[: 1 if np.linalg.norm(start) > NEAR else None]:
+def _lines_up(start: np.ndarray, steps: _Steps) -> Iterator[list[tuple[int, ...]]]:
+    """Of each threshold the steps of a numerical map: along one direction, the longest ones, or none."""
+    rows = (start, *itertools.chain(*steps.added))
+    directions = [row / np.linalg.norm(row) for row in rows if np.linalg.norm(row) > SMALL]
+    seen: list[list[tuple[int, ...]]] = []
+    for direction in directions[: 1 if np.linalg.norm(start) > SMALL else None]:
         own = []
-        for some in steps:
-            along = [i for i, v in enumerate(some) if abs(abs(v @ direction) - np.linalg.norm(v)) < 0.01]
-            own.append(max(along, key=lambda i: np.linalg.norm(some[i]), default=-1))
-        if -1 not in own and own not in seen:
+        for some, count in zip(steps.added, steps.taken, strict=True):
+            along = [i for i, v in enumerate(some) if np.linalg.norm(v - (v @ direction) * direction) < NEAR**2]
+            own.append(tuple(sorted(along, key=lambda i: -float(np.linalg.norm(some[i])))[:count]))
+        if all(len(places) == count for places, count in zip(own, steps.taken, strict=True)) and own not in seen:
             seen.append(own)
             yield own
 
 
-def _staircases(start: np.ndarray, steps: np.ndarray, numerical: bool) -> Iterator[Reading]:
-    """A step function's table over its inputs, ascending; of a number only its readers tell the sign."""
-    moving = np.flatnonzero(np.linalg.norm(steps, axis=1) > NEAR)
-    if not len(moving):
-        return
-    first = steps[moving[0]]
-    if numerical:
-        direction = first / np.linalg.norm(first)
-        if np.linalg.norm(start) > NEAR and abs(abs(start @ direction) / np.linalg.norm(start) - 1) > NEAR:
-            return
-        for signed in (direction, -direction):
-            values = np.concatenate([[start @ signed], steps @ signed]).cumsum()
-            entries = tuple(float(np.float32(_tidy(float(v)))) for v in values)
-            yield Reading(entries, Written(signed[None], _number_set(entries)))
-    elif _leaves(start, steps):
-        vectors = np.concatenate([start[None], steps]).cumsum(0)
-        groups = _same_rows(vectors)
-        cells = np.empty(len(vectors), int)
-        for i, members in enumerate(groups):
-            cells[members] = i
-        entries, order = first_appearance(tuple(cells.tolist()))
-        yield Reading(entries, Written(np.stack([vectors[groups[i][0]] for i in order])))  # type: ignore[index]
+def _ways_on(at: np.ndarray, steps: list[np.ndarray]) -> tuple[list[int], list[int]]:
+    """The steps that go from a direction to another one, and those that go nowhere."""
+    moving = [i for i, step in enumerate(steps) if _departs(at, step)]
+    return moving, [i for i, step in enumerate(steps) if np.linalg.norm(step) < NEAR]
 
 
 def _leaves(start: np.ndarray, steps: np.ndarray) -> bool:
@@ -479,15 +624,28 @@ def _departs(at: np.ndarray, step: np.ndarray) -> bool:
 
 
 def _tidy(number: float) -> float:
-    """The simple fraction that rounding noise hides, if there is one; whole numbers as such."""
-    simple = Fraction(number).limit_denominator(LARGEST_DENOMINATOR)
-    if abs(simple - number) > 1e-4:
-        return float(number)
-    return int(simple) if simple.denominator == 1 else simple.numerator / simple.denominator
+    """The simple fraction that rounding hides, if there is one; whole numbers as such. Of other numbers, as logarithms,
+    some fraction is always near, but not as near as this."""
+    for denominator in range(1, LARGEST_DENOMINATOR + 1):
+        numerator = round(number * denominator)
+        off = abs(numerator - number * denominator)
+        if off <= ROUNDING * max(denominator, abs(numerator)) and off * denominator <= CHANCE:
+            return numerator if denominator == 1 else numerator / denominator
+    return float(number)
 
 
 def _number_set(values: Any) -> tuple[float, ...]:
-    return tuple(sorted({_tidy(float(value)) for value in values}))
+    return tuple(sorted({_tidy(float(value)) for value in values if math.isfinite(value)}))
+
+
+def _as_float32(value: float) -> float:
+    return float(np.float32(_tidy(float(value))))
+
+
+def is_along(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two rows, one of which may be nothing, are parallel."""
+    sizes = float(np.linalg.norm(one)), float(np.linalg.norm(other))
+    return max(sizes) > SMALL and (min(sizes) < SMALL or abs(float(one @ other)) > (1 - NEAR) * sizes[0] * sizes[1])
 
 
 def _same_rows(matrix: np.ndarray) -> list[list[int]]:

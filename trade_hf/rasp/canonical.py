@@ -454,7 +454,9 @@ class _NameSearch:
             chosen = {a: True for a, entry in zip(arguments, node.entries, strict=True) if entry}
             return tabulated(kind, chosen), Domain.of(())
         if node.op is Op.MAP_NUMERICAL:
-            return tabulated(kind, dict(zip(arguments, node.entries, strict=True))), self.numbers(number)
+            exact = {_number(value): value for value in self.structure.numbers[number]}
+            defined = {a: exact[entry] for a, entry in zip(arguments, node.entries, strict=True) if entry in exact}
+            return tabulated(kind, defined), self.numbers(number)
         entries = node.entries
         if node.op is Op.SEQUENCE_MAP and node.args[0] == node.args[1]:
             entries = _beside_diagonal(node.entries)
