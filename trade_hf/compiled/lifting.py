@@ -165,6 +165,8 @@ class Lifter:
                 reader = self._reader(layer, lines)
                 for state in reader.read(len(lifted.lines), lifted.state):
                     after = _Lifted(lines, state, lifted.selects)
+                    if len(idle) and not self._are_values(idle):
+                        yield self._with_zeros(after, len(lifted.lines), idle)
                     yield from _on_itself(after, range(len(lifted.lines), len(lines)), idle)
                     yield after
 
@@ -190,6 +192,22 @@ class Lifter:
         """What units write that read nothing, [unit, d_model]."""
         reader = self.readers[layer]
         return reader.second[(np.abs(reader.first).max(1) < NEAR) & (np.abs(reader.second).max(1) > NEAR)]
+
+    def _are_values(self, rows: np.ndarray) -> bool:
+        """Whether any of the directions is read as a value is: by a select or a sequence map."""
+        reads = np.concatenate([part.T for reader in self.readers for head in reader.heads for part in head[:2]])
+        joins = np.concatenate([reader.first[np.abs(reader.biases + 1) < NEAR] for reader in self.readers])
+        return bool((np.abs(rows @ np.concatenate([reads, joins]).T) > ON).any())
+
+    def _with_zeros(self, lifted: _Lifted, before: int, rows: np.ndarray) -> _Lifted:
+        """With a map to the number 0 for each row: its unit reads nothing, whichever s-op it is of, and writes the
+        direction that readers of the number read."""
+        source = max((v for v in lifted.state.written if v < before and not lifted.state.written[v].numbers))
+        lines = lifted.with_lines(*[(Op.MAP_NUMERICAL, (source,))] * len(rows))
+        zeros = (0.0,) * len(lifted.state.written[source].vectors)
+        numbers = range(len(lifted.lines), len(lines))
+        readings = {n: Reading(zeros, Written(row[None], (0,))) for n, row in zip(numbers, rows, strict=True)}
+        return _Lifted(lines, lifted.state.after(readings), lifted.selects)
 
     def _reader(self, layer: int, lines: tuple[Line, ...]) -> Reader:
         return self.readers[layer].of(lines)
