@@ -34,6 +34,7 @@ from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, linear
 from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Variable
 
 _Parts = list[tuple[Op, tuple[Variable, ...]]]  # operations and arguments of lines
+MORE_MAPS = 2  # of one s-op than the fewest that its units can be of
 _MAPS = (Op.MAP, Op.MAP_NUMERICAL)
 # Functions are read, not looked at: any of the kind stands for them.
 _ANY: dict[Kind | None, Function | None] = {
@@ -242,7 +243,9 @@ class Lifter:
     def _maps(self, layer: int, lifted: _Lifted) -> Iterator[list[_Parts]]:
         for variable, written in lifted.state.written.items():
             counts = list(
-                self._maps_of_a_number(layer, written, lifted.state) if written.numbers else self._maps_of_codes(layer, written)
+                self._maps_of_a_number(layer, written, lifted.state)
+                if written.numbers
+                else self._maps_of_codes(layer, written)
             )
             if counts and counts[0] != (0, 0):
                 one: _Parts = [(Op.MAP, (variable,))]
@@ -261,8 +264,10 @@ class Lifter:
                 maps, over = divmod(sum(sizes) - taken, len(source.vectors))
                 if not over:
                     yield maps, more + numerical
-        if 0 < sum(sizes) < len(source.vectors) and plain.all():
-            yield 1, 0  # undefined on some values
+        least = int((reads[plain] > ON).sum(0).max(initial=0))
+        for maps in range(least, min(len(sizes), least + MORE_MAPS) + 1 if least else 0):
+            if sum(sizes) < maps * len(source.vectors):  # some are undefined on some values
+                yield maps, numerical
 
     def _maps_of_a_number(self, layer: int, source: Written, state: State) -> Iterator[tuple[int, int]]:
         """As `_maps_of_codes`, of a number: two units stand at each threshold."""

@@ -208,7 +208,6 @@ class Reader:
         units = np.flatnonzero((np.abs(reads).max(1) > 1e-3) & (np.abs(self.biases) < NEAR)).tolist()
         numerical = [n for n in group if self.lines[n].op is Op.MAP_NUMERICAL]
         categorical = [n for n in group if self.lines[n].op is Op.MAP]
-        everything = frozenset(range(len(source.vectors)))
         if len(numerical) > MAX_NUMERICAL_MAPS:
             raise UnreadableError("too many numerical maps of one s-op")
         splitting = self._splitting(units, categorical)
@@ -218,9 +217,7 @@ class Reader:
             if any(np.abs(reads[u] - (reads[u] > 0.5)).max() > NEAR or not block for u, block in blocks.items()):
                 continue
             for order in itertools.permutations(chosen) if self.is_ordered else [chosen]:
-                if not numerical:
-                    everything = _defined(blocks, everything, len(categorical))
-                for covers in _exact_covers(blocks, everything, len(categorical), splitting):
+                for covers in _covers(blocks, len(source.vectors), len(categorical), splitting):
                     readings = {n: self._numerical_map(u, reads[u]) for n, u in zip(numerical, order, strict=True)}
                     tables = _tables(blocks, covers, len(source.vectors))
                     for n, (entries, ordered) in zip(categorical, tables, strict=True):
@@ -241,8 +238,7 @@ class Reader:
         for members in _same_rows(self.second[units]):
             blocks[int(units[members[0]])] = frozenset(read[members].tolist())
         cells = len(first.vectors) * width
-        everything = _defined(blocks, frozenset(range(cells)), len(group))
-        for covers in _exact_covers(blocks, everything, len(group), self._splitting(list(blocks), group)):
+        for covers in _covers(blocks, cells, len(group), self._splitting(list(blocks), group)):
             tables = _tables(blocks, covers, cells)
             readings = {
                 n: Reading(entries, Written(self.second[ordered]))
@@ -528,7 +524,10 @@ class Reader:
         starts, added = self._starts(steps.units, state), np.stack([step for [step] in steps.added])
         if op is Op.SELECTOR_WIDTH_NUMERICAL:
             along = [unit for unit, start in starts.items() if np.abs(start + length * added[0]).max() < NEAR]
-            return {**readings, number: Reading((), Written(-added[:1], tuple(range(length + 1))), start=next(iter(along), None))}
+            return {
+                **readings,
+                number: Reading((), Written(-added[:1], tuple(range(length + 1))), start=next(iter(along), None)),
+            }
         for unit, start in starts.items():
             if _leaves(start, added):
                 vectors = np.concatenate([start[None], added]).cumsum(0)[::-1]
@@ -675,11 +674,6 @@ def _tables(
     return sorted(tables, key=lambda item: item[0])
 
 
-def _defined(blocks: dict[int, frozenset[int]], everything: frozenset[int], maps: int) -> frozenset[int]:
-    """The cells that maps are defined on: of a single one those of its blocks, else all."""
-    return frozenset().union(*blocks.values()) if maps == 1 and blocks else everything
-
-
 @dataclass(frozen=True)
 class _Splitting:
     """In what order a search for covers goes, by what readers tell of each unit's direction; nothing: by numbers."""
@@ -705,10 +699,55 @@ class _Splitting:
 
     def likely_first(self, units: list[int], chosen: list[int]) -> list[int]:
         """Units in the order of how alike they are to those that are chosen already."""
-        if not self.told or not chosen or len(units) < 2:
+        if not chosen or len(units) < 2:
             return units
-        meant = np.mean([self.told[unit] for unit in chosen], axis=0)
-        return sorted(units, key=lambda unit: float(((self.told[unit] - meant) ** 2).sum()))
+        return sorted(units, key=lambda unit: self.distance(unit, chosen))
+
+    def distance(self, unit: int, chosen: list[int]) -> float:
+        """How far readers tell a unit from those that are chosen; 0 where nothing is told."""
+        if not self.told:
+            return 0.0
+        meant = np.mean([self.told[other] for other in chosen], axis=0)
+        return float(((self.told[unit] - meant) ** 2).sum())
+
+
+def _covers(
+    blocks: dict[int, frozenset[int]], cells: int, count: int, splitting: _Splitting
+) -> Iterator[list[list[int]]]:
+    """Ways to share all blocks among `count` maps, each of which is defined on all cells if there are blocks enough."""
+    defined = sum(map(len, blocks.values()))
+    if count > 1 and defined < count * cells:
+        yield from _packings(blocks, count, splitting)
+    else:
+        everything = frozenset().union(*blocks.values()) if count == 1 else frozenset(range(cells))
+        yield from _exact_covers(blocks, everything, count, splitting)
+
+
+def _packings(blocks: dict[int, frozenset[int]], count: int, splitting: _Splitting) -> Iterator[list[list[int]]]:
+    """Ways to share all blocks among `count` maps that may be undefined on some cells: those together first that
+    readers tell least apart."""
+    units = sorted(blocks, key=lambda unit: (-splitting.sizes.get(unit, 0.0), unit))
+
+    def place(number: int, groups: list[list[int]]) -> Iterator[list[list[int]]]:
+        splitting.patience()
+        empty = count - len(groups)
+        if number == len(units):
+            if not empty:
+                yield groups
+            return
+        unit = units[number]
+        off = {i: splitting.distance(unit, group) for i, group in enumerate(groups)}
+        fitting = [i for i in off if not any(blocks[unit] & blocks[other] for other in groups[i])]
+        ways: list[int | None] = sorted(fitting, key=off.__getitem__)
+        if empty:  # a map of its own, before others that it is told apart from
+            ways.insert(sum(off[i] < NEAR for i in fitting), None)
+        for i in ways if len(units) - number > empty else [None]:
+            if i is None:
+                yield from place(number + 1, [*groups, [unit]])
+            else:
+                yield from place(number + 1, [*groups[:i], [*groups[i], unit], *groups[i + 1 :]])
+
+    yield from place(0, [])
 
 
 def _exact_covers(
