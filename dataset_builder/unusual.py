@@ -348,11 +348,11 @@ def _random_line(draft: _Draft) -> None:
     op = draw.weighted(_RANDOM_OPS)
     match op:
         case Op.MAP:
-            names = ("x + 1", "x - 1", *_COMPARED)
-            draft.add(op, draw.one_of(sops), function=FUNCTIONS[Kind.UNARY][draw.one_of((*names, "x"))])
+            name = draw.one_of(("x", "x + 1", "x - 1", *_COMPARED))
+            draft.add(op, draw.one_of(sops), function=FUNCTIONS[Kind.UNARY][name])
         case Op.MAP_NUMERICAL:
-            names = ("x", "x + 1", "x * 2", *_COMPARED)
-            draft.add(op, draw.one_of(sops), function=FUNCTIONS[Kind.UNARY][draw.one_of(names)])
+            name = draw.one_of(("x", "x + 1", "x * 2", *_COMPARED))
+            draft.add(op, draw.one_of(sops), function=FUNCTIONS[Kind.UNARY][name])
         case Op.SEQUENCE_MAP:
             function = FUNCTIONS[Kind.BINARY][draw.one_of(_JOINED)]
             draft.add(op, *draw.some_of(categorical, 2), function=function)

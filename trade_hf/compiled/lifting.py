@@ -203,7 +203,7 @@ class Lifter:
     def _with_zeros(self, lifted: _Lifted, before: int, rows: np.ndarray) -> _Lifted:
         """With a map to the number 0 for each row: its unit reads nothing, whichever s-op it is of, and writes the
         direction that readers of the number read."""
-        source = max((v for v in lifted.state.written if v < before and not lifted.state.written[v].numbers))
+        source = max(v for v in lifted.state.written if v < before and not lifted.state.written[v].numbers)
         lines = lifted.with_lines(*[(Op.MAP_NUMERICAL, (source,))] * len(rows))
         zeros = (0.0,) * len(lifted.state.written[source].vectors)
         numbers = range(len(lifted.lines), len(lines))

@@ -305,7 +305,7 @@ class Reader:
 
     def _number_direction(self, row: np.ndarray) -> np.ndarray:
         """The direction of a number that a row goes along, with the sign that its readers tell: all but those of linear
-        maps read it with a plus. Where these are the only ones, either sign will do, and the axis of a basis has one."""
+        maps read it with a plus. Where these are the only ones either sign will do, and a basis' axis has one."""
         direction = row / np.linalg.norm(row)
         read = float((self.all_readers @ direction).sum())
         told = read if abs(read) > ON else float(direction.sum())
@@ -401,8 +401,8 @@ class Reader:
         along = vectors @ direction
         if np.abs(vectors - along[:, None] * direction).max() > NEAR * size:
             return None
-        entries = tuple(-math.inf if above < 0 else _as_float32(along[above]) for above in cells)
-        return Reading(entries, Written(direction[None], _number_set(entries)), start=unit)
+        given = tuple(-math.inf if above < 0 else _as_float32(along[above]) for above in cells)
+        return Reading(given, Written(direction[None], _number_set(given)), start=unit)
 
     def _shared_out(
         self, numerical: list[bool], starts: dict[int, np.ndarray], steps: _Steps
@@ -738,7 +738,7 @@ def _packings(blocks: dict[int, frozenset[int]], count: int, splitting: _Splitti
         unit = units[number]
         off = {i: splitting.distance(unit, group) for i, group in enumerate(groups)}
         fitting = [i for i in off if not any(blocks[unit] & blocks[other] for other in groups[i])]
-        ways: list[int | None] = sorted(fitting, key=off.__getitem__)
+        ways: list[int | None] = [*sorted(fitting, key=off.__getitem__)]
         if empty:  # a map of its own, before others that it is told apart from
             ways.insert(sum(off[i] < NEAR for i in fitting), None)
         for i in ways if len(units) - number > empty else [None]:
