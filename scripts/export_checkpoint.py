@@ -116,8 +116,8 @@ def in_bf16(folder: Path) -> TraDeForConditionalGeneration:
 
 def write_model(model: TraDeForConditionalGeneration, record: dict[str, Any], log: list[str], folder: Path) -> None:
     model.generation_config.max_length, model.generation_config.max_new_tokens = None, MAX_NEW_TOKENS
-    model.save_pretrained(folder, max_shard_size="15MB")
-    TraDeProcessor(build_tokenizer()).save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size="15MB", with_code=False)
+    TraDeProcessor(build_tokenizer()).save_pretrained(folder, with_code=False)
     if log:
         write_text(folder / LOG, "\n".join(log) + "\n")
     write_text(folder / training_record.NAME, json.dumps(record, indent=2) + "\n")

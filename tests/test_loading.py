@@ -5,6 +5,7 @@ only installed packages are found (`-S` leaves out editable ones), each with a c
 """
 
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -12,6 +13,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from hub_server import hub_server
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoProcessor, AutoTokenizer, pipeline
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
@@ -24,6 +26,7 @@ from trade_hf.compiled.transforms import permute
 from trade_hf.compiled.weights import WeightsError, read_weights
 from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile
 from trade_hf.remote_code import PACKAGE, export
+from trade_hf.with_code import CUSTOM_PIPELINES
 
 ROOT = Path(__file__).resolve().parent.parent
 REPO = "trade/trade-base"
@@ -44,7 +47,7 @@ def is_shipped(model):
 
 def push(model, processor, trust):
     model.push_to_hub(copy, max_shard_size="1MB")
-    processor.push_to_hub(copy)
+    processor.save_pretrained("saved", push_to_hub=True, repo_id=copy)
     again = AutoModelForSeq2SeqLM.from_pretrained(copy, dtype="auto", **trust)
     assert is_shipped(again) and again.state_dict().keys() == model.state_dict().keys()
     assert type(AutoProcessor.from_pretrained(copy, **trust)).__name__ == "TraDeProcessor"
@@ -143,8 +146,6 @@ def test_push_and_load_over_http_with_the_package_and_without(exported, file, tm
             (tmp_path / home).mkdir()
         given = run(WITH_THE_PACKAGE, "with", exported, file, hub, tmp_path / "with", str(ROOT))
         assert given == {"pipeline": expected}
-        config = json.loads(hub.files("model", "trade/with")["config.json"])
-        assert "auto_map" not in config and "custom_pipelines" not in config
 
         installed = sysconfig.get_path("purelib")
         given = run(WITHOUT_THE_PACKAGE, "without", exported, file, hub, tmp_path / "without", installed)
@@ -158,7 +159,7 @@ def test_push_and_load_over_http_with_the_package_and_without(exported, file, tm
         for name in ("with", "without"):
             shards = [path for path in hub.files("model", f"trade/{name}") if path.endswith(".safetensors")]
             assert len(shards) > 3
-        assert "modeling_trade.py" in hub.files("model", "trade/without")
+            assert hub.files("model", f"trade/{name}").keys() >= {path.name for path in exported.glob("*.py")}
         assert hub.files("model", REPO).keys() == {str(path.relative_to(exported)) for path in exported.rglob("*.*")}
 
 
@@ -184,18 +185,85 @@ def test_modules_are_found_as_before():
     assert trade_hf.auto.__loader__ is trade_hf.auto.__spec__.loader is not None
 
 
-def test_a_copy_saved_with_the_package_names_no_code(exported, tmp_path):
-    AutoModelForSeq2SeqLM.from_pretrained(exported).save_pretrained(tmp_path)
-    AutoProcessor.from_pretrained(exported).save_pretrained(tmp_path)
-    assert "auto_map" in (exported / "config.json").read_text()
+# ---------------------------------------------------------------- saved folders load anywhere
+
+USE_BARE = """
+import importlib.util, json, sys
+assert importlib.util.find_spec("trade_hf") is None
+folder, again, file, kind = sys.argv[1:]
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoProcessor, pipeline
+trust = {"trust_remote_code": True}
+pipe = pipeline("rasp-decompilation", model=folder, **trust)
+answers = pipe([file, file + ".gone", file])
+parts = [AutoConfig.from_pretrained(folder, **trust), AutoModel.from_pretrained(folder, **trust), pipe.model]
+if kind == "pipeline":
+    pipe.save_pretrained(again)
+    parts.append(AutoProcessor.from_pretrained(folder, **trust))
+else:
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder, **trust)
+    model.save_pretrained(again)
+assert {type(part).__module__.split(".")[0] for part in parts} == {"transformers_modules"}
+assert "trade_hf" not in sys.modules
+print(json.dumps({"answers": answers, "weight": float(next(pipe.model.parameters()).sum())}))
+"""
+
+
+def used_bare(folder, again, file, kind):
+    """What a process without trade-hf gets from a folder, which it then saves again."""
+    environment = {**os.environ, "PYTHONPATH": sysconfig.get_path("purelib"), "HF_HOME": str(again.parent / "home")}
+    command = [sys.executable, "-S", "-c", USE_BARE, *map(str, (folder, again, file, kind))]
+    done = subprocess.run(
+        command, env=environment, cwd=again.parent, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("kind", ["pipeline", "model"])
+def test_what_is_saved_loads_where_the_package_is_not(tiny_checkpoint, file, tmp_path, kind):
+    """A model, loaded and changed, is saved with the package, and again by a process that has that folder alone."""
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    pipe = pipeline(TASK, model=str(tiny_checkpoint))
+    with torch.no_grad():
+        next(pipe.model.parameters()).add_(0.01)  # as training does
+    (pipe if kind == "pipeline" else pipe.model).save_pretrained(first)
+    expected = {"answers": pipe([str(file), f"{file}.gone", str(file)])}
+    expected["weight"] = pytest.approx(float(next(pipe.model.parameters()).detach().sum()), rel=1e-5)
+    assert used_bare(first, second, file, kind) == expected
+    assert used_bare(second, third, file, kind) == expected
+    assert {path.name for path in second.iterdir()} == {path.name for path in first.iterdir()}
+
+
+def test_saved_without_code_where_it_is_not_wanted(tiny_checkpoint, tmp_path):
+    model, processor = (auto.from_pretrained(tiny_checkpoint) for auto in (AutoModelForSeq2SeqLM, AutoProcessor))
+    for part in (model, processor):
+        part.save_pretrained(tmp_path, with_code=False)
     assert not any("auto_map" in path.read_text() for path in tmp_path.glob("*.json"))
+    assert not list(tmp_path.glob("*.py"))
+
+
+def test_one_bad_file_does_not_cost_the_others(tiny_checkpoint, file, tmp_path):
+    (tmp_path / "broken.safetensors").write_bytes(b"PK")
+    pipe = pipeline(TASK, model=str(tiny_checkpoint))
+    bad = [str(tmp_path / "broken.safetensors"), str(tmp_path / "none.safetensors"), 3]
+    [good] = pipe([str(file)], max_candidates=1)
+    for several in (lambda items: items, lambda items: (item for item in items)):
+        answers = list(pipe(several([bad[0], str(file), *bad[1:]]), max_candidates=1))
+        assert answers[1] == good
+        for answer, message in zip(
+            [answers[0], *answers[2:]], ["a pickle or an archive", "none.safetensors", "got int"], strict=True
+        ):
+            assert answer.keys() == {"code", "proven", "error"} and message in answer["error"]
+    for one in bad:
+        with pytest.raises((ValueError, OSError)):
+            pipe(one)
 
 
 # ---------------------------------------------------------------- the code that goes to the Hub
 
 
 def test_the_exported_code_needs_its_siblings_and_the_requirements_alone(exported):
-    installed = {"numpy", "safetensors", "tokenizers", "torch", "transformers"}
+    installed = {"huggingface_hub", "numpy", "safetensors", "tokenizers", "torch", "transformers"}
     files = {path.stem: path for path in exported.glob("*.py")}
     assert {"configuration_trade", "modeling_trade", "processing_trade", "handler"} <= files.keys()
     for path in files.values():
@@ -216,6 +284,10 @@ def test_requirements_are_those_of_the_package():
     lines = (PACKAGE / "assets" / "requirements.txt").read_text().splitlines()
     needed = {line for line in lines if not line.startswith("#")}
     assert needed < declared and {name.split(">")[0] for name in declared - needed} == {"accelerate", "torch"}
+
+
+def test_the_pipeline_is_named_as_its_task():
+    assert list(CUSTOM_PIPELINES) == [TASK]
 
 
 def test_no_checkpoint(tmp_path):

@@ -11,8 +11,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from trade_hf.compiled.compiler import compile_program as compile_program
     from trade_hf.compiled.weights import TracrWeights as TracrWeights
+    from trade_hf.configuration_trade import TraDeConfig as TraDeConfig
     from trade_hf.decompiler import Decompilation as Decompilation
     from trade_hf.decompiler import decompile as decompile
+    from trade_hf.modeling_trade import TraDeForConditionalGeneration as TraDeForConditionalGeneration
+    from trade_hf.modeling_trade import TraDeModel as TraDeModel
+    from trade_hf.processing_trade import TraDeProcessor as TraDeProcessor
     from trade_hf.rasp.program import Program as Program
     from trade_hf.rasp.text import parse as parse
     from trade_hf.verification import verify as verify
@@ -20,6 +24,10 @@ if TYPE_CHECKING:
 _HOME = {
     "Decompilation": "decompiler",
     "Program": "rasp.program",
+    "TraDeConfig": "configuration_trade",
+    "TraDeForConditionalGeneration": "modeling_trade",
+    "TraDeModel": "modeling_trade",
+    "TraDeProcessor": "processing_trade",
     "TracrWeights": "compiled.weights",
     "compile_program": "compiled.compiler",
     "decompile": "decompiler",

@@ -18,13 +18,14 @@ from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 
 from trade_hf.configuration_trade import TraDeConfig
+from trade_hf.with_code import SavedWithCode
 
 # Messages run along: reader a ← writer, writer ← reader a, the same for reader b, within a head, among those that write
 # alike, among those that read alike.
 RELATIONS = 7
 
 
-class TraDePreTrainedModel(PreTrainedModel):
+class TraDePreTrainedModel(SavedWithCode, PreTrainedModel):
     config_class = TraDeConfig
     base_model_prefix = "model"
     main_input_name = "weight_features"

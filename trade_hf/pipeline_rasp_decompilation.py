@@ -9,12 +9,19 @@ With trade-hf installed and imported no trust is needed: `auto.py` registers the
 
 from __future__ import annotations
 
+import os
+import types
+from pathlib import Path
 from typing import Any
 
+from torch.utils.data import Dataset
 from transformers import Pipeline
 
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.decompiler import Decompilation, decompile_with, prepare, to_weights
+from trade_hf.processing_trade import TraDeProcessor
+from trade_hf.tokenization_rasp import build_tokenizer
+from trade_hf.with_code import add_code
 
 SEARCH = ("max_candidates", "budget_seconds")
 
@@ -23,8 +30,9 @@ class RaspDecompilationPipeline(Pipeline):
     """Verified decoding of compiled transformers, one after the other.
 
     An input is one of what `decompile` takes: a safetensors path, its bytes, a dictionary of arrays with its metadata
-    (see `read_weights`), a TracrWeights, or a model of the tracr package. A list gives a list. What is none of these
-    raises WeightsError, a ValueError of one line.
+    (see `read_weights`), a TracrWeights, or a model of the tracr package. What is none of these raises WeightsError, a
+    ValueError of one line. A list gives a list, a generator or a data set an iterator; in these, what cannot be read
+    gives `{"code": None, "proven": False, "error": that line}`.
     """
 
     _load_processor = _load_tokenizer = _load_feature_extractor = False
@@ -42,19 +50,35 @@ class RaspDecompilationPipeline(Pipeline):
           max_candidates: how many programs are checked at most, for each input.
           budget_seconds: no further candidate is checked after this time, but for the first 8, for each input.
         """
-        return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, **kwargs)
+        if isinstance(inputs, list) and not inputs:
+            return []
+        are_several = isinstance(inputs, list | types.GeneratorType | Dataset)
+        return super().__call__(inputs, are_several=are_several, **kwargs)
 
-    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save the model, the processor and their code: a folder for `pipeline` and all `Auto` classes."""
+        super().save_pretrained(save_directory, **kwargs)
+        TraDeProcessor(build_tokenizer()).save_pretrained(save_directory, with_code=False)
+        add_code(Path(save_directory), self.model)
+
+    def _sanitize_parameters(self, are_several: bool = False, **kwargs: Any) -> tuple[dict, dict, dict]:
         unknown = sorted(kwargs.keys() - {*SEARCH})
         if unknown:
             raise ValueError(f"expected the parameters {' and '.join(SEARCH)}, got {', '.join(unknown)}")
-        return {}, kwargs, {}
+        return {"are_several": are_several}, kwargs, {}
 
-    def preprocess(self, source: Any) -> dict[str, TracrWeights]:
-        return {"weights": to_weights(source)}
+    def preprocess(self, source: Any, are_several: bool) -> dict[str, TracrWeights | str]:
+        try:
+            return {"weights": to_weights(source)}
+        except (ValueError, OSError) as error:
+            if not are_several:
+                raise
+            return {"error": str(error)}
 
-    def _forward(self, inputs: dict[str, TracrWeights], **search: Any) -> dict[str, Decompilation]:
-        return {"result": decompile_with(self.model, inputs["weights"], **search)}
+    def _forward(self, inputs: dict[str, Any], **search: Any) -> dict[str, Decompilation | str]:
+        return inputs if "error" in inputs else {"result": decompile_with(self.model, inputs["weights"], **search)}
 
-    def postprocess(self, outputs: dict[str, Decompilation]) -> dict[str, Any]:
+    def postprocess(self, outputs: dict[str, Any]) -> dict[str, Any]:
+        if "error" in outputs:
+            return {"code": None, "proven": False, "error": outputs["error"]}
         return outputs["result"].to_dict()

@@ -20,6 +20,7 @@ from trade_hf.compiled.weights import COLDNESS, UNEMBED, WeightsError, read_weig
 from trade_hf.rasp.canonical import spell
 from trade_hf.rasp.text import to_text
 from trade_hf.tokenization_rasp import allowed_next, from_ids
+from trade_hf.with_code import SavedWithCode
 
 TOKEN, BOS, POSITION, QUERY_KEY, VALUE_OUTPUT, HIDDEN, OUTPUT = range(1, 8)
 COLUMNS = ("type", "layer", "value", "bias_a", "bias_b", "amount", "merged", "self")
@@ -242,7 +243,7 @@ def collate(units: list[Units], multiple: int = 1) -> dict[str, np.ndarray]:
     return {"weight_features": features, "weight_edges": edges, "attention_mask": mask}
 
 
-class TraDeProcessor(ProcessorMixin):
+class TraDeProcessor(SavedWithCode, ProcessorMixin):
     """Compiled transformers in, the model's tensors out; token ids in, words of a program out."""
 
     def __init__(self, tokenizer: Any = None, **kwargs: Any) -> None:

@@ -9,31 +9,16 @@ else changed. An import inside `try` is optional: what it names stays behind.
 from __future__ import annotations
 
 import ast
-import json
+import functools
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from trade_hf.auto import TASK
+from trade_hf.with_code import add_code
 
 PACKAGE = Path(__file__).parent
 PIPELINE = "trade_hf.pipeline_rasp_decompilation"
 ENTRIES = ("trade_hf.configuration_trade", "trade_hf.modeling_trade", "trade_hf.processing_trade", PIPELINE)
-# What `config.json` and `processor_config.json` say, as file.class.
-AUTO_MAP = {
-    "AutoConfig": "configuration_trade.TraDeConfig",
-    "AutoModel": "modeling_trade.TraDeModel",
-    "AutoModelForSeq2SeqLM": "modeling_trade.TraDeForConditionalGeneration",
-}
-PROCESSOR = {"AutoProcessor": "processing_trade.TraDeProcessor"}
-CUSTOM_PIPELINES = {
-    TASK: {
-        "impl": "pipeline_rasp_decompilation.RaspDecompilationPipeline",
-        "pt": ["AutoModelForSeq2SeqLM"],
-        "type": "multimodal",
-    }
-}
 
 
 def export(checkpoint: Path, folder: Path) -> list[Path]:
@@ -44,15 +29,19 @@ def export(checkpoint: Path, folder: Path) -> list[Path]:
     if not (checkpoint / "config.json").is_file():
         raise FileNotFoundError(f"{checkpoint}: expected a folder with a TraDe checkpoint, found no config.json")
     shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
-    _update_json(folder / "config.json", auto_map=AUTO_MAP, custom_pipelines=CUSTOM_PIPELINES)
-    _update_json(folder / "processor_config.json", auto_map=PROCESSOR)
+    add_code(folder, None)
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def write_code(folder: Path) -> None:
+    """Put the modules, the handler for Inference Endpoints and its requirements into a folder."""
     for name, text in remote_code().items():
         (folder / name).write_text(text, encoding="utf-8")
     shutil.copy(PACKAGE / "handler.py", folder)
     shutil.copy(PACKAGE / "assets" / "requirements.txt", folder)
-    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+@functools.cache
 def remote_code() -> dict[str, str]:
     """The text of each module that is needed, by its file's name in the flat folder."""
     needed = _closure(ENTRIES)
@@ -98,7 +87,3 @@ def _flat(module: str) -> str:
 
 def _source(module: str) -> str:
     return (PACKAGE / f"{module.removeprefix('trade_hf.').replace('.', '/')}.py").read_text(encoding="utf-8")
-
-
-def _update_json(path: Path, **entries: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}, indent=2, sort_keys=True) + "\n")
