@@ -1,6 +1,7 @@
 # make demo   sets up, then decompiles real Tracr models with the checkpoint that ships
 # make test   sets up, then runs all tests
 # make check  the same, with ruff, formatting and types
+# make docs   builds the documentation site under build/docs
 # make latest RUN=runs/cpu   puts a run's newest checkpoint into training/latest, if it is better than what lies there
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test check latest setup clean
+.PHONY: demo test check docs latest setup clean
 
 setup: $(VENV)/.installed
 
@@ -32,6 +33,9 @@ check: setup
 
 latest: setup
 	$(BIN)/python scripts/export_checkpoint.py $(RUN) training/latest --if-better
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,7 +1,10 @@
 """The package's own papers: one version everywhere, types that checkers see, words that speak of the project alone."""
 
+import importlib
+import os
 import re
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,3 +45,19 @@ def test_no_text_speaks_of_how_the_work_was_organised(pattern):
         if re.search(pattern, line, re.IGNORECASE)
     ]
     assert not found
+
+
+def test_the_documentation_is_built_without_a_warning(tmp_path):
+    call = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
+    pages = {path.parent.name for path in (tmp_path / "site").glob("*/index.html")}
+    assert pages >= {"use", "figures", "experiments", "reference"}
+
+
+def test_the_reference_names_what_there_is():
+    text = (ROOT / "docs" / "reference.md").read_text()
+    for module, options in re.findall(r"^::: (\S+)\n(?:    options:\n      members: \[(.*)\]\n)?", text, re.MULTILINE):
+        found = importlib.import_module(module)
+        assert all(hasattr(found, name) for name in options.split(", ") if name), (module, options)
