@@ -183,7 +183,8 @@ def decompile(
       source: a safetensors path or its bytes, a dictionary (see `read_weights`), a TracrWeights, or a tracr
         AssembledTransformerModel.
       checkpoint: folder of the neural model.
-      max_candidates, budget_seconds: see `decompile_with`.
+      max_candidates: see `decompile_with`.
+      budget_seconds: see `decompile_with`.
     """
     return decompile_with(load_model(checkpoint), to_weights(source), max_candidates, budget_seconds)
 
