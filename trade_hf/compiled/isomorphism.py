@@ -44,7 +44,7 @@ def are_identical(first: TracrWeights, second: TracrWeights) -> bool:
     # Reordering leaves as many entries as there were: a rotated basis is told apart before any graph is made.
     if any(np.count_nonzero(first.tensors[n]) != np.count_nonzero(tensor) for n, tensor in second.tensors.items()):
         return False
-    return are_equal(_graph(first), _graph(second))
+    return find_reordering(_graph(first), _graph(second)) is not None
 
 
 def domain_of(weights: TracrWeights) -> tuple:
@@ -54,12 +54,13 @@ def domain_of(weights: TracrWeights) -> tuple:
     return weights.max_seq_len, weights.bos, weights.pad, weights.causal, set(weights.vocab), outputs
 
 
-def are_equal(first: Graph, second: Graph) -> bool:
-    """Whether one graph is the other in another order."""
+def find_reordering(first: Graph, second: Graph) -> tuple[np.ndarray, np.ndarray] | None:
+    """Vertices of both graphs, paired so that one graph becomes the other, every edge and weight compared; None where
+    no such pairs are found."""
     if len(first.sources) != len(second.sources):
-        return False
+        return None
     if sorted(map(repr, first.colours)) != sorted(map(repr, second.colours)):
-        return False
+        return None
     return _match(first, second, budget=itertools.count())
 
 
@@ -167,26 +168,30 @@ def _refine(graphs: tuple[Graph, Graph], colours: list[np.ndarray]) -> list[np.n
         count = len(number)
 
 
-def _match(first: Graph, second: Graph, budget: itertools.count, fixed: list[np.ndarray] | None = None) -> bool:
+def _match(
+    first: Graph, second: Graph, budget: itertools.count, fixed: list[np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray] | None:
     if next(budget) > MAX_BRANCHES:
-        return False
+        return None
     if fixed is None:
         number = {colour: i for i, colour in enumerate(sorted({repr(c) for c in first.colours}))}
         fixed = [np.array([number[repr(c)] for c in graph.colours]) for graph in (first, second)]
     colours = _refine((first, second), fixed)
     if colours is None:
-        return False
+        return None
     values, counts = np.unique(colours[0], return_counts=True)
     if (counts == 1).all():
-        return _is_reordering(first, second, np.argsort(colours[0]), np.argsort(colours[1]))
+        pairs = np.argsort(colours[0]), np.argsort(colours[1])
+        return pairs if _is_reordering(first, second, *pairs) else None
     tied = values[counts > 1][0]
     mine = np.flatnonzero(colours[0] == tied)[0]
     for theirs in np.flatnonzero(colours[1] == tied):
         trial = [colours[0].copy(), colours[1].copy()]
         trial[0][mine] = trial[1][theirs] = len(first.colours)
-        if _match(first, second, budget, trial):
-            return True
-    return False
+        found = _match(first, second, budget, trial)
+        if found is not None:
+            return found
+    return None
 
 
 def _is_reordering(first: Graph, second: Graph, mine: np.ndarray, theirs: np.ndarray) -> bool:

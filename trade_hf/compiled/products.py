@@ -1,14 +1,12 @@
-"""Do two models compute the same because their parts read the same of each other, in whatever basis?
+"""Which parts of one model are which of another's, whatever basis the residual stream of each has?
 
 All that a model computes follows from its products: what each head dimension, hidden unit and output reads of each
-embedding, head dimension, hidden unit and bias that writes before it. No coordinate of the residual stream matters, nor
-how many there are. So two models are one function if their parts correspond, one to one, and all products are equal;
-parts that never give anything and parts that nothing reads are left out. The correspondence is found, and every product
-compared, as `isomorphism.py` does with weights.
+embedding, head dimension, hidden unit and bias that writes before it. Parts correspond if their products do. Products
+are snapped to the compiled model's, parts without effect are left out, and the rest is matched as a graph
+(`isomorphism.py`).
 
-Rounding is that of single precision, as a change of basis leaves it: products may be off by a few times 1e-7 of the
-lengths of their vectors. What a model makes of its own rounding is not looked at: where outputs tie, or where long
-chains of large numbers amplify it, a model in another basis may differ from Tracr's, as any other copy of it would.
+This is a search, with tolerances that rest on experience. Nothing follows from what it finds: `comparison.py` bounds
+how far the two models can be apart with their parts so paired, those without a partner included.
 """
 
 from __future__ import annotations
@@ -18,37 +16,59 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trade_hf.compiled.isomorphism import Graph, are_equal, domain_of, plain
+from trade_hf.compiled.isomorphism import Graph, domain_of, find_reordering, plain
 from trade_hf.compiled.transforms import read_directions
 from trade_hf.compiled.weights import TracrWeights
 
 ROUNDING = 3e-7  # of the lengths of the two vectors of a product; models of up to 500 dimensions are off by 6e-8
 UNREAD = 1.0  # of a length that nothing reads, what may leave rounding: Tracr's directions are of length 1
-TOLD = 1e-4  # of the smallest product, up to which one may be off
+SMALLEST = 1e-4  # of the smallest product, up to which one may be off
 DUST = 1e-7  # products up to this are taken for 0
 MOST_PRODUCTS = 20_000_000  # of a model; of a larger one nothing is said
 
 _COMPARED, _MOVED, _HIDDEN, _OUTPUT = "compared", "moved", "hidden", "output"
 
 
-def have_same_products(compiled: TracrWeights, weights: TracrWeights) -> bool:
-    """Whether `weights` has the same products as `compiled`, up to rounding; vocabulary, length, mask and output values
-    must be the same too. True proves that both compute the same but for their rounding; False says nothing."""
+class TooManyProductsError(Exception):
+    """There are more products than MOST_PRODUCTS."""
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Pairs [pair, 2] of a layer's parts, the compiled model's first; parts that have no partner are not named.
+
+    Attributes:
+      compared, moved: columns of W_Q and W_K, and of W_V with rows of W_O.
+      units: hidden units.
+    """
+
+    compared: np.ndarray
+    moved: np.ndarray
+    units: np.ndarray
+
+
+def match_parts(compiled: TracrWeights, weights: TracrWeights) -> list[Matching] | None:
+    """For each layer of the model that has more of them, which part of `compiled` is which of `weights`; None if no
+    matching is found. Raises TooManyProductsError."""
     if domain_of(compiled) != domain_of(weights):
-        return False
-    try:
-        meant, given = _products(compiled), _products(weights)
-    except _TooManyError:
-        return False
+        return None
+    meant, given = _products(compiled), _products(weights)
     values = _values(meant)
     for parts in (meant, given):
         _snap(parts, values)
         _leave_out_what_is_idle(parts)
-    return are_equal(_graph(compiled, meant), _graph(weights, given))
-
-
-class _TooManyError(Exception):
-    """There are more products than MOST_PRODUCTS."""
+    (first, owners), (second, partners) = _graph(compiled, meant), _graph(weights, given)
+    found = find_reordering(first, second)
+    if found is None:
+        return None
+    pairs: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for one, other in zip(*map(np.ndarray.tolist, found), strict=True):
+        if one in owners:
+            (kind, layer, mine), (_, _, theirs) = owners[one], partners[other]
+            pairs.setdefault((kind, layer), []).extend(zip(mine, theirs, strict=True))
+    layers = range(max(compiled.num_layers, weights.num_layers))
+    kinds = (_COMPARED, _MOVED, _HIDDEN)
+    return [Matching(*(np.array(pairs.get((k, n), []), int).reshape(-1, 2) for k in kinds)) for n in layers]
 
 
 @dataclass
@@ -61,6 +81,7 @@ class _Parts:
       bounds: how far rounding may take each product.
       start: which writer the first part is; None for parts that write nothing.
       head: [part]; -1 where there is none.
+      place: [part] its column of the model's tensors.
       works: [part] whether it has any effect.
     """
 
@@ -70,6 +91,7 @@ class _Parts:
     bounds: list[np.ndarray]
     start: int | None
     head: np.ndarray
+    place: np.ndarray
     works: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,18 +99,20 @@ class _Parts:
 
 
 def _products(weights: TracrWeights) -> list[_Parts]:
-    """Of all parts that read and write anything, in the order in which they are computed. Raises _TooManyError."""
+    """Of all parts that read and write anything, in the order in which they are computed. Raises TooManyProductsError."""
     writers = [np.zeros((1, weights.d_model))]
     writers += [weights.tensors[f"{name}/embeddings"].astype(np.float64) for name in ("token_embed", "pos_embed")]
     heads = np.repeat(np.arange(weights.num_heads), weights.key_size)
     found: list[_Parts] = []
     count, seen = 0, read_directions(weights)
 
-    def read(kind: str, layer: int, head: np.ndarray, *readers: tuple[np.ndarray, ...]) -> _Parts:
+    def read(kind: str, layer: int, used: np.ndarray, *readers: tuple[np.ndarray, ...]) -> _Parts:
         nonlocal count
+        place = np.flatnonzero(used)
+        head = heads[place] if kind in (_COMPARED, _MOVED) else np.full(len(place), -1)
         count += sum(map(len, writers)) * len(head) * len(readers)
         if count > MOST_PRODUCTS:
-            raise _TooManyError
+            raise TooManyProductsError
         written, reads, bounds = np.concatenate(writers), [], []
         for w, b in readers:
             products = written @ w
@@ -98,7 +122,7 @@ def _products(weights: TracrWeights) -> list[_Parts]:
             lengths[0] += np.abs(b)
             reads.append(products)
             bounds.append(ROUNDING * lengths)
-        found.append(_Parts(kind, layer, reads, bounds, None, head))
+        found.append(_Parts(kind, layer, reads, bounds, None, head, place))
         return found[-1]
 
     def write(parts: _Parts, rows: np.ndarray, bias: np.ndarray) -> None:
@@ -113,13 +137,13 @@ def _products(weights: TracrWeights) -> list[_Parts]:
         )
         used = _is_used(*query) & _is_used(*key)
         scaled = tuple(part * weights.key_size**-0.5 for part in query)
-        read(_COMPARED, layer, heads[used], _only(scaled, used), _only(key, used))
+        read(_COMPARED, layer, used, _only(scaled, used), _only(key, used))
         used = _is_used(*value) & moved[0].any(1)
-        write(read(_MOVED, layer, heads[used], _only(value, used)), moved[0][used], moved[1])
+        write(read(_MOVED, layer, used, _only(value, used)), moved[0][used], moved[1])
         used = _is_used(*first) & second[0].any(1)
-        write(read(_HIDDEN, layer, np.full(used.sum(), -1), _only(first, used)), second[0][used], second[1])
+        write(read(_HIDDEN, layer, used, _only(first, used)), second[0][used], second[1])
     outputs = weights.unembedding.astype(np.float64)
-    read(_OUTPUT, 0, np.full(outputs.shape[1], -1), (outputs, np.zeros(outputs.shape[1])))
+    read(_OUTPUT, 0, np.ones(outputs.shape[1], bool), (outputs, np.zeros(outputs.shape[1])))
     return found
 
 
@@ -140,11 +164,11 @@ def _values(parts: list[_Parts]) -> np.ndarray:
 
 def _snap(parts: list[_Parts], values: np.ndarray) -> None:
     """Make each product that of `values` which it is up to rounding."""
-    told = max(DUST, TOLD * np.abs(values[values != 0]).min(initial=np.inf))
+    most = max(DUST, SMALLEST * np.abs(values[values != 0]).min(initial=np.inf))
     for part in parts:
         for number, (reads, bounds) in enumerate(zip(part.reads, part.bounds, strict=True)):
             nearest = values[np.searchsorted((values[1:] + values[:-1]) / 2, reads)]
-            part.reads[number] = np.where(np.abs(nearest - reads) <= np.minimum(bounds + DUST, told), nearest, reads)
+            part.reads[number] = np.where(np.abs(nearest - reads) <= np.minimum(bounds + DUST, most), nearest, reads)
 
 
 def _leave_out_what_is_idle(parts: list[_Parts]) -> None:
@@ -172,8 +196,10 @@ def _leave_out_what_is_idle(parts: list[_Parts]) -> None:
             return
 
 
-def _graph(weights: TracrWeights, parts: list[_Parts]) -> Graph:
-    """Vertices: the biases, embeddings, parts that have an effect, and their heads."""
+def _graph(weights: TracrWeights, parts: list[_Parts]) -> tuple[Graph, dict[int, tuple[str, int, list[int]]]]:
+    """Vertices: the biases, embeddings, parts that have an effect, and their heads. With it, of each vertex that stands
+    for parts, their kind, layer and places."""
+    owners: dict[int, tuple[str, int, list[int]]] = {}
     colours: list[tuple] = [("biases",), *(("token", plain(token)) for token in weights.vocab)]
     colours += [("position", number) for number in range(weights.max_seq_len + 1)]
     vertex_of_writer = list(range(len(colours)))  # -1: it has no effect
@@ -181,12 +207,16 @@ def _graph(weights: TracrWeights, parts: list[_Parts]) -> Graph:
     kinds = itertools.count()
     for part in parts:
         alike = (
-            _alike(part, parts) if part.kind == _HIDDEN else {int(number): 1 for number in np.flatnonzero(part.works)}
+            _alike(part, parts)
+            if part.kind == _HIDDEN
+            else {int(number): [number] for number in np.flatnonzero(part.works)}
         )
         shown = np.array(list(alike), int)
         vertices = np.arange(len(colours), len(colours) + len(shown))
         names = [(plain(value),) for value in weights.output_values or (None,)] if part.kind == _OUTPUT else None
-        colours += [(part.kind, part.layer, *(names[n] if names else (alike[n],))) for n in shown.tolist()]
+        colours += [(part.kind, part.layer, *(names[n] if names else (len(alike[n]),))) for n in shown.tolist()]
+        for vertex, numbers in zip(vertices.tolist(), alike.values(), strict=True):
+            owners[vertex] = part.kind, part.layer, part.place[numbers].tolist()
         sources = np.array(vertex_of_writer)
         for reads in part.reads:
             rows = np.flatnonzero(sources >= 0)
@@ -204,17 +234,16 @@ def _graph(weights: TracrWeights, parts: list[_Parts]) -> Graph:
             colours += [("head", part.layer)] * len(heads)
             for own, of in (compared, (vertices, part.head[shown])):
                 edges.append((at[np.searchsorted(heads, of)], own, np.ones(len(own)), next(kinds)))
-    return Graph.of(colours, edges)
+    return Graph.of(colours, edges), owners
 
 
-def _alike(part: _Parts, parts: list[_Parts]) -> dict[int, int]:
-    """Hidden units that have an effect, those with equal products as one, and how many each stands for."""
+def _alike(part: _Parts, parts: list[_Parts]) -> dict[int, list[int]]:
+    """Hidden units that have an effect: the first of those with equal products, and all of them."""
     assert part.start is not None
     later = [reads[:, other.works] for other in parts for reads in other.reads if len(reads) > part.start]
     first: dict[tuple, int] = {}
-    count: dict[int, int] = {}
+    alike: dict[int, list[int]] = {}
     for number in np.flatnonzero(part.works).tolist():
         own = part.reads[0][:, number].tobytes(), *(reads[part.start + number].tobytes() for reads in later)
-        shown = first.setdefault(own, number)
-        count[shown] = count.get(shown, 0) + 1
-    return count
+        alike.setdefault(first.setdefault(own, number), []).append(number)
+    return alike
