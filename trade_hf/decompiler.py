@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from trade_hf.compiled.compiler import compile_like
 from trade_hf.compiled.denoise import denoise, is_aligned
-from trade_hf.compiled.products import have_same_products
+from trade_hf.compiled.products import do_parts_correspond
 from trade_hf.compiled.transforms import compress
 from trade_hf.compiled.weights import TracrWeights, WeightsError, read_weights
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
@@ -234,7 +234,9 @@ def decompile_with(
         strength = (verdict.status.strength, -distance)
         if best is None or strength > best[0]:
             best = strength, len(attempts) - 1, candidate
-        is_same = verdict.status is Status.IDENTICAL or (is_clean and verdict.status is Status.SAME_IN_ANOTHER_BASIS)
+        is_same = verdict.status is Status.IDENTICAL or (
+            is_clean and verdict.status is not Status.EQUIVALENT and _is_own(program, verdict, weights)
+        )
         if is_same or (fits and not is_aligned(weights)):
             break
         if verdict.is_verified or fits:
@@ -252,9 +254,11 @@ def decompile_with(
 
 def _is_own(program: Program, verdict: Verdict, weights: TracrWeights) -> bool:
     """Whether a model is the program's own in some basis, and not just one that gives the same."""
-    if verdict.status is not Status.EQUIVALENT:
-        return verdict.status is Status.SAME_IN_ANOTHER_BASIS
-    return have_same_products(compile_like(program, weights), weights)
+    if verdict.status is Status.SAME_IN_ANOTHER_BASIS:
+        return True
+    if verdict.status not in (Status.AGREES, Status.EQUIVALENT_IN_ONE_PRECISION, Status.EQUIVALENT):
+        return False
+    return do_parts_correspond(compile_like(program, weights), weights)
 
 
 class Likeness:

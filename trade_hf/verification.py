@@ -3,9 +3,9 @@
 Four ways:
 - identical weights: the program, compiled, has the model's weights and mask, up to the order of residual directions,
   hidden units, head dimensions and heads. An explicit reordering is found and every tensor compared: this is a proof.
-- identical weights in another basis: what each part reads of each other part is the same up to rounding, so that both
-  compute the same whatever basis the residual stream has (`compiled/products.py`). This is looked for where not all
-  inputs were run and those that were agree.
+- identical weights in another basis: what each part reads of each other part is so nearly the same that no difference
+  can reach an output, whatever basis the residual stream has (`compiled/comparison.py`). This is looked for where not
+  all inputs were run and those that were agree.
 - equivalent: both give the same on every input of every length up to the maximum.
 - agrees: the same on a stated number of inputs, where there are too many to run them all (in the time, if there is a
   deadline): all of the shortest lengths and a seeded sample of the others, with a bound on the share of inputs that may
@@ -36,11 +36,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from trade_hf.compiled.comparison import TOLERANCE, compare
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.faithful import may_depart
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.isomorphism import are_identical
-from trade_hf.compiled.products import have_same_products
 from trade_hf.compiled.weights import COLDNESS, TracrWeights, WeightsError
 from trade_hf.rasp.evaluate import PADDING, all_inputs, count_inputs, evaluate, random_inputs
 from trade_hf.rasp.functions import Value
@@ -52,7 +52,6 @@ SAMPLED_INPUTS = 10_000
 LEAST_SAMPLED = 1_000  # however little time there is
 MOST_TOKENS = 100_000_000  # of all inputs that may be asked for: they are held in memory, 8 bytes each
 CONFIDENCE = 0.95  # of the bound on the share of inputs that differ
-TOLERANCE = 1e-3  # of numbers; rounding leaves some 1e-4 in another basis
 BOS_LOGIT = COLDNESS / 2  # of a selected key above BOS, times the root of the key size
 FRACTION_DIGITS = 9  # of the values of a categorical output: 2.2 % 2 is not quite 0.2
 FIRST_CHUNK, CHUNK = 256, 16_384  # most programs that are wrong are so at once
@@ -164,6 +163,8 @@ class Verdict:
         if self.elsewhere is not None:
             other = "float32" if self.precision == "float64" else "float64"
             found.append(f"in {other} they differ on {self.elsewhere}")
+        elif self.status is Status.EQUIVALENT_IN_ONE_PRECISION:
+            found.append(str(self.reason))
         if self.departure is not None:
             found.append(f"RASP itself gives another answer than Tracr's model on {self.departure}")
         return found
@@ -219,8 +220,14 @@ class Verifier:
         if are_identical(side.compiled, weights):
             return Verdict(Status.IDENTICAL, inputs.total, inputs.total)
         verdict = _compare_in_time(side, self.model, inputs, self.deadline)
-        if verdict.status is Status.AGREES and have_same_products(side.compiled, weights):
-            return Verdict(Status.SAME_IN_ANOTHER_BASIS, verdict.checked, verdict.inputs)
+        if verdict.status is not Status.AGREES:
+            return verdict
+        comparison = compare(side.compiled, weights)
+        if comparison.is_proven:
+            return replace(verdict, status=Status.SAME_IN_ANOTHER_BASIS, bound=None)
+        if comparison.precisions:
+            status, [precision] = Status.EQUIVALENT_IN_ONE_PRECISION, comparison.precisions
+            return replace(verdict, status=status, bound=None, precision=precision, reason=comparison.reason)
         return verdict
 
 

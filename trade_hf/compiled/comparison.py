@@ -13,8 +13,8 @@ what the compiled model's reader gets, over all states of the source:
 - *parts without a partner* are paired with parts of zeros. A unit that reads 2e8 and writes 1e-7 counts with the most
   that it can write.
 - *rounding*: a sum of n products is off by at most n u times the sum of their magnitudes, in whatever order it is
-  taken (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1). u is that of single precision;
-  so the proof holds in double precision and in exact arithmetic too.
+  taken (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1). With the u of single precision,
+  the proof holds in double precision and in exact arithmetic too.
 
 At the end, the error of each output must be less than what could change the decoded value. The same bound is taken of
 the compiled model itself. Where both hold, both models decode to the same on every input, in each of these arithmetics.
@@ -22,7 +22,7 @@ the compiled model itself. Where both hold, both models decode to the same on ev
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,7 +32,12 @@ from trade_hf.compiled.isomorphism import domain_of
 from trade_hf.compiled.products import Matching, TooManyProductsError, match_parts
 from trade_hf.compiled.weights import TracrWeights
 
-NUMBERS_APART = 5e-4  # of numerical outputs, from the ideal: two models are within 1e-3 of each other
+TOLERANCE = 1e-3  # numbers that differ by no more are the same; rounding leaves some 1e-4 in another basis
+PRECISIONS = ("float32", "float64")
+SINGLE, DOUBLE = (
+    2.0**-24,
+    2.0**-51,
+)  # unit roundoff; of double precision four times, for the rounding of the bound itself
 ON = 0.5  # the least logit of an output that is on; where none is, the s-op is None
 
 
@@ -41,33 +46,58 @@ class Comparison:
     """Whether two models are proven to be one function.
 
     Attributes:
-      reason: why there is no proof; None if there is one.
-      error: the most that any output of the model can be off, if that is known.
+      precisions: in which arithmetic, `float32` and `float64` (and so in exact arithmetic), or in `float64` alone; ()
+        if there is no proof.
+      reason: why not in both; None if in both.
+      error: the most that any output of the model can be off in the last arithmetic that was tried, if that is known.
       margin: what it may be off.
     """
 
-    reason: str | None
+    precisions: tuple[str, ...]
+    reason: str | None = None
     error: float | None = None
     margin: float | None = None
 
     @property
     def is_proven(self) -> bool:
-        return self.reason is None
+        """Whether both models give the same on every input in either precision."""
+        return self.precisions == PRECISIONS
 
 
 def compare(compiled: TracrWeights, weights: TracrWeights) -> Comparison:
     """Whether `weights` is proven to compute what `compiled`, a compiled program, computes. No proof says nothing."""
     if domain_of(compiled) != domain_of(weights):
-        return Comparison("the two models differ in vocabulary, length, mask or output values")
+        return Comparison((), "the two models differ in vocabulary, length, mask or output values")
     try:
         matching = match_parts(compiled, weights)
         if matching is None:
-            return Comparison("the parts of the two models do not correspond")
+            return Comparison((), "the parts of the two models do not correspond")
         ideal = Ideal.of(compiled)
-        found = _decide(Errors(ideal, weights, matching))
-        return _decide(Errors(ideal, compiled, _with_itself(ideal))) if found.is_proven else found
     except (TooManyProductsError, UnboundedError) as error:
-        return Comparison(str(error))
+        return Comparison((), str(error))
+    in_single = _compare(ideal, weights, matching, SINGLE)
+    if in_single.reason is None:
+        return replace(in_single, precisions=PRECISIONS)
+    in_double = _compare(ideal, weights, matching, DOUBLE)
+    if in_double.reason is None:
+        return replace(in_double, precisions=PRECISIONS[1:], reason=f"in float32, {in_single.reason}")
+    return in_double
+
+
+def _compare(ideal: Ideal, weights: TracrWeights, matching: list[Matching], unit: float) -> Comparison:
+    """In arithmetic of one unit roundoff, `precisions` left open."""
+    try:
+        own = Errors(ideal, ideal.weights, _with_itself(ideal), unit).of_outputs()
+        given = Errors(ideal, weights, matching, unit).of_outputs()
+    except UnboundedError as error:
+        return Comparison((), str(error))
+    error = float(given.max())
+    if weights.output_values is None:
+        margin, is_safe = TOLERANCE - float(own.max()), bool((given + own <= TOLERANCE).all())
+    else:
+        margin, is_safe = _margin(ideal.outputs), _decodes_alike(ideal.outputs, np.maximum(given, own))
+    reason = f"an output may be off by up to {error:.1e}, where {margin:.1e} can change what it is"
+    return Comparison((), None if is_safe else reason, error, margin)
 
 
 def _with_itself(ideal: Ideal) -> list[Matching]:
@@ -87,22 +117,20 @@ def _with_itself(ideal: Ideal) -> list[Matching]:
     ]
 
 
-def _decide(errors: Errors) -> Comparison:
-    """Whether no output can be off by as much as would change what is decoded."""
-    outputs, off = errors.ideal.outputs, errors.of_outputs()
-    error = float(off.max())
-    if errors.ideal.weights.output_values is None:
-        margin = NUMBERS_APART
-        is_safe = error <= margin
-    else:
-        first = outputs.argmax(1)
-        rows = np.arange(len(outputs))
-        others = np.where(np.arange(outputs.shape[1]) == first[:, None], -np.inf, outputs)
-        largest = outputs[rows, first]
-        is_on = (largest - off[first] > ON) & (largest - off[first] > (others + off).max(1))
-        is_off = (outputs + off).max(1) < ON
-        is_safe = bool((is_on | is_off).all())
-        apart = np.where(largest > ON, np.minimum((largest - others.max(1)) / 2, largest - ON), ON - largest)
-        margin = float(apart.min())
-    reason = None if is_safe else f"an output may be off by up to {error:.1e}, where {margin:.1e} can change what it is"
-    return Comparison(reason, error, margin)
+def _decodes_alike(outputs: np.ndarray, off: np.ndarray) -> bool:
+    """Whether logits [combination, output] decode to the same if each is off by up to `off` [output]: to the same value
+    that is on, or to none."""
+    rows, first = np.arange(len(outputs)), outputs.argmax(1)
+    least, others = outputs[rows, first] - off[first], outputs + off
+    others[rows, first] = -np.inf
+    is_on = (least > ON) & (least > others.max(1))
+    is_off = (outputs + off).max(1) < ON
+    return bool((is_on | is_off).all())
+
+
+def _margin(outputs: np.ndarray) -> float:
+    """The least by which all logits [combination, output] must be off for another value to be decoded."""
+    inverted = np.sort(outputs, axis=1)[:, ::-1]
+    largest = inverted[:, 0]
+    second = inverted[:, 1] if inverted.shape[1] > 1 else np.full(len(outputs), -np.inf)
+    return float(np.where(largest > ON, np.minimum((largest - second) / 2, largest - ON), ON - largest).min())

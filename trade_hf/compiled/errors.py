@@ -14,7 +14,6 @@ from trade_hf.compiled.ideal import POSITIONS, Head, Ideal, Source, UnboundedErr
 from trade_hf.compiled.products import Matching
 from trade_hf.compiled.weights import TracrWeights
 
-SINGLE = 2.0**-24  # unit roundoff of single precision
 SMALLEST = 1e-25  # more than all that is lost where results are below the smallest normal number of single precision
 LARGEST = 1e30  # sums of larger magnitudes could overflow
 MOST_WORK = 20_000_000_000  # multiplications
@@ -82,8 +81,8 @@ class Errors:
       size: [reader] the most that the magnitudes of that product's terms can add up to.
     """
 
-    def __init__(self, ideal: Ideal, weights: TracrWeights, matching: list[Matching], unit: float = SINGLE) -> None:
-        """Raises UnboundedError where there is too much to be computed, or heads do not correspond."""
+    def __init__(self, ideal: Ideal, weights: TracrWeights, matching: list[Matching], unit: float) -> None:
+        """`unit` is the unit roundoff. Raises UnboundedError where it takes too long or heads do not correspond."""
         self.ideal, self.weights, self.unit, self.work = ideal, weights, unit, 0
         self.matching = matching
         self.heads = [self._pair_heads(number) for number in range(len(matching))]
@@ -316,7 +315,7 @@ class Errors:
         return sizes
 
     def _shift(self, layer: int, number: int, head: _PairedHead) -> float:
-        """By how much a logit of the head may be off. Raises UnboundedError where that leaves nothing of the softmax."""
+        """By how much a logit of the head may be off. Raises UnboundedError if nothing of the softmax is left."""
         off = {name: self._off(self.at[layer, number, name]) for name in ("query", "key")}
         both = float(off["query"] @ off["key"])
         if head.ideal is None:

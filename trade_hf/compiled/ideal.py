@@ -5,15 +5,17 @@ hidden units of a layer that read the same sources. A source has finitely many *
 one set of them at ordinary positions and one at BOS. They follow source by source, in the order of computation, from
 all combinations of the states that are read. Such a set may hold states that no input reaches, never too few.
 
-*Ideal* attention is uniform over the keys of the largest logit. What the softmax gives to other keys, the leak, is
-bounded here, and counted as an error by `comparison.py`.
+*Ideal* attention is the softmax over the keys whose logits are near the largest. What it gives to all others, the
+leak, is bounded here, and counted as an error by `comparison.py`.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +31,10 @@ MAX_ENTRIES = 20_000_000  # of one array of combinations and parts
 MAX_JOINT = 4_096  # combinations of sources for which it is asked whether two keys can hold different values
 MAX_AVERAGES = 4_000  # of the values that a head averages
 DIGITS = 12  # of states; those that are equal up to here are one
-SAME_LOGIT = 1e-6
+LOGIT_DIGITS, ROUNDED = 6, 1e-6  # of logits; those that are equal up to here are one
+SAME_LOGIT = 2e-6
+NEAR = 5.0  # of the largest logit: those that are so near have their share, all others leak
+NO_SHARE = 1e-7  # of BOS in a mean, below which it counts as leak
 
 
 class UnboundedError(Exception):
@@ -47,6 +52,7 @@ class Source:
       parents, table: the sources by whose states at ordinary positions its own is given, and its number for each
         combination of theirs; None of a source that is no function of others at the same position.
       depends: the sources at the same position by which, for one input, its state is given; None if there is more.
+      counts: of a head whose state tells how many keys are chosen, which ones each query chooses.
     """
 
     name: str
@@ -55,6 +61,7 @@ class Source:
     parents: tuple[int, ...] | None = None
     table: np.ndarray | None = None
     depends: tuple[int, ...] | None = None
+    counts: _Counts | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +118,8 @@ class Head:
       source: which source it is.
       queries, keys: [state, compared] all that can be compared, queries divided by the root of the key size.
       values: [state, moved] all that can be moved.
-      leak: the most weight that keys other than those of the largest logit get.
-      averages: whether keys of different values can share the largest logit.
+      leak: the most weight that keys get whose logits are not near the largest.
+      averages: whether keys of different values can be near it together.
     """
 
     number: int
@@ -167,11 +174,11 @@ class Ideal:
         ideal.outputs = np.unique(readings.combined("the output"), axis=0)
         return ideal
 
-    def _add(self, name: str, states: list[np.ndarray], **given: tuple[int, ...] | np.ndarray | None) -> int:
+    def _add(self, name: str, states: list[np.ndarray], **given: Any) -> int:
         """Add a source of `states` [state, d_model]; its number."""
         columns = np.flatnonzero(np.any([part.any(0) for part in states], 0))
         kept = states[0][:, columns], states[1][:, columns]
-        self.sources.append(Source(name, columns, kept, **given))  # type: ignore[arg-type]
+        self.sources.append(Source(name, columns, kept, **given))
         return len(self.sources) - 1
 
     def _add_bias(self, layer: int, name: str) -> int:
@@ -251,7 +258,7 @@ _ATTENTION = ("query", "key", "value", "linear")
 
 
 def token_rows(weights: TracrWeights) -> tuple[list[int], list[int]]:
-    """Rows of the token embedding at ordinary positions, by token, and at BOS. Pad stands at no position that counts."""
+    """Rows of the token embedding at ordinary positions, by token, and at BOS. No position that counts holds pad."""
     tokens = sorted(weights.input_vocab, key=repr)
     return [weights.vocab.index(token) for token in tokens], [weights.vocab.index(weights.bos)]
 
@@ -264,114 +271,215 @@ def _distinct(vectors: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     return states, which.reshape(-1)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What the queries, keys or values of a head can be.
+
+    Attributes:
+      states: [state, column] at ordinary positions and at BOS.
+      sources, table: the sources by whose states at ordinary positions that is given, and the number of the state for
+        each combination of theirs.
+    """
+
+    states: tuple[np.ndarray, np.ndarray]
+    sources: tuple[int, ...]
+    table: np.ndarray
+
+    @classmethod
+    def of(cls, readings: list[Readings], name: str) -> _Part:
+        pairs = [_distinct(reading.combined(name), name) for reading in readings]
+        ordinary = readings[ORDINARY]
+        table = pairs[ORDINARY][1].reshape([len(part) for part in ordinary.products])
+        return cls((pairs[ORDINARY][0], pairs[BOS][0]), ordinary.sources, table)
+
+
+@dataclass(frozen=True, eq=False)
 class _Attention:
     """What a head can give, from what its queries, keys and values can be.
 
     Attributes:
-      queries, keys, values: [state, column] of each kind of position; `values` is what they write to the stream.
-      selected: see `_is_mixed`.
+      written: [state, d_model] what the values write, at ordinary positions and at BOS.
+      joint: what keys and values can be at one position.
+      own: [query] the least logit of a query with the key at its own position.
     """
 
     name: str
-    queries: list[np.ndarray]
-    keys: list[np.ndarray]
-    moved: list[np.ndarray]
-    values: list[np.ndarray]
-    key_of: np.ndarray
-    value_of: np.ndarray
-    differ: np.ndarray
-    depends: tuple[int, ...] | None
+    query: _Part
+    key: _Part
+    value: _Part
+    written: tuple[np.ndarray, np.ndarray]
+    joint: _Joint
+    own: np.ndarray
+    is_causal: bool
     longest: int
 
     @classmethod
     def of(cls, ideal: Ideal, name: str, read: dict[str, list[Readings]], written: np.ndarray) -> _Attention:
-        distinct = {
-            part: [_distinct(reading.combined(name), name) for reading in readings] for part, readings in read.items()
-        }
-        states = {part: [one for one, _ in pairs] for part, pairs in distinct.items()}
-        values = [moved @ written for moved in states["value"]]
-        sizes = {part: [len(p) for p in readings[ORDINARY].products] for part, readings in read.items()}
-        key, value = (
-            (read[part][ORDINARY].sources, distinct[part][ORDINARY][1].reshape(sizes[part]))
-            for part in ("key", "value")
-        )
-        # With a causal mask, what a query attends to depends on where it stands.
-        depends = None if ideal.weights.causal else read["query"][ORDINARY].sources
-        joint = _joint(ideal.sources, key, value)
+        query, key, value = (_Part.of(read[part], name) for part in _ATTENTION[:3])
+        weights = ideal.weights
+        values = tuple(states @ written for states in value.states)
         return cls(
-            name, states["query"], states["key"], states["value"], values, *joint, depends, ideal.weights.max_seq_len
+            name,
+            query,
+            key,
+            value,
+            values,  # type: ignore[arg-type]
+            _Joint.of(ideal.sources, key, value),
+            _with_own_key(ideal.sources, query, key),
+            weights.causal,
+            weights.max_seq_len,
         )
 
     def add_to(self, ideal: Ideal, number: int, compared: np.ndarray, moved: np.ndarray) -> Head:
-        given: list[np.ndarray] = []
         leak, averages = 0.0, False
-        for queries in self.queries:
-            states = []
-            for query in queries:
-                for found in self._attended(query):
-                    states.append(found[0])
-                    leak, averages = max(leak, found[1]), averages or found[2]
-            given.append(_distinct(np.concatenate(states), self.name)[0])
-        source = ideal._add(self.name, given, depends=self.depends)
-        return Head(
-            number,
-            compared,
-            moved,
-            source,
-            np.concatenate(self.queries),
-            np.concatenate(self.keys),
-            np.concatenate(self.moved),
-            leak,
-            averages,
-        )
+        given: list[list[np.ndarray]] = [[], []]
+        for kind in POSITIONS:
+            if kind == BOS and self.is_causal:  # which attends to itself alone
+                given[kind].append(self.written[BOS])
+                continue
+            for number, query in enumerate(self.query.states[kind]):
+                own = self.own[number] if kind == ORDINARY else -np.inf
+                for states, more, is_mean in self._attended(query, own):
+                    given[kind].append(states)
+                    leak, averages = max(leak, more), averages or is_mean
+        states = [_distinct(np.concatenate(part), self.name)[0] for part in given]
+        # With a causal mask, what a query attends to depends on where it stands.
+        depends = None if self.is_causal else self.query.sources
+        source = ideal._add(self.name, states, depends=depends, counts=self._counts())
+        parts = (np.concatenate(part.states) for part in (self.query, self.key, self.value))
+        return Head(number, compared, moved, source, *parts, leak, averages)
 
-    def _attended(self, query: np.ndarray) -> list[tuple[np.ndarray, float, bool]]:
+    def _counts(self) -> _Counts | None:
+        """Which keys each query counts, where the head tells their number: all ordinary keys have one value, BOS has
+        another, and shares its logit with the keys that are counted."""
+        bos = self.key.states[BOS] @ self.query.states[ORDINARY].T
+        if self.is_causal or len(bos) > 1 or len(self.written[ORDINARY]) > 1 or len(self.written[BOS]) > 1:
+            return None
+        logits = self.key.states[ORDINARY] @ self.query.states[ORDINARY].T
+        equal = np.abs(logits - bos) <= SAME_LOGIT
+        if np.array_equal(*(part[0] for part in self.written)) or (logits > bos - NEAR)[~equal].any():
+            return None
+        return _Counts(self.query, self.key, equal.T)
+
+    def _attended(self, query: np.ndarray, own: float) -> Iterator[tuple[np.ndarray, float, bool]]:
         """For each logit that can be the largest: the states [state, d_model] that then come out, the leak, and whether
         different values are averaged."""
-        logits = self.keys[ORDINARY] @ query
-        found = []
-        for bos, bos_value in itertools.product((self.keys[BOS] @ query).tolist(), self.values[BOS]):
-            below = logits[logits < bos - SAME_LOGIT]
-            equal = np.abs(logits - bos) <= SAME_LOGIT
-            leak = self.longest * math.exp(below.max() - bos) if len(below) else 0.0
-            values = self.values[ORDINARY][np.unique(self.value_of[equal[self.key_of]])]
-            states = _averages(values, bos_value, self.longest, self.name)
-            found.append((states, leak, len(states) > 1))
-            for top in np.unique(np.round(logits[logits > bos + SAME_LOGIT], 6)).tolist():
-                level = np.abs(logits - top) <= SAME_LOGIT
-                lower = logits[logits < top - SAME_LOGIT]
-                leak = math.exp(bos - top) + (self.longest * math.exp(lower.max() - top) if len(lower) else 0.0)
-                chosen = np.flatnonzero(level[self.key_of])
-                states = self.values[ORDINARY][np.unique(self.value_of[chosen])]
-                mixed = bool(self.differ[np.ix_(chosen, chosen)].any())
-                if mixed:
-                    states = _averages(states, None, self.longest, self.name)
-                found.append((states, leak, mixed))
-        return found
+        logits = np.round(self.key.states[ORDINARY] @ query, LOGIT_DIGITS)
+        levels = np.unique(logits)[::-1]
+        for bos, bos_value in itertools.product(
+            np.round(self.key.states[BOS] @ query, LOGIT_DIGITS), self.written[BOS]
+        ):
+            for top in (*levels[levels > bos], bos):
+                if top >= own - SAME_LOGIT or top == levels[0]:
+                    yield self._mixed(logits, levels, top, bos, bos_value)
+
+    def _mixed(
+        self, logits: np.ndarray, levels: np.ndarray, top: float, bos: float, bos_value: np.ndarray
+    ) -> tuple[np.ndarray, float, bool]:
+        """As `_attended`, for one largest logit. Logits that are near it have their share, all others leak."""
+        near = levels[(levels <= top) & (levels > top - NEAR)]
+        far = levels[levels <= top - NEAR]
+        leak = self.longest * math.exp(far[0] - top) if len(far) else 0.0
+        options, differ = [], False
+        for level in near:
+            chosen = np.flatnonzero((logits == level)[self.joint.keys])
+            values = self.written[ORDINARY][np.unique(self.joint.values[chosen])]
+            is_mixed = self.joint.can_differ(chosen)
+            options.append((values, self.joint.most(chosen, self.longest), is_mixed, level < top or top == bos))
+            differ |= is_mixed
+        share = math.exp(bos - top)
+        is_mean = differ or len(near) > 1
+        if bos <= top - NEAR and not (is_mean and share > NO_SHARE):
+            leak, share = leak + share, 0.0
+        is_mean |= share > 0 and len(near) > 0
+        leak += 2 * ROUNDED if is_mean else 0.0
+        weights = np.exp(near - top)
+        return _means(options, weights, bos_value, share, is_mean, self.name), leak, is_mean
 
 
-_Read = tuple[tuple[int, ...], np.ndarray]  # sources, and for each combination of their states what is read
+def _with_own_key(sources: list[Source], query: _Part, key: _Part) -> np.ndarray:
+    """[query] the least logit that a query at an ordinary position can have with the key at the same position."""
+    least = np.full(len(query.states[ORDINARY]), -np.inf)
+    grid = _Grid.of(sources, {*query.sources, *key.sources}, closed=False)
+    if grid is not None:
+        queries, keys = grid.look_up(query), grid.look_up(key)
+        logits = np.einsum("ij,ij->i", query.states[ORDINARY][queries], key.states[ORDINARY][keys])
+        least[:] = np.inf
+        np.minimum.at(least, queries, logits)
+    return least
 
 
-def _joint(sources: list[Source], key: _Read, value: _Read) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What keys and values can be at one ordinary position: numbers of keys and of values [combination], and
-    [combination, combination] whether two positions of one input can be so and hold different values."""
-    grid = _Grid.of(sources, {*key[0], *value[0]})
-    if grid is None:  # any key with any value
-        keys, values = np.indices((int(key[1].max()) + 1, int(value[1].max()) + 1)).reshape(2, -1)
-        if len(keys) > MAX_JOINT:
-            raise UnboundedError(f"a head reads {len(keys):,} combinations of keys and values")
-        return keys, values, values[:, None] != values
-    keys, values = (np.broadcast_to(grid.look_up(*read), grid.count).reshape(-1) for read in (key, value))
-    differ = values[:, None] != values
-    if POSITION_SOURCE in grid.roots:
-        differ &= grid.differ([POSITION_SOURCE])
-    for number in grid.roots:
-        depends = sources[number].depends
-        if depends is not None and (roots := _roots(sources, depends)) <= set(grid.roots):
-            differ &= grid.differ(roots) | ~grid.differ([number])  # one input, one query: one answer
-    return keys, values, differ
+@dataclass(frozen=True, eq=False)
+class _Counts:
+    """Which keys each query counts: [query, key], at ordinary positions."""
+
+    query: _Part
+    key: _Part
+    chosen: np.ndarray
+
+    def cannot_tie(self, grid: _Grid) -> np.ndarray:
+        """[combination, combination] whether two positions of one input that are so cannot count equally many: one of
+        them counts all that the other does and one of the two besides."""
+        queries, keys = grid.look_up(self.query), grid.look_up(self.key)
+        chosen = self.chosen.astype(np.float32)
+        is_within = ((chosen @ (1 - chosen.T)) == 0)[
+            np.ix_(queries, queries)
+        ]  # [first, second]: no key of the first alone
+        counts = self.chosen[np.ix_(queries, keys)]  # [query of, key of]
+        own = self.chosen[queries, keys]
+        more = (counts.T & ~own[:, None]) | (own[None] & ~counts)  # second counts first's or its own, first does not
+        found = is_within & more
+        return found | found.T
+
+
+@dataclass(frozen=True, eq=False)
+class _Joint:
+    """What keys and values can be at one ordinary position.
+
+    Attributes:
+      keys, values: [combination] their numbers.
+      together: [combination, combination] whether two positions of one input can be so.
+      positions: [combination] which position that is, if it is known.
+    """
+
+    keys: np.ndarray
+    values: np.ndarray
+    together: np.ndarray
+    positions: np.ndarray | None
+
+    @classmethod
+    def of(cls, sources: list[Source], key: _Part, value: _Part) -> _Joint:
+        grid = _Grid.of(sources, {*key.sources, *value.sources})
+        if grid is None:  # any key with any value
+            shape = len(key.states[ORDINARY]), len(value.states[ORDINARY])
+            if math.prod(shape) > MAX_JOINT:
+                raise UnboundedError(f"a head reads {math.prod(shape):,} combinations of keys and values")
+            keys, values = np.indices(shape).reshape(2, -1)
+            return cls(keys, values, np.ones((keys.size, keys.size), bool), None)
+        keys, values = grid.look_up(key), grid.look_up(value)
+        together = np.ones((grid.count, grid.count), bool)
+        for number in grid.roots:
+            source = sources[number]
+            if number == POSITION_SOURCE:
+                together &= grid.differ([number])
+            if source.depends is not None and (roots := _roots(sources, source.depends)) <= set(grid.roots):
+                together &= grid.differ(roots) | ~grid.differ([number])  # one input, one query: one answer
+            if source.counts is not None:
+                read = _roots(sources, source.counts.query.sources + source.counts.key.sources)
+                if read <= set(grid.roots):
+                    together &= grid.differ([number]) | ~source.counts.cannot_tie(grid)
+        return cls(keys, values, together, grid.places.get(POSITION_SOURCE))
+
+    def can_differ(self, chosen: np.ndarray) -> bool:
+        """Whether two positions can be as some combinations say, and hold different values."""
+        values = self.values[chosen]
+        return bool((self.together[np.ix_(chosen, chosen)] & (values[:, None] != values)).any())
+
+    def most(self, chosen: np.ndarray, longest: int) -> int:
+        """How many positions of one input can be as some combinations say."""
+        if not self.together[np.ix_(chosen, chosen)].any():
+            return 1
+        return longest if self.positions is None else len(np.unique(self.positions[chosen]))
 
 
 def _roots(sources: list[Source], numbers: tuple[int, ...]) -> set[int]:
@@ -392,14 +500,15 @@ class _Grid:
     places: dict[int, np.ndarray]  # [combination] which state each root has
 
     @classmethod
-    def of(cls, sources: list[Source], numbers: set[int]) -> _Grid | None:
-        """Of the roots of `numbers`, and of what those depend on as far as that is few enough; None if they are too
-        many."""
+    def of(cls, sources: list[Source], numbers: set[int], closed: bool = True) -> _Grid | None:
+        """Of the roots of `numbers`, and if `closed` of what those depend on, as far as that is few enough; None if
+        they are too many."""
         roots, wider = _roots(sources, tuple(numbers)), set[int]()
-        while wider != roots:
+        while closed and wider != roots:
             wider = roots
             for number in sorted(wider):
-                more = roots | _roots(sources, sources[number].depends or ())
+                counts = sources[number].counts
+                more = roots | _roots(sources, (sources[number].depends or ()) + (counts.key.sources if counts else ()))
                 roots = more if _count(sources, more) <= MAX_JOINT else roots
         if _count(sources, roots) > MAX_JOINT:
             return None
@@ -411,15 +520,16 @@ class _Grid:
     def count(self) -> int:
         return _count(self.sources, set(self.roots))
 
-    def look_up(self, numbers: tuple[int, ...], table: np.ndarray) -> np.ndarray:
-        """[combination] the entry of `table` for the states of some sources."""
-        return table[tuple(self._states(number) for number in numbers)]
+    def look_up(self, part: _Part | Source) -> np.ndarray:
+        """[combination] the number of the state of what is given by other sources."""
+        numbers = part.sources if isinstance(part, _Part) else part.parents
+        assert numbers is not None and part.table is not None
+        states = part.table[tuple(self._states(number) for number in numbers)]
+        return np.broadcast_to(states, self.count).reshape(-1)
 
     def _states(self, number: int) -> np.ndarray:
         source = self.sources[number]
-        if source.parents is None or source.table is None:
-            return self.places[number]
-        return np.broadcast_to(self.look_up(source.parents, source.table), self.count)
+        return self.places[number] if source.parents is None else self.look_up(source)
 
     def differ(self, numbers: set[int] | list[int]) -> np.ndarray:
         """[combination, combination] whether any of some roots has not the same state."""
@@ -433,21 +543,39 @@ def _count(sources: list[Source], numbers: set[int]) -> int:
     return math.prod(len(sources[number].states[ORDINARY]) for number in numbers)
 
 
-def _averages(values: np.ndarray, bos: np.ndarray | None, longest: int, name: str) -> np.ndarray:
-    """All averages of up to `longest` of some vectors, any of them several times; with `bos` among them once, if
-    given, and then of none of them too. Raises UnboundedError."""
-    if bos is not None and (not len(values) or (len(values) == 1 and np.array_equal(values[0], bos))):
-        return bos[None]
-    if bos is None and len(values) == 1:
-        return values
+_Level = tuple[np.ndarray, int, bool, bool]  # values, how many keys at most, whether values differ, whether none may be
+
+
+def _means(
+    levels: list[_Level], weights: np.ndarray, bos: np.ndarray, share: float, is_mean: bool, name: str
+) -> np.ndarray:
+    """All means of values of keys, each level's times its weight, and of `bos` times `share`. Raises UnboundedError."""
+    if not is_mean:
+        return levels[0][0] if levels else bos[None]
+    sums, counts = share * bos[None], np.array([share])
+    for (values, most, is_mixed, is_optional), weight in zip(levels, weights, strict=True):
+        some, number = _sums(values, most, is_mixed, MAX_AVERAGES // len(sums), name)
+        if is_optional:
+            some, number = np.concatenate([some, np.zeros((1, some.shape[1]))]), np.append(number, 0)
+        sums = (sums[:, None] + weight * some).reshape(-1, sums.shape[1])
+        counts = (counts[:, None] + weight * number).reshape(-1)
+    sums, counts = sums[counts > 0], counts[counts > 0]
+    return np.unique(np.round(sums / counts[:, None], DIGITS) + 0.0, axis=0)
+
+
+def _sums(values: np.ndarray, most: int, is_mixed: bool, limit: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """All sums [sum, column] of 1 to `most` of some values, any of them several times, and [sum] of how many; of one
+    value alone if they are not mixed."""
     kinds = len(values)
-    if sum(math.comb(n + kinds - 1, kinds - 1) for n in range(longest + 1)) > MAX_AVERAGES:
-        raise UnboundedError(f"{name} may average up to {longest} of {kinds} values")
-    counts = np.array([c for n in range(bos is None, longest + 1) for c in _compositions(n, kinds)])
-    total, number = counts @ values, counts.sum(1)
-    if bos is not None:
-        total, number = total + bos, number + 1
-    return np.unique(np.round(total / number[:, None], DIGITS) + 0.0, axis=0)
+    if not is_mixed:
+        numbers = np.arange(1, most + 1)
+        if kinds * most > limit:
+            raise UnboundedError(f"{name} may average up to {most} keys of any of {kinds} values")
+        return (values * numbers[:, None, None]).reshape(-1, values.shape[1]), numbers.repeat(kinds)
+    if sum(math.comb(n + kinds - 1, kinds - 1) for n in range(1, most + 1)) > limit:
+        raise UnboundedError(f"{name} may average up to {most} of {kinds} values")
+    counts = np.array([c for n in range(1, most + 1) for c in _compositions(n, kinds)])
+    return counts @ values, counts.sum(1)
 
 
 def _compositions(total: int, kinds: int) -> list[tuple[int, ...]]:

@@ -71,6 +71,14 @@ def match_parts(compiled: TracrWeights, weights: TracrWeights) -> list[Matching]
     return [Matching(*(np.array(pairs.get((k, n), []), int).reshape(-1, 2) for k in kinds)) for n in layers]
 
 
+def do_parts_correspond(compiled: TracrWeights, weights: TracrWeights) -> bool:
+    """Whether a matching is found. This proves nothing (see the module)."""
+    try:
+        return match_parts(compiled, weights) is not None
+    except TooManyProductsError:
+        return False
+
+
 @dataclass
 class _Parts:
     """Head dimensions of one layer that are compared or moved, its hidden units, or the outputs.
@@ -99,7 +107,7 @@ class _Parts:
 
 
 def _products(weights: TracrWeights) -> list[_Parts]:
-    """Of all parts that read and write anything, in the order in which they are computed. Raises TooManyProductsError."""
+    """Of all parts that read and write anything, in order of computation. Raises TooManyProductsError."""
     writers = [np.zeros((1, weights.d_model))]
     writers += [weights.tensors[f"{name}/embeddings"].astype(np.float64) for name in ("token_embed", "pos_embed")]
     heads = np.repeat(np.arange(weights.num_heads), weights.key_size)
