@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trade_hf.compiled.ideal import POSITIONS, Head, Ideal, Source, UnboundedError, Units, token_rows
+from trade_hf.compiled.ideal import DIGITS, POSITIONS, Head, Ideal, Source, UnboundedError, Units, token_rows
 from trade_hf.compiled.products import Matching
 from trade_hf.compiled.weights import TracrWeights
 
@@ -19,6 +19,7 @@ LARGEST = 1e30  # sums of larger magnitudes could overflow
 MOST_WORK = 20_000_000_000  # multiplications
 CHUNK = 4_000_000  # entries of an array at once
 EXPONENTIAL = 32  # units of roundoff by which exp and the division of a softmax may be off, besides the sum
+STATES_APART = 10.0**-DIGITS  # by which an entry of a state may be off
 NO_PARTNER = -1
 
 _ATTENTION = ("query", "key", "value")
@@ -310,6 +311,7 @@ class Errors:
             apart = carried.max(0) - carried.min(0)
             self.error[later] += np.abs(values @ read - carried).max(0) + np.where(apart > 0, moved * apart, 0.0)
             self.error[later] += self._states_apart(self.ideal.sources[head.ideal.source], reference, later)
+            self.error[later] += STATES_APART * np.abs(reference.rows @ given).sum(0)
             magnitude = np.abs(values @ written - vectors).max(0) + (1 + 2 * moved) * np.abs(vectors).max(0)
             self.size[later] += magnitude @ magnitudes
         return sizes
@@ -331,6 +333,7 @@ class Errors:
         largest = float((states["queries"].max(0) + off["query"]) @ (states["keys"].max(0) + off["key"]))
         # Of exp, its argument is rounded too: the logits, their difference to the largest, and its share of a base.
         rounded += (self._gamma(len(off["key"]) + 3) + 8 * self.unit) * largest
+        rounded += STATES_APART * float(states["queries"].sum(1).max() + states["keys"].sum(1).max())
         shift = apart + rounded + self._gamma(self.weights.max_seq_len + EXPONENTIAL)
         if not shift < 1:
             raise UnboundedError(f"logits of head {head.ideal.number} of layer {layer} may be off by {shift:.1e}")
@@ -372,7 +375,12 @@ class Errors:
         carried = means @ given
         error, sizes, most, extra = (np.zeros(given.shape[1]) for _ in range(4))
         terms = 0
-        families = _families(group.alike)
+        # The error of one unit alone, and how far it can be from that of the first unit that reads alike.
+        families = [np.flatnonzero(group.alike == first) for first in np.unique(group.alike)]
+        families = [family for family in families if len(family) > 1]
+        is_alone = ~np.isin(np.arange(len(written)), np.concatenate([[], *families]))
+        alone = off[:, None] * np.abs(read)
+        apart_from_first = np.where(is_alone, off, own + rounded)[:, None] * np.abs(read)
         step = max(1, CHUNK // max(1, given.shape[1], len(written)))
         for reads, numbers, of in zip(inputs, gives, states, strict=True):
             for start in range(0, len(reads), step):
@@ -380,11 +388,9 @@ class Errors:
                 self._spend(len(some), len(written), given.shape[1], 4)
                 on, near = some > off, np.abs(some) <= off
                 active = np.maximum(some, 0.0)
-                one = np.abs(active @ read - state @ carried) + near @ (off[:, None] * np.abs(read))
+                one = np.abs(active @ read - state @ carried) + near @ alone + on @ apart_from_first
                 for family in families:
-                    mine = on[:, family].astype(np.float64)
-                    one += np.abs(mine @ read[family]) * common[family[0]]
-                    one += mine @ ((own + rounded)[family, None] * np.abs(read[family]))
+                    one += np.abs(on[:, family] @ read[family]) * common[family[0]]
                 error = np.maximum(error, one.max(0))
                 open_ = on | near
                 sizes = np.maximum(sizes, ((active + open_ * off) @ read_sizes).max(0))
@@ -437,11 +443,6 @@ def _alike(reads: np.ndarray, partners: np.ndarray) -> np.ndarray:
         [n if partners[n] == NO_PARTNER else first.setdefault(varied[:, n].tobytes(), n) for n in range(len(partners))],
         int,
     )
-
-
-def _families(alike: np.ndarray) -> list[np.ndarray]:
-    """Units that are alike, the first one first."""
-    return [np.flatnonzero(alike == first) for first in np.unique(alike)]
 
 
 def _padded(columns: np.ndarray, count: int) -> np.ndarray:

@@ -33,7 +33,7 @@ MAX_AVERAGES = 4_000  # of the values that a head averages
 DIGITS = 12  # of states; those that are equal up to here are one
 LOGIT_DIGITS, ROUNDED = 6, 1e-6  # of logits; those that are equal up to here are one
 SAME_LOGIT = 2e-6
-NEAR = 5.0  # of the largest logit: those that are so near have their share, all others leak
+NEAR = 4.0  # of the largest logit: those that are so near have their share, all others leak
 NO_SHARE = 1e-7  # of BOS in a mean, below which it counts as leak
 
 
@@ -514,7 +514,9 @@ class _Grid:
             return None
         order = tuple(sorted(roots))
         sizes = [len(sources[number].states[ORDINARY]) for number in order]
-        return cls(sources, order, dict(zip(order, np.indices(sizes).reshape(len(sizes), -1), strict=True)))
+        return cls(
+            sources, order, dict(zip(order, np.indices(sizes).reshape(len(sizes), _count(sources, roots)), strict=True))
+        )
 
     @property
     def count(self) -> int:
