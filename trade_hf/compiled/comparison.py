@@ -89,8 +89,8 @@ def _compare(ideal: Ideal, weights: TracrWeights, matching: list[Matching], unit
     try:
         own = Errors(ideal, ideal.weights, _with_itself(ideal), unit).of_outputs()
         given = Errors(ideal, weights, matching, unit).of_outputs()
-    except UnboundedError as error:
-        return Comparison((), str(error))
+    except UnboundedError as unbounded:
+        return Comparison((), str(unbounded))
     error = float(given.max())
     if weights.output_values is None:
         margin, is_safe = TOLERANCE - float(own.max()), bool((given + own <= TOLERANCE).all())

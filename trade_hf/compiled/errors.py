@@ -113,7 +113,8 @@ class Errors:
         if any(len({*pair.values()}) < len(pair) for pair in pairs):
             raise UnboundedError(f"parts of heads of layer {layer} do not correspond")
         used = self._used_columns(layer)
-        found, taken = [], set()
+        found: list[_PairedHead] = []
+        taken: set[int] = set()
         for head in self.ideal.layers[layer].heads if layer < len(self.ideal.layers) else ():
             places = [
                 [pair.get(c, NO_PARTNER) for c in own.tolist()]
@@ -129,8 +130,9 @@ class Errors:
                 both.append((np.append(own, [NO_PARTNER] * len(more)).astype(int), np.array(some + more, int)))
             found.append(_PairedHead(head, *both))
         for number in {int(c) // size for c in used[1]} - taken:
-            own = [columns[columns // size == number] for columns in used]
-            found.append(_PairedHead(None, *((np.full(len(c), NO_PARTNER), c) for c in own)))
+            compared, moved = (columns[columns // size == number] for columns in used)
+            pairs_of_none = [(np.full(len(columns), NO_PARTNER), columns) for columns in (compared, moved)]
+            found.append(_PairedHead(None, *pairs_of_none))
         return found
 
     def _used_columns(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
@@ -148,7 +150,8 @@ class Errors:
         pairs = dict(self.matching[layer].units.tolist())
         if len({*pairs.values()}) < len(pairs):
             raise UnboundedError(f"hidden units of layer {layer} do not correspond")
-        found, taken = [], set()
+        found: list[_PairedUnits] = []
+        taken: set[int] = set()
         for group in self.ideal.layers[layer].groups if layer < len(self.ideal.layers) else ():
             partners = np.array([pairs.get(unit, NO_PARTNER) for unit in group.units.tolist()], int)
             taken |= {*partners.tolist()}
@@ -223,7 +226,7 @@ class Errors:
 
     # ------------------------------------------------------------ errors
 
-    def _gamma(self, count: int | np.ndarray) -> float | np.ndarray:
+    def _gamma(self, count: float) -> float:
         """The share of the magnitudes' sum by which a sum of `count` products may be off."""
         return count * self.unit / (1 - count * self.unit)
 
@@ -232,7 +235,8 @@ class Errors:
         size = self.size[at]
         if not (size < LARGEST).all():
             raise UnboundedError("numbers in the model may overflow")
-        return self._gamma(self.lengths[at] + 1) * size + SMALLEST
+        shares = np.array([self._gamma(count + 1) for count in self.lengths[at].tolist()])
+        return shares * size + SMALLEST
 
     def _off(self, at: slice) -> np.ndarray:
         return self.error[at] + self._dot(at)
@@ -361,11 +365,11 @@ class Errors:
         given, magnitudes = self.readers.given[:, later], self.magnitudes[:, later]
         self._spend(len(written), *given.shape, 2)
         read, read_sizes = written @ given, np.abs(written) @ magnitudes
-        none = np.zeros((1, 0)), np.zeros((0, self.weights.d_model))
-        if group.ideal is None:
-            inputs, gives = (self.readers.given_bias[at][None],), (np.zeros(1, int),)
-            states, means = (none[0],), none[1]
-        else:
+        inputs: tuple[np.ndarray, ...] = (self.readers.given_bias[at][None],)
+        gives: tuple[np.ndarray, ...] = (np.zeros(1, int),)
+        states: tuple[np.ndarray, ...] = (np.zeros((1, 0)),)
+        means = np.zeros((0, self.weights.d_model))
+        if group.ideal is not None:
             inputs, gives = group.ideal.reads, group.ideal.gives
             source = self.ideal.sources[group.ideal.source]
             second = self.ideal.weights.layer(layer, "mlp/linear_2/w")[group.ideal.units].astype(np.float64)

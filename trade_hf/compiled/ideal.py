@@ -236,8 +236,8 @@ class Ideal:
         size, found = self.weights.key_size, []
         parts = {name: self.weights.layer(layer, f"attn/{name}/w").astype(np.float64) for name in _ATTENTION}
         biases = {name: self.weights.layer(layer, f"attn/{name}/b").astype(np.float64) for name in _ATTENTION[:3]}
-        for name in (parts, biases):
-            name["query"] = name["query"] * size**-0.5
+        for arrays in (parts, biases):
+            arrays["query"] = arrays["query"] * size**-0.5
         is_read = {name: parts[name].any(0) | (biases[name] != 0) for name in _ATTENTION[:3]}
         compares, moves = is_read["query"] & is_read["key"], is_read["value"] & parts["linear"].any(1)
         for number in range(self.weights.num_heads):
@@ -339,15 +339,15 @@ class _Attention:
                 continue
             for number, query in enumerate(self.query.states[kind]):
                 own = self.own[number] if kind == ORDINARY else -np.inf
-                for states, more, is_mean in self._attended(query, own):
-                    given[kind].append(states)
+                for means, more, is_mean in self._attended(query, own):
+                    given[kind].append(means)
                     leak, averages = max(leak, more), averages or is_mean
         states = [_distinct(np.concatenate(part), self.name)[0] for part in given]
         # With a causal mask, what a query attends to depends on where it stands.
         depends = None if self.is_causal else self.query.sources
         source = ideal._add(self.name, states, depends=depends, counts=self._counts())
-        parts = (np.concatenate(part.states) for part in (self.query, self.key, self.value))
-        return Head(number, compared, moved, source, *parts, leak, averages)
+        query, key, value = (np.concatenate(part.states) for part in (self.query, self.key, self.value))
+        return Head(number, compared, moved, source, query, key, value, leak, averages)
 
     def _counts(self) -> _Counts | None:
         """Which keys each query counts, where the head tells their number: all ordinary keys have one value, BOS has

@@ -223,8 +223,8 @@ def _graph(weights: TracrWeights, parts: list[_Parts]) -> tuple[Graph, dict[int,
         vertices = np.arange(len(colours), len(colours) + len(shown))
         names = [(plain(value),) for value in weights.output_values or (None,)] if part.kind == _OUTPUT else None
         colours += [(part.kind, part.layer, *(names[n] if names else (len(alike[n]),))) for n in shown.tolist()]
-        for vertex, numbers in zip(vertices.tolist(), alike.values(), strict=True):
-            owners[vertex] = part.kind, part.layer, part.place[numbers].tolist()
+        for vertex, number in zip(vertices.tolist(), shown.tolist(), strict=True):
+            owners[vertex] = part.kind, part.layer, part.place[alike[number]].tolist()
         sources = np.array(vertex_of_writer)
         for reads in part.reads:
             rows = np.flatnonzero(sources >= 0)
