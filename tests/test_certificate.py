@@ -91,3 +91,13 @@ def test_on_the_command_line(tmp_path, capsys):
     assert "REFUSED: the certificate was changed" in capsys.readouterr().out
     assert main(["verify", str(model)]) == 2
     assert "expected a model and a program" in capsys.readouterr().err
+
+
+def test_a_certificate_that_asks_for_too_much_is_refused_at_once():
+    longer = compile_program(PROGRAM, VOCAB, 12)
+    asks = dataclasses.replace(certify(PROGRAM, longer, samples=100), samples=8_000_000)
+    with pytest.raises(CertificateError, match="asks for 8,000,000 inputs; at most 2,000,000 are run unless --limit"):
+        recheck(Certificate.from_json(asks.to_json()), longer)
+    few = certify(PROGRAM, WEIGHTS)
+    with pytest.raises(CertificateError, match="asks for 3,905 inputs; at most 3,000"):
+        recheck(few, WEIGHTS, most=3_000)

@@ -1,10 +1,13 @@
 """The command line as a user meets it: results for people and machines, one line for what is wrong."""
 
 import json
+import os
 import pickle
+import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from cases import CASES, LENGTH, VOCAB
 
@@ -101,7 +104,9 @@ def _bad_files(tmp_path):
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    compile_program(CASES[1].program, VOCAB, LENGTH).save(tmp_path / "good.safetensors")
+    weights = compile_program(CASES[1].program, VOCAB, LENGTH)
+    weights.save(tmp_path / "good.safetensors")
+    np.savez(tmp_path / "haiku.npz", **weights.tensors)
 
 
 BAD = [
@@ -122,7 +127,36 @@ BAD = [
     (["compile", "good.py", "-o", "no/such/folder/x"], "no/such/folder: expected a folder to write x to"),
     (["verify", "text.safetensors", "good.py"], "expected a safetensors file"),
     (["verify", "good.safetensors", "good.py", "--samples", "0"], "samples: expected at least 1 input, got 0"),
-    (["verify", "--certificate", "c.json", "--limit", "5"], "--limit: the certificate holds its own"),
+    (["verify", "--certificate", "c.json", "--samples", "5"], "--samples: the certificate holds its own"),
+    (["verify", "--certificate", "c.json"], "c.json: no such file"),
+    (["verify", "--certificate", "/dev/zero"], "/dev/zero: expected a certificate, got more than 8,000,000 bytes"),
+    (["verify", "--certificate", "."], ".: expected a certificate, got a folder"),
+    (["verify", "/dev/zero", "good.py"], "/dev/zero: expected a file of at most 204,000,000 bytes, got 204,000,001"),
+    (["verify", "good.py", "good.safetensors"], "good.safetensors: expected a program, got a model"),
+    (["decompile", "good.py"], "expected a safetensors file, got a program: `trade compile` makes a model of it"),
+    (["compile", "good.safetensors", "-o", "x"], "good.safetensors: expected a program, got a model"),
+    (["compile", ".", "-o", "x"], ".: expected a program, got a folder"),
+    (["decompile", "."], ".: expected a file, got a folder"),
+    (["compile", "good.py", "-o", "x", "--max-seq-len", "30000000"], "expected at most 512 positions, got 30,000,000"),
+    (
+        ["decompile", "good.safetensors", "--figure", "x.png"],
+        "x.png: expected a name with .svg",
+    ),
+    (["decompile", "good.safetensors", "--report", "x.pdf"], "x.pdf: expected a name with .html or .htm"),
+    (
+        ["decompile", "haiku.npz"],
+        "expected beside the tensors vocab or --vocab (a token for each",
+    ),
+    (["decompile", "good.safetensors", "--vocab", "1,,2"], "--vocab: expected tokens separated by commas, got '1,,2'"),
+    (
+        ["decompile", "good.safetensors", "--bos", "B"],
+        "expected 'B' once in the vocabulary (bos or --bos names",
+    ),
+    (
+        ["verify", "good.safetensors", "good.py", "--max-seq-len", "9"],
+        "expected at most 5 positions, got 9",
+    ),
+    (["app", "--port", "70000"], "--port: expected a number up to 65535, got 70000"),
     (["sample", "--vocab", "0", "--max-seq-len", "1"], "none of 5,000 programs in a row was kept"),
     (["sample", "-n", "-1"], "expected -n of at least 0"),
     (["sample", "--vocab", "1,1"], "expected distinct tokens"),
@@ -144,6 +178,36 @@ def test_bad_input_gets_one_line_and_status_2(command, message, tmp_path, capsys
     assert not place or (": line 1, column " in message and place[1].endswith("^"))
     assert not captured.out
     assert not (tmp_path / "x").exists()
+
+
+def test_a_port_in_use(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert main(["app", "--port", str(taken.getsockname()[1])]) == 2
+    assert "cannot be served on (Address already in use): give another one" in capsys.readouterr().err
+
+
+def test_a_folder_that_may_not_be_written_to(model_file, capsys, monkeypatch):
+    model_file.parent.chmod(0o500)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root, as whom tests may run, may write everywhere
+    assert main(["decompile", str(model_file), "--report", str(model_file.parent / "report.html")]) == 2
+    assert "report.html: no permission to write there" in capsys.readouterr().err
+
+
+def test_what_a_file_does_not_tell_is_an_option(model_file, program_file, tmp_path, capsys):
+    weights = TracrWeights.load(model_file)
+    np.savez(tmp_path / "haiku.npz", **weights.tensors)
+    known = {
+        "vocab": weights.vocab,
+        "output-values": weights.output_values,
+        "output-directions": weights.metadata()["output_directions"],
+        "num-heads": [weights.num_heads],
+        "max-seq-len": [LENGTH],
+    }
+    options = [part for name, parts in known.items() for part in (f"--{name}", ",".join(map(str, parts)))]
+    assert main(["verify", str(tmp_path / "haiku.npz"), str(program_file), *options]) == 0
+    assert "identical weights" in capsys.readouterr().out
 
 
 def test_usage_errors_exit_with_2(capsys):

@@ -22,8 +22,9 @@ import trade_hf
 from trade_hf import parse, remote_code
 from trade_hf.auto import TASK, Registrar, register
 from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.formats import to_weights
 from trade_hf.compiled.transforms import permute
-from trade_hf.compiled.weights import WeightsError, read_weights
+from trade_hf.compiled.weights import WeightsError
 from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile
 from trade_hf.remote_code import PACKAGE, export
 from trade_hf.with_code import CUSTOM_PIPELINES
@@ -98,7 +99,7 @@ with safe_open(file, "numpy") as opened:
     metadata = json.loads(opened.metadata()["trade"])
 sources = [file, Path(file).read_bytes(), {**load_arrays(file), **metadata}]
 errors = []
-for bad in (3, b"PK", {"vocab": [1]}):
+for bad in (3, bytes([128, 4]), {"vocab": [1]}):
     try:
         pipe(bad)
     except ValueError as error:
@@ -152,9 +153,10 @@ def test_push_and_load_over_http_with_the_package_and_without(exported, file, tm
         assert given["pipeline"] == expected and given["list"] == [expected] * 3
         assert given["greedy"] == expected["code"]
         assert given["errors"] == [
-            "expected a safetensors path, its bytes, or a dictionary of arrays with its metadata, got int",
+            "expected a safetensors or npz file, its bytes, a dictionary of arrays or a model of tracr or "
+            "TransformerLens, got int",
             "expected a safetensors file, got a pickle or an archive, which is never opened",
-            "expected output_encoding `categorical` or `numerical` in the metadata",
+            "expected Tracr's parameters (token_embed/embeddings, …), got no tensor",
         ]
         for name in ("with", "without"):
             shards = [path for path in hub.files("model", f"trade/{name}") if path.endswith(".safetensors")]
@@ -300,7 +302,7 @@ def test_no_checkpoint(tmp_path):
 
 def test_a_dictionary_is_read_as_a_file(model):
     for given in ({**model.tensors, **model.metadata()}, {**model.tensors, "unembed/w": model.unembedding, **META}):
-        read = read_weights(given)
+        read = to_weights(given)
         assert read.tensors.keys() == model.tensors.keys() and (read.unembedding == model.unembedding).all()
         assert (read.vocab, read.output_values) == (model.vocab, model.output_values)
 
@@ -317,15 +319,15 @@ META = {
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"vocab": None}, "expected a vocabulary in the metadata, found none"),
+        ({"vocab": None}, "vocab or --vocab .a token for each of the 5 rows .*; got none"),
         ({"num_heads": 0}, "expected a whole number above 0 for num_heads"),
         ({"token_embed/embeddings": [1, 2]}, r"expected Tracr's parameters \(token_embed/embeddings"),
-        ({"vocab": [float("nan"), "compiler_bos", "compiler_pad"]}, "expected numbers and strings for vocab"),
-        ({"vocab": ["compiler_bos", "compiler_pad"]}, "expected a token beside 'compiler_bos' and 'compiler_pad'"),
-        ({"vocab": [[[[[[[[[[1]]]]]]]]]]}, "expected numbers and strings for vocab"),
+        ({"vocab": [float("nan"), "b", "c", "compiler_bos", "compiler_pad"]}, "expected numbers and strings for vocab"),
+        ({"vocab": ["compiler_bos", "compiler_pad"]}, "vocab or --vocab .a token for each of the 5 rows .*; got 2"),
+        ({"vocab": [[[[[[[[[[1]]]]]]]]], "b", "c", "compiler_bos", "compiler_pad"]}, "expected numbers and strings"),
         ({"output_values": [0] * 5000}, "output_values has 5,000 values; the limit is 4,096"),
     ],
 )
 def test_a_bad_dictionary(model, changed, message):
     with pytest.raises(WeightsError, match=message):
-        read_weights({**model.tensors, **model.metadata(), **changed})
+        to_weights({**model.tensors, **model.metadata(), **changed})

@@ -19,9 +19,10 @@ from trade_hf.cli import main
 from trade_hf.compiled import transformer_lens as lens
 from trade_hf.compiled.bridge import from_tracr_model
 from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.formats import to_weights
 from trade_hf.compiled.forward import residual_stream, run
 from trade_hf.compiled.transforms import permute, rotate
-from trade_hf.compiled.weights import TracrWeights, WeightsError, read_weights
+from trade_hf.compiled.weights import TracrWeights, WeightsError
 from trade_hf.decompiler import decompile
 from trade_hf.rasp.evaluate import PADDING, all_inputs
 from trade_hf.rasp.text import to_text
@@ -160,12 +161,11 @@ def test_the_file_is_what_transformer_lens_loads(tmp_path):
 def test_decompiles(tiny_checkpoint):
     weights = of(CASES[1])
     model = lens.to_hooked_transformer(weights)
-    described = {"vocab": list(weights.vocab), "output_values": list(weights.output_values)}
-    source = {**model.state_dict(), **described}  # torch's tensors, buffers among them
-    result = decompile(source, tiny_checkpoint, budget_seconds=60)
-    assert str(verify(result.program, weights)) == "identical weights"
-    with pytest.raises(WeightsError, match="or a dictionary of arrays with its metadata, got HookedTransformer"):
-        decompile(model, tiny_checkpoint)  # says nothing of its vocabulary
+    known = {"vocab": list(weights.vocab), "output_values": list(weights.output_values)}
+    beside = {**model.state_dict(), **known, "causal": False}  # torch's tensors, buffers among them
+    for source, arguments in ((beside, {}), (model, known)):
+        result = decompile(source, tiny_checkpoint, budget_seconds=60, **arguments)
+        assert str(verify(result.program, weights)) == "identical weights"
 
 
 def test_command_line(tmp_path, capsys):
@@ -184,29 +184,27 @@ def spoilt(state, **changes):
 def test_one_clear_line_for_what_is_none(tmp_path):
     weights = of(CASES[1])
     state = lens.to_state_dict(weights)
-    good = {**state, "vocab": weights.vocab, "output_values": weights.output_values}
-    taken = read_weights({**good, "blocks.0.attn.mask": np.ones((6, 6), bool)})
-    assert np.array_equal(taken.unembedding, weights.unembedding) and not taken.causal
+    good = {**state, "vocab": weights.vocab, "output_values": weights.output_values, "causal": False}
     causal = np.tril(np.ones((6, 6), bool))
-    assert read_weights({**good, "blocks.0.attn.mask": causal}).causal
     for changes, message in [
-        ({"vocab": None}, "expected vocab beside a TransformerLens state dict: a token for each of the 7 rows"),
-        ({"vocab": VOCAB}, "compiler_pad among them; got 5"),
-        ({"output_values": None}, "expected output_values beside a TransformerLens state dict"),
+        ({"vocab": None}, r"beside the tensors vocab or --vocab \(a token for each of the 7 rows .*; got none\)"),
+        ({"vocab": VOCAB}, "BOS and pad among them; got 5"),
+        ({"output_values": None}, "beside the tensors output_values or --output-values"),
         ({"blocks.0.mlp.W_in": None}, "the tensor blocks.0.mlp.W_in is missing"),
         ({"blocks.0.mlp.W_gate": np.ones(3)}, "the tensor blocks.0.mlp.W_gate is not one of"),
         ({"unembed.b_U": np.ones(6, np.float32)}, "unembed.b_U: expected zeros"),
         ({"blocks.0.attn.mask": ~causal}, "blocks.0.attn.mask: expected attention to all positions or a causal mask"),
-        ({"blocks.0.attn.mask": causal, "causal": False}, "expected one attention mask, causal or not, got both"),
+        ({"blocks.0.attn.mask": causal, "causal": None}, "beside the tensors causal or --causal"),
+        ({"causal": None}, "beside the tensors causal or --causal"),
         ({"causal": 1}, "expected true or false for causal in the metadata, got 1"),
         ({"blocks.0.attn.W_Q": np.ones((7, 6), np.float32)}, "expected heads first"),
-        ({"embed.W_E": np.float32(1)}, "embed.W_E: expected two dimensions"),
+        ({"embed.W_E": np.float32(1)}, "token_embed/embeddings has the wrong shape: expected .row, d_model., got .."),
     ]:
         with pytest.raises(WeightsError, match=message):
-            read_weights(spoilt(good, **changes))
+            to_weights(spoilt(good, **changes))
     save_file(state, tmp_path / "bare.safetensors")
-    with pytest.raises(WeightsError, match="expected the vocabulary and the lengths in the metadata"):
-        read_weights(tmp_path / "bare.safetensors")
+    with pytest.raises(WeightsError, match="expected beside the tensors vocab .*output_values .*causal"):
+        to_weights(tmp_path / "bare.safetensors")
     with pytest.raises(TypeError, match="expected a HookedTransformer or a TransformerBridge, got dict"):
         lens.from_transformer_lens({}, weights.vocab, weights.output_values)
 
@@ -235,7 +233,7 @@ def test_hostile_state_dicts_give_one_line(data):
     shape = data.draw(st.lists(st.integers(0, 4), max_size=4))
     state[name] = np.zeros(shape, np.float32)
     try:
-        read_weights({**state, "vocab": weights.vocab, "output_values": weights.output_values})
+        to_weights({**state, "vocab": weights.vocab, "output_values": weights.output_values})
     except WeightsError as error:
         assert "\n" not in str(error)
     else:

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from trade_hf.compiled import weights as weights_module
+from trade_hf.compiled import tensor_files
 from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.formats import to_weights
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate
 from trade_hf.compiled.weights import TracrWeights, WeightsError
@@ -110,8 +111,13 @@ QUERY = "transformer/layer_0/attn/query/w"
 BAD_TENSORS = {
     "missing": (lambda t: t.pop("transformer/layer_0/mlp/linear_2/w"), "layer_0/mlp/linear_2/w is missing"),
     "no embedding": (lambda t: t.pop("token_embed/embeddings"), "token_embed/embeddings"),
-    "shape": (lambda t: t.update({"pos_embed/embeddings": t["pos_embed/embeddings"][:-1]}), "expected shape"),
-    "type": (lambda t: t.update({QUERY: t[QUERY].astype(np.float64)}), "expected float32 (F32), got F64"),
+    "shape": (
+        lambda t: t.update({"pos_embed/embeddings": t["pos_embed/embeddings"][:-1]}),
+        "expected at most 4 positions, got 5",
+    ),
+    "other shape": (lambda t: t.update({QUERY: t[QUERY][:-1]}), "expected shape"),
+    "whole numbers": (lambda t: t.update({QUERY: t[QUERY].astype(np.int32)}), "expected float32 (F32) or another type"),
+    "too precise": (lambda t: t.update({QUERY: t[QUERY] + np.float64(0.1)}), "that it holds exactly, got float64"),
     "NaN": (lambda t: t[QUERY].__setitem__((0, 0), np.nan), "got NaN or infinity"),
     "infinity": (lambda t: t[QUERY].__setitem__((0, 0), np.inf), "got NaN or infinity"),
     "large": (lambda t: t[QUERY].__setitem__((0, 0), 1e30), "expected numbers up to 1e+09, got 1e+30"),
@@ -124,23 +130,26 @@ BAD_TENSORS = {
     ),
 }
 BAD_METADATA = {
-    "no vocabulary": (lambda m: m.pop("vocab"), "expected a vocabulary in the metadata"),
+    "no vocabulary": (lambda m: m.pop("vocab"), "vocab or --vocab (a token for each of the 7 rows"),
     "no BOS": (lambda m: m.update(vocab=[0, 1, 2, 3, 4, 5, 6]), "expected 'compiler_bos' once"),
     "BOS twice": (lambda m: m["vocab"].__setitem__(0, "compiler_bos"), "expected 'compiler_bos' once"),
     "same token twice": (lambda m: m["vocab"].__setitem__(0, m["vocab"][1]), "expected distinct tokens"),
     "heads": (lambda m: m.update(num_heads=0), "expected a whole number above 0 for num_heads"),
     "heads do not divide": (lambda m: m.update(num_heads=97), "heads divide"),
     "length": (lambda m: m.update(max_seq_len="5"), "expected a whole number above 0 for max_seq_len"),
-    "long": (lambda m: m.update(max_seq_len=100_000), "max_seq_len is 100,000; the limit is 512"),
+    "long": (lambda m: m.update(max_seq_len=100_000), "max_seq_len: expected at most 5 positions, got 100,000"),
     "format": (lambda m: m.update(format="x"), "expected metadata of format"),
     "encoding": (lambda m: m.update(output_encoding="x"), "expected output_encoding"),
     "output values": (lambda m: m.update(output_values=None), "expected output_values"),
-    "output directions": (lambda m: m.update(output_directions=[10**6]), "expected output_directions below"),
+    "output directions": (
+        lambda m: m.update(output_directions=[10**6]),
+        "output_directions below 45, or a tensor unembed/w",
+    ),
     "strange value": (lambda m: m["vocab"].__setitem__(0, {"a": 1}), "expected numbers and strings for vocab"),
     "infinite value": (lambda m: m["vocab"].__setitem__(0, float("inf")), "expected numbers and strings for vocab"),
     "huge value": (lambda m: m["vocab"].__setitem__(0, 10**300), "expected numbers and strings for vocab"),
     "line breaks": (lambda m: m.update(num_heads="a\nb"), "got 'a\\nb'"),
-    "values no list": (lambda m: m.update(vocab="abc"), "expected a list for vocab"),
+    "values no list": (lambda m: m.update(output_values="abc"), "expected a list for output_values"),
 }
 
 
@@ -167,12 +176,12 @@ def check(path, message):
 
 def test_other_files(file, compiled, tmp_path, monkeypatch):
     check(tmp_path / "nothing", "no such file")
-    check(tmp_path, "no such file")
+    check(tmp_path, "expected a file, got a folder")
     whole = file.read_bytes()
     for name, content, message in [
         ("pickle", pickle.dumps({"a": 1}), "got a pickle or an archive, which is never opened"),
         ("gzip", b"\x1f\x8b" + bytes(50), "got a pickle or an archive"),
-        ("zip", b"PK\x03\x04" + bytes(50), "got a pickle or an archive"),
+        ("zip", b"PK\x03\x04" + bytes(50), "expected an npz file"),
         ("json", b'{"a": 1}', "got JSON"),
         ("empty", b"", "expected a safetensors file"),
         ("text", b"hello, this is text", "expected a safetensors file"),
@@ -184,17 +193,18 @@ def test_other_files(file, compiled, tmp_path, monkeypatch):
         path.write_bytes(content)
         check(path, message)
     save_file({"token_embed/embeddings": np.zeros((2, 2), np.float32)}, tmp_path / "bare")
-    check(tmp_path / "bare", "expected the vocabulary and the lengths in the metadata")
-    monkeypatch.setattr(weights_module, "MAX_BYTES", 100)
+    check(tmp_path / "bare", "expected Tracr's parameters")
+    monkeypatch.setattr(tensor_files, "MAX_BYTES", 100)
     check(file, f"expected a file of at most 100 bytes, got {len(whole):,}")
     monkeypatch.undo()
-    monkeypatch.setitem(weights_module.LIMITS, "parameters", 100)
+    monkeypatch.setitem(tensor_files.LIMITS, "parameters", 100)
     check(file, "parameters; the limit is 100")
-    monkeypatch.setitem(weights_module.LIMITS, "parameters", 10**9)
-    monkeypatch.setitem(weights_module.LIMITS, "d_model", 4)
+    monkeypatch.setitem(tensor_files.LIMITS, "parameters", 10**9)
+    monkeypatch.setitem(tensor_files.LIMITS, "d_model", 4)
     check(file, "d_model is")
     with pytest.raises(WeightsError, match="the limit is 4"):
-        replace(compiled, num_heads=1)
+        to_weights(compiled)
+    replace(compiled, num_heads=1)  # what is made of a model is not held against the limits
 
 
 @pytest.mark.parametrize("magic", [b"PK", b"\x80\x04", b" {"], ids=["zip", "pickle", "json"])

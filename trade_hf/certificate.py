@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from trade_hf.compiled.weights import TracrWeights
+from trade_hf.rasp.evaluate import count_inputs
 from trade_hf.rasp.program import Program, RaspError
 from trade_hf.rasp.text import parse, to_text
 from trade_hf.verification import (
@@ -136,9 +137,10 @@ def certify(
     return _written(verdict, to_text(program), weights, weights_file=file, limit=limit, samples=samples, seed=seed)
 
 
-def recheck(certificate: Certificate, weights: TracrWeights | None = None) -> Certificate:
+def recheck(certificate: Certificate, weights: TracrWeights | None = None, most: int = EXHAUSTIVE_LIMIT) -> Certificate:
     """Run the comparison of a certificate again, by default on the model at its `weights_file`.
 
+    What a certificate asks for is bounded: it is refused where it asks for more than `most` inputs.
     Raises CertificateError if the model is another one or the comparison comes out otherwise, WeightsError for a file
     that is none.
     """
@@ -153,6 +155,10 @@ def recheck(certificate: Certificate, weights: TracrWeights | None = None) -> Ce
     except RaspError as error:
         raise CertificateError(f"its program is none: {error}") from None
     how = {"limit": certificate.limit, "samples": certificate.samples, "seed": certificate.seed}
+    total = count_inputs(len(weights.input_vocab), weights.max_seq_len)
+    asked = total if total <= max(certificate.limit, certificate.samples) else certificate.samples
+    if asked > most:
+        raise CertificateError(f"it asks for {asked:,} inputs; at most {most:,} are run unless --limit allows more")
     try:
         verdict = verify(program, weights, **how)
     except ValueError as error:

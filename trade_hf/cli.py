@@ -6,7 +6,6 @@ People get text, `--json` gets JSON. Bad input gets one line on standard error a
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import os
 import sys
@@ -14,6 +13,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trade_hf.arguments import (
+    UsageError,
+    add_known,
+    check_output,
+    check_port,
+    parse_vocab,
+    read_certificate,
+    read_model,
+    read_program,
+)
 from trade_hf.files import write_text
 from trade_hf.rasp.functions import Value
 from trade_hf.rasp.program import Program, variable_name
@@ -25,17 +34,8 @@ if TYPE_CHECKING:
 
 DEFAULT_VOCAB = "0,1,2,3,4"
 DEFAULT_LENGTH = 5
-MAX_PROGRAM_BYTES = 4_000_000
 NOT_PROVEN = 3  # exit status of `decompile` and `verify`
 EXIT_STATUS = "(exit status 0: proven, 1: refuted, 3: neither)"
-
-
-class UsageError(ValueError):
-    """Bad input; the message is the one line that the user sees, `place` what is shown below it of a program."""
-
-    def __init__(self, message: str, place: str = "") -> None:
-        super().__init__(message)
-        self.place = place
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,10 +72,11 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     sub = command("decompile", _decompile, f"recover the program of a compiled model and check it {EXIT_STATUS}")
-    sub.add_argument("file", type=Path, help="a safetensors file as `trade compile` writes it")
+    sub.add_argument("file", type=Path, help="a safetensors file as `trade compile` writes it, or of another's tensors")
     sub.add_argument("--checkpoint", type=Path, help="the neural model (default: the one that ships)")
     sub.add_argument("--report", type=Path, metavar="FILE", help="write a page about program and model, as HTML")
     sub.add_argument("--figure", type=Path, metavar="FILE", help="draw where in the model each line is, as SVG")
+    add_known(sub)
 
     sub = command("compile", _compile, "compile a RASP program to weights, bit for bit as Tracr does")
     sub.add_argument("program", type=Path, help="lines as tracr has them, `program = …` at the end; read, never run")
@@ -92,10 +93,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("file", type=Path, nargs="?")
     sub.add_argument("program", type=Path, nargs="?")
     sub.add_argument("--write-certificate", type=Path, metavar="FILE", help="write down what was found, as JSON")
-    sub.add_argument("--certificate", type=Path, metavar="FILE", help="check a certificate again, on FILE's model")
+    sub.add_argument(
+        "--certificate",
+        type=Path,
+        metavar="FILE",
+        help="check a certificate again, on FILE's model; it may ask for --limit inputs",
+    )
     sub.add_argument("--limit", type=int, metavar="N", help="run all inputs up to so many (default 2,000,000)")
     sub.add_argument("--samples", type=int, metavar="N", help="of more, run so many (default 10,000)")
     sub.add_argument("--seed", type=int, metavar="N", help="of the sample (default 0)")
+    add_known(sub)
 
     sub = command("sample", _sample, "random programs as in the corpus")
     sub.add_argument("-n", type=int, default=10, help="how many")
@@ -128,14 +135,6 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def parse_vocab(text: str) -> tuple[Value, ...]:
-    """Comma-separated tokens; numbers where they read as numbers."""
-    tokens = [part.strip() for part in text.split(",")]
-    if not all(tokens):
-        raise UsageError(f"--vocab: expected tokens separated by commas, got {text!r}")
-    return tuple(_token(token) for token in tokens)
-
-
 def _distinct_vocab(text: str) -> tuple[Value, ...]:
     from trade_hf.compiled.weights import BOS, PAD
 
@@ -147,39 +146,6 @@ def _distinct_vocab(text: str) -> tuple[Value, ...]:
     return vocab
 
 
-def _token(text: str) -> Value:
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: nested too deep
-        return text
-    return value if isinstance(value, int | float | str) else text
-
-
-def _read_program(path: Path) -> Any:
-    from trade_hf.rasp.syntax import RaspSyntaxError
-    from trade_hf.rasp.text import parse
-
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file")
-    if path.stat().st_size > MAX_PROGRAM_BYTES:
-        raise UsageError(f"{path}: expected a program, got {path.stat().st_size:,} bytes")
-    try:
-        return parse(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: expected text, got bytes that are not UTF-8") from None
-    except RaspSyntaxError as error:
-        raise UsageError(f"{path}: {error}", error.place) from None
-
-
-def _check_folders(*files: Path | None) -> None:
-    """Before the work whose result is to be written there."""
-    for path in files:
-        if path and not path.parent.is_dir():
-            raise UsageError(f"{path.parent}: expected a folder to write {path.name} to")
-        if path and path.is_dir():
-            raise UsageError(f"{path}: expected a file to write to, got a folder")
-
-
 def _print(data: Any, text: str, as_json: bool) -> None:
     print(json.dumps(data, indent=2) if as_json else text.rstrip("\n"))
 
@@ -188,11 +154,11 @@ def _print(data: Any, text: str, as_json: bool) -> None:
 
 
 def _decompile(args: argparse.Namespace) -> int:
-    from trade_hf.compiled.weights import TracrWeights
     from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile
 
-    _check_folders(args.report, args.figure)
-    weights = TracrWeights.load(args.file)
+    check_output(args.report, ".html", ".htm")
+    check_output(args.figure, ".svg")
+    weights = read_model(args.file, args)
     result = decompile(weights, args.checkpoint or DEFAULT_CHECKPOINT)
     origins = _origins(result.program, weights)
     rows = None if origins is None else [_origin_row(origin, sure) for origin, sure in origins]
@@ -262,9 +228,9 @@ def _compile(args: argparse.Namespace) -> int:
     from trade_hf.compiled.compiler import compile_program
     from trade_hf.compiled.transformer_lens import save as save_for_transformer_lens
 
-    _check_folders(args.output)
+    check_output(args.output)
     vocab = _distinct_vocab(args.vocab)
-    weights = compile_program(_read_program(args.program), vocab, args.max_seq_len, causal=args.causal)
+    weights = compile_program(read_program(args.program), vocab, args.max_seq_len, causal=args.causal)
     if args.format == "transformer-lens":
         save_for_transformer_lens(weights, args.output)
     else:
@@ -275,18 +241,17 @@ def _compile(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     from trade_hf.certificate import certify
-    from trade_hf.compiled.weights import TracrWeights
     from trade_hf.verification import verify
 
     how = {name: getattr(args, name) for name in ("limit", "samples", "seed") if getattr(args, name) is not None}
     if args.certificate:
-        if how:
-            raise UsageError(f"--{next(iter(how))}: the certificate holds its own")
+        if how.keys() - {"limit"}:
+            raise UsageError(f"--{min(how.keys() - {'limit'})}: the certificate holds its own")
         return _recheck(args)
     if args.file is None or args.program is None:
         raise UsageError("expected a model and a program: trade verify MODEL PROGRAM, or --certificate FILE")
-    _check_folders(args.write_certificate)
-    program, weights = _read_program(args.program), TracrWeights.load(args.file)
+    check_output(args.write_certificate)
+    program, weights = read_program(args.program), read_model(args.file, args)
     verdict = verify(program, weights, **how)
     if args.write_certificate:
         write_text(args.write_certificate, certify(program, weights, args.file, **how).to_json())
@@ -299,14 +264,13 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _recheck(args: argparse.Namespace) -> int:
     from trade_hf.certificate import Certificate, CertificateError, recheck
-    from trade_hf.compiled.weights import TracrWeights
-    from trade_hf.verification import Status
+    from trade_hf.verification import EXHAUSTIVE_LIMIT, Status
 
     if args.program is not None or args.write_certificate is not None:
         raise UsageError("--certificate: expected a model or nothing beside it, the certificate holds the program")
-    weights = TracrWeights.load(args.file) if args.file else None
+    text, weights = read_certificate(args.certificate), read_model(args.file, args) if args.file else None
     try:
-        found = recheck(Certificate.from_json(args.certificate.read_text(errors="replace")), weights)
+        found = recheck(Certificate.from_json(text), weights, args.limit or EXHAUSTIVE_LIMIT)
     except CertificateError as error:
         _print({"holds": False, "reason": str(error)}, f"REFUSED: {error}", args.json)
         return 1
@@ -357,6 +321,7 @@ def _app(args: argparse.Namespace) -> int:
         from trade_hf.app.page import serve
     except ImportError:
         raise ImportError("the app needs gradio: pip install 'trade-hf[app]'") from None
+    check_port(args.port, os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
     serve(args.port, args.time_limit)
     return 0
 

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -23,9 +23,10 @@ from transformers.utils import logging
 
 from trade_hf.compiled.compiler import compile_like
 from trade_hf.compiled.denoise import denoise, is_aligned
+from trade_hf.compiled.formats import Known, to_weights
 from trade_hf.compiled.products import do_parts_correspond
 from trade_hf.compiled.transforms import compress
-from trade_hf.compiled.weights import TracrWeights, WeightsError, read_weights
+from trade_hf.compiled.weights import TracrWeights
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import to_units
 from trade_hf.rasp.canonical import canonicalise_spoken, spell
@@ -160,33 +161,25 @@ def prepare(model: TraDeForConditionalGeneration) -> TraDeForConditionalGenerati
     return model.float().eval()
 
 
-def to_weights(source: Any) -> TracrWeights:
-    """A TracrWeights from what `read_weights` takes, or from a tracr AssembledTransformerModel."""
-    if not hasattr(source, "params"):
-        return read_weights(source)
-    try:  # what is in a `try` stays behind when the code goes to the Hub (see remote_code.py)
-        from trade_hf.compiled.bridge import from_tracr_model
-    except ImportError:
-        raise WeightsError("a model of the tracr package can be read where trade-hf is installed") from None
-    return from_tracr_model(source)
-
-
 def decompile(
     source: Any,
     checkpoint: str | os.PathLike = DEFAULT_CHECKPOINT,
     max_candidates: int = MAX_CANDIDATES,
     budget_seconds: float = BUDGET_SECONDS,
+    **known: Unpack[Known],
 ) -> Decompilation:
     """Recover a RASP program from a compiled transformer, and check it.
 
     Args:
-      source: a safetensors path or its bytes, a dictionary (see `read_weights`), a TracrWeights, or a tracr
-        AssembledTransformerModel.
+      source: a safetensors or npz path or its bytes, a dictionary of arrays, a TracrWeights, or a model of tracr or
+        TransformerLens (see `compiled/formats.py`).
       checkpoint: folder of the neural model.
       max_candidates: see `decompile_with`.
       budget_seconds: see `decompile_with`.
+      known: what the source does not tell, such as `vocab` and `output_values` (see `Known`).
     """
-    return decompile_with(load_model(checkpoint), to_weights(source), max_candidates, budget_seconds)
+    weights = to_weights(source, **known)
+    return decompile_with(load_model(checkpoint), weights, max_candidates, budget_seconds)
 
 
 def decompile_with(

@@ -35,3 +35,9 @@ def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
 def write_text(target: Path, text: str) -> None:
     """The same of a text, in UTF-8."""
     write_whole(target, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def read_start(path: Path, most: int) -> bytes:
+    """The first bytes of a file, a pipe or a device, `most` of them at most."""
+    with path.open("rb") as stream:
+        return stream.read(most)

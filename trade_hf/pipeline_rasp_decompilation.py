@@ -17,8 +17,9 @@ from typing import Any
 from torch.utils.data import Dataset
 from transformers import Pipeline
 
+from trade_hf.compiled.formats import to_weights
 from trade_hf.compiled.weights import TracrWeights
-from trade_hf.decompiler import Decompilation, decompile_with, prepare, to_weights
+from trade_hf.decompiler import Decompilation, decompile_with, prepare
 from trade_hf.processing_trade import TraDeProcessor
 from trade_hf.tokenization_rasp import build_tokenizer
 from trade_hf.with_code import add_code
@@ -29,8 +30,8 @@ SEARCH = ("max_candidates", "budget_seconds")
 class RaspDecompilationPipeline(Pipeline):
     """Verified decoding of compiled transformers, one after the other.
 
-    An input is one of what `decompile` takes: a safetensors path, its bytes, a dictionary of arrays with its metadata
-    (see `read_weights`), a TracrWeights, or a model of the tracr package. What is none of these raises WeightsError, a
+    An input is one of what `decompile` takes: a path, its bytes, a dictionary of arrays with what they do not tell
+    (see `to_weights`), a TracrWeights, or a model of the tracr package. What is none of these raises WeightsError, a
     ValueError of one line. A list gives a list, a generator or a data set an iterator; in these, what cannot be read
     gives `{"code": None, "proven": False, "error": that line}`.
     """

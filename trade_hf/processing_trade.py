@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
-from trade_hf.compiled.weights import COLDNESS, UNEMBED, WeightsError, read_weights
+from trade_hf.compiled.formats import to_weights
+from trade_hf.compiled.weights import COLDNESS, UNEMBED, WeightsError
 from trade_hf.rasp.canonical import spell
 from trade_hf.rasp.text import to_text
 from trade_hf.tokenization_rasp import allowed_next, from_ids
@@ -255,14 +256,14 @@ class TraDeProcessor(SavedWithCode, ProcessorMixin):
         """A padded batch for `TraDeForConditionalGeneration`.
 
         Args:
-          weights: one of what `read_weights` takes (a safetensors path, its bytes, a dictionary, a TracrWeights), or a
+          weights: one of what `to_weights` takes (a safetensors path, its bytes, a dictionary, a TracrWeights), or a
             list of them.
           programs: for training: the words of each program, as `tokenization_rasp.to_tokens` gives them, joined by
             spaces. They become `labels` [batch, token], closed by the end token, -100 where there is none.
           encoder: the model's `config.encoder`.
         """
         items = weights if isinstance(weights, list) else [weights]
-        batch = collate([READINGS[encoder](read_weights(item)) for item in items])
+        batch = collate([READINGS[encoder](to_weights(item)) for item in items])
         tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
         if programs is not None:
             tensors["labels"] = pad_labels(
@@ -281,7 +282,7 @@ class TraDeProcessor(SavedWithCode, ProcessorMixin):
 
         Raises RaspError if they spell none, UnsupportedError if Tracr cannot compile it.
         """
-        read = read_weights(weights)
+        read = to_weights(weights)
         return to_text(spell(from_ids(ids.tolist()), read.input_vocab, read.max_seq_len, read.output_values))
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from trade_hf.arguments import parse_vocab
 from trade_hf.certificate import Certificate, certify
-from trade_hf.cli import parse_vocab
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.transforms import permute, rotate
 from trade_hf.compiled.weights import TracrWeights

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from trade_hf.compiled.weights import LIMITS, TracrWeights, WeightsError, describe
+from trade_hf.compiled.weights import LIMITS, TracrWeights, WeightsError, check_limits, describe
 from trade_hf.rasp.functions import Value
 
 
@@ -71,7 +71,7 @@ class SparseWeights:
         parts = zip(self.shapes.items(), starts, starts[1:], strict=False)
         unembedding = np.zeros((self.d_model, len(self.output_directions)), np.float32)
         unembedding[self.output_directions, np.arange(len(self.output_directions))] = 1.0
-        return TracrWeights(
+        weights = TracrWeights(
             tensors={name: flat[start:end].reshape(shape) for (name, shape), start, end in parts},
             num_heads=self.num_heads,
             vocab=self.vocab,
@@ -81,3 +81,5 @@ class SparseWeights:
             residual_labels=self.residual_labels,
             causal=causal,
         )
+        check_limits(weights)
+        return weights

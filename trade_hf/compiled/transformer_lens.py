@@ -6,13 +6,13 @@ are: [out, in]). Numbers are moved and never changed, so a model there and back 
 is the model's own: the first residual directions, as in a much copied conversion, are the output's only where its name
 sorts first (github.com/TransformerLensOrg/TransformerLens/issues/481).
 
-A state dict does not say what tokens and outputs stand for. In a mapping that goes to `read_weights` or `decompile` it
-stands beside the tensors, in a file that `save` wrote in the metadata, and for a model it is an argument:
+A state dict does not say what tokens and outputs stand for, nor whether the attention is causal: this stands beside the
+tensors or is an argument (`formats.py`), in a file that `save` wrote it is in the metadata:
 
-    read_weights({**state_dict, "vocab": [0, 1, "compiler_bos", "compiler_pad"], "output_values": [0, 1, 2]})
+    decompile(state_dict, vocab=[0, 1, "compiler_bos", "compiler_pad"], output_values=[0, 1, 2], causal=False)
 
-For a model with a causal mask, `"causal": True` must be given as well, because newer state dicts hold no mask; for a
-model, its config tells.
+The mask among the buffers tells in one case alone, where it hides nothing: older versions keep a causal one beside
+`attention_dir="bidirectional"` too.
 
 TransformerLens sees no padding here: inputs of one batch are to be equally long, BOS in front (`encode`).
 """
@@ -22,12 +22,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from trade_hf.compiled.weights import BOS, FORMAT, PAD, UNEMBED, TracrWeights, WeightsError, describe, write_file
+from trade_hf.compiled.description import BOS, FORMAT, PAD, UNEMBED, describe
+from trade_hf.compiled.tensor_files import MASKS, WeightsError, to_array, write_file
+from trade_hf.compiled.weights import TracrWeights
 from trade_hf.rasp.functions import Value
 
 # Tracr's name: HookedTransformer's, TransformerBridge's.
@@ -150,7 +152,7 @@ def from_transformer_lens(
     output_values: Sequence[Value] | None,
     max_seq_len: int | None = None,
     bos: str = BOS,
-    pad: str = PAD,
+    pad: str | None = PAD,
 ) -> TracrWeights:
     """The weights of a Tracr model that is held as a HookedTransformer or a TransformerBridge.
 
@@ -158,30 +160,54 @@ def from_transformer_lens(
       vocab: the token of each row of the embedding, `bos` and `pad` among them.
       output_values: the value that each column of the unembedding stands for; None for a numerical output.
       max_seq_len: the longest input, BOS not counted; by default one less than there are positions.
+      pad: None where the embedding has no row for it.
 
     Raises WeightsError for a model that is not built as Tracr's are, TypeError for what is no such model.
+    """
+    state, described = read_model(model)
+    described |= {"vocab": list(vocab), "output_values": None if output_values is None else list(output_values)}
+    described |= {"bos": bos, "pad": pad} | ({} if max_seq_len is None else {"max_seq_len": max_seq_len})
+    return TracrWeights.from_metadata(state, described)
+
+
+def read_model(model: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The state dict of a HookedTransformer or a TransformerBridge in float32, and what its config says.
+
+    Raises as `from_transformer_lens`.
     """
     if not (hasattr(model, "cfg") and hasattr(model, "state_dict")):
         raise TypeError(f"expected a HookedTransformer or a TransformerBridge, got {type(model).__name__}")
     _check_config(model.cfg)
-    state = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
-    described: dict[str, Any] = {"format": FORMAT, "num_heads": model.cfg.n_heads, "bos": bos, "pad": pad}
-    described |= {"causal": model.cfg.attention_dir == _DIRECTIONS[True]}
-    described |= {"vocab": list(vocab), "output_values": None if output_values is None else list(output_values)}
-    if max_seq_len is not None:
-        described["max_seq_len"] = max_seq_len
-    return TracrWeights.from_metadata(state, described)
+    state = {name: to_array(name, tensor) for name, tensor in model.state_dict().items()}
+    is_causal = model.cfg.attention_dir == _DIRECTIONS[True]
+    return state, {"format": FORMAT, "num_heads": model.cfg.n_heads, "causal": is_causal}
+
+
+def is_state_dict(names: Iterable[str]) -> bool:
+    """Whether tensors are named as TransformerLens does, perhaps with a prefix (`module.`, `_orig_mod.`)."""
+    return _prefix(names) is not None
+
+
+def _prefix(names: Iterable[str]) -> str | None:
+    for name in names:
+        for anchor in _OUTSIDE["token_embed/embeddings"]:
+            prefix = name.removesuffix(anchor)
+            if prefix != name and (not prefix or prefix.endswith((".", "/"))):
+                return prefix
+    return None
 
 
 def from_state_dict(state: dict[str, np.ndarray], meta: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """A state dict's tensors under Tracr's names, UNEMBED among them, and `meta` with what follows from their shapes.
 
-    A mask among the tensors tells whether the model is causal. Raises WeightsError for tensors that are missing or
-    unknown, for another mask and for a bias of the output.
+    A mask that hides nothing tells that the model is not causal; a causal one tells nothing: `causal` is None there.
+    Raises WeightsError for tensors that are missing or unknown, for another mask and for a bias of the output.
     """
+    prefix = _prefix(state) or ""
+    state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     dialect = _HOOKED if "embed.W_E" in state else _BRIDGE
-    masks = [_is_causal(name, mask) for name, mask in state.items() if name.endswith(".attn.mask") and mask.size]
-    state = {name: tensor for name, tensor in state.items() if not name.endswith((".attn.mask", ".attn.IGNORE"))}
+    masks = [_is_causal(name, mask) for name, mask in state.items() if name.endswith(MASKS[0]) and mask.size]
+    state = {name: tensor for name, tensor in state.items() if not name.endswith(MASKS)}
     bias = state.pop(_OUTPUT_BIAS[dialect], np.zeros(0))
     if bias.any():
         raise WeightsError(f"{_OUTPUT_BIAS[dialect]}: expected zeros, since Tracr's output has no bias")
@@ -192,37 +218,10 @@ def from_state_dict(state: dict[str, np.ndarray], meta: dict[str, Any]) -> tuple
         raise WeightsError(f"the tensor {strange[0]} {what}")
     take = _merged if dialect == _HOOKED else _transposed
     tensors = {ours: np.ascontiguousarray(take(ours, state[theirs[dialect]], 0)) for ours, theirs in names.items()}
-    completed = _completed(meta, state, dialect)
-    if masks:
-        completed.setdefault("causal", masks[0])
-    if any(mask is not completed["causal"] for mask in masks):
-        raise WeightsError("expected one attention mask, causal or not, got both")
-    return tensors, completed
-
-
-def _completed(meta: dict[str, Any], state: dict[str, np.ndarray], dialect: int) -> dict[str, Any]:
-    """The metadata, with what the tensors' shapes tell where it does not."""
-    if "output_values" not in meta:
-        wanted = "the value of each column of the unembedding, None for a numerical output"
-        raise WeightsError(f"expected output_values beside a TransformerLens state dict: {wanted}")
-    rows, vocab = _rows(state, _OUTSIDE["token_embed/embeddings"][dialect]), meta.get("vocab")
-    if not isinstance(vocab, list | tuple) or len(vocab) != rows:
-        got = len(vocab) if isinstance(vocab, list | tuple) else "none"
-        wanted = f"a token for each of the {rows} rows of the embedding, {BOS} and {PAD} among them"
-        raise WeightsError(f"expected vocab beside a TransformerLens state dict: {wanted}; got {got}")
-    derived = {
-        "output_encoding": "numerical" if meta["output_values"] is None else "categorical",
-        "max_seq_len": _rows(state, _OUTSIDE["pos_embed/embeddings"][dialect]) - 1,
-    }
+    derived: dict[str, Any] = {"causal": False if masks and not any(masks) else None}
     if dialect == _HOOKED:
         derived["num_heads"] = len(state.get("blocks.0.attn.W_Q", ()))
-    return {**derived, **meta}
-
-
-def _rows(state: dict[str, np.ndarray], name: str) -> int:
-    if state[name].ndim != 2:
-        raise WeightsError(f"{name}: expected two dimensions, got shape {list(state[name].shape)}")
-    return len(state[name])
+    return tensors, {**derived, **meta}
 
 
 def _is_causal(name: str, mask: np.ndarray) -> bool:

@@ -183,12 +183,12 @@ LINEAR_FACTORS: tuple[tuple[int, int], ...] = ((1, 1), (1, -1), (-1, 1), (1, 2),
 
 def linear(first: float, second: float) -> Function:
     """The function of a linear sequence map: first * x + second * y."""
-    return Function(Kind.LINEAR, factors=(first, second))
+    return Function(Kind.LINEAR, factors=(plain(first), plain(second)))
 
 
 def tabulated(kind: Kind, pairs: Pairs) -> Function:
     """An explicit table; `pairs` maps arguments (pairs of arguments for two) to values."""
-    return Function(kind, table=tuple(pairs.items()))
+    return Function(kind, table=tuple((plain(key), plain(value)) for key, value in pairs.items()))
 
 
 def find_named(kind: Kind, pairs: Pairs) -> Function:
@@ -204,6 +204,13 @@ def find_named(kind: Kind, pairs: Pairs) -> Function:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float)
+
+
+def plain(value: Any) -> Any:
+    """A value with Python's own numbers in the place of numpy's, JAX's and torch's scalars."""
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
+    return value.item() if hasattr(value, "item") and getattr(value, "shape", ()) == () else value
 
 
 def is_small(value: Value) -> bool:

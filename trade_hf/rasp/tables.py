@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from trade_hf.rasp.functions import MAX_LENGTH, MAX_NUMBER, Function, Value, is_small
+from trade_hf.rasp.functions import MAX_LENGTH, MAX_NUMBER, Function, Value, is_small, plain
 from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable, variable_name
 
 MAX_DOMAINS = 20_000  # remembered at once
@@ -187,7 +187,7 @@ def tabulate(program: Program, vocab: Iterable[Value], max_seq_len: int) -> Tabl
 
     Raises UnsupportedError if a line has no value at all, or averages values that are not 0 or 1 (Tracr's limits).
     """
-    tables = input_tables(tuple(sort_values(vocab)), max_seq_len)
+    tables = input_tables(tuple(sort_values(map(plain, vocab))), max_seq_len)
     vocab = tables[TOKENS].values
     entries = 0
     for number in program.live_lines:
