@@ -181,7 +181,7 @@ def test_other_files(file, compiled, tmp_path, monkeypatch):
     for name, content, message in [
         ("pickle", pickle.dumps({"a": 1}), "got a pickle or an archive, which is never opened"),
         ("gzip", b"\x1f\x8b" + bytes(50), "got a pickle or an archive"),
-        ("zip", b"PK\x03\x04" + bytes(50), "expected an npz file"),
+        ("zip", b"PK\x03\x04" + bytes(50), "got a pickle or an archive"),
         ("json", b'{"a": 1}', "got JSON"),
         ("empty", b"", "expected a safetensors file"),
         ("text", b"hello, this is text", "expected a safetensors file"),

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ MAX_BYTES = 4 * LIMITS["parameters"] + MAX_HEADER_BYTES
 MAX_MESSAGE = 600  # characters
 _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}  # safetensors' names: numpy's
 MASKS = (".attn.mask", ".attn.IGNORE")  # TransformerLens's buffers, of any type
+_ARCHIVE = "expected a safetensors file, got a pickle or an archive, which is never opened"
 
 
 class WeightsError(ValueError):
@@ -84,7 +86,7 @@ def read_tensors(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]
     if content[:2] == b"PK":
         return _read_npz(content), {}
     if content[:2] in (b"\x1f\x8b", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        raise WeightsError("expected a safetensors file, got a pickle or an archive, which is never opened")
+        raise WeightsError(_ARCHIVE)
     if content[:6] == b"\x93NUMPY":
         raise WeightsError("expected a safetensors or an npz file, got a single array: numpy.savez(path, **arrays)")
     if content[:64].lstrip()[:1] in (b"{", b"["):
@@ -179,12 +181,14 @@ def _read_npz(content: bytes) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = archive.infolist()
             if not members or not all(member.filename.endswith(".npy") for member in members):
-                raise WeightsError("expected a safetensors file, got a pickle or an archive, which is never opened")
+                raise zipfile.BadZipFile
             _check_bytes(sum(member.file_size for member in members))
             return {member.filename.removesuffix(".npy"): _read_npy(archive, member) for member in members}
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, WeightsError):
-            raise
+    except WeightsError:
+        raise
+    except zipfile.BadZipFile:
+        raise WeightsError(_ARCHIVE) from None
+    except (zlib.error, NotImplementedError, EOFError, OSError, RuntimeError, ValueError) as error:
         raise WeightsError(f"expected an npz file: {error}") from None
 
 
