@@ -26,6 +26,7 @@ from trade_hf.arguments import (
 from trade_hf.files import write_text
 from trade_hf.rasp.functions import Value
 from trade_hf.rasp.program import Program, variable_name
+from trade_hf.trained.command import add_options, decompile_folder
 
 if TYPE_CHECKING:
     from trade_hf.compiled.weights import TracrWeights
@@ -71,12 +72,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print JSON")
         return sub
 
-    sub = command("decompile", _decompile, f"recover the program of a compiled model and check it {EXIT_STATUS}")
-    sub.add_argument("file", type=Path, help="a safetensors file as `trade compile` writes it, or of another's tensors")
+    sub = command("decompile", _decompile, f"recover the program of a model and check it {EXIT_STATUS}")
+    sub.add_argument("file", type=Path, help="a compiled model's safetensors file, or the folder of a trained one")
     sub.add_argument("--checkpoint", type=Path, help="the neural model (default: the one that ships)")
     sub.add_argument("--report", type=Path, metavar="FILE", help="write a page about program and model, as HTML")
     sub.add_argument("--figure", type=Path, metavar="FILE", help="draw where in the model each line is, as SVG")
     add_known(sub)
+    add_options(sub)
 
     sub = command("compile", _compile, "compile a RASP program to weights, bit for bit as Tracr does")
     sub.add_argument("program", type=Path, help="lines as tracr has them, `program = …` at the end; read, never run")
@@ -158,6 +160,9 @@ def _decompile(args: argparse.Namespace) -> int:
 
     check_output(args.report, ".html", ".htm")
     check_output(args.figure, ".svg")
+    check_output(args.save_program, ".py")
+    if args.file.is_dir():
+        return decompile_folder(args)
     weights = read_model(args.file, args)
     result = decompile(weights, args.checkpoint or DEFAULT_CHECKPOINT)
     origins = _origins(result.program, weights)

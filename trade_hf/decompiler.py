@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, overload
 
 import numpy as np
 import torch
@@ -161,23 +161,47 @@ def prepare(model: TraDeForConditionalGeneration) -> TraDeForConditionalGenerati
     return model.float().eval()
 
 
+@overload
 def decompile(
     source: Any,
     checkpoint: str | os.PathLike = DEFAULT_CHECKPOINT,
     max_candidates: int = MAX_CANDIDATES,
     budget_seconds: float = BUDGET_SECONDS,
+    domain: None = None,
     **known: Unpack[Known],
-) -> Decompilation:
-    """Recover a RASP program from a compiled transformer, and check it.
+) -> Decompilation: ...
+
+
+@overload
+def decompile(source: Any, *, domain: Any) -> Any: ...
+
+
+def decompile(
+    source: Any,
+    checkpoint: str | os.PathLike = DEFAULT_CHECKPOINT,
+    max_candidates: int = MAX_CANDIDATES,
+    budget_seconds: float = BUDGET_SECONDS,
+    domain: Any = None,
+    **known: Unpack[Known],
+) -> Any:
+    """Recover a RASP program from a transformer, and check it: a Decompilation, or a TrainedDecompilation.
 
     Args:
       source: a safetensors or npz path or its bytes, a dictionary of arrays, a TracrWeights, or a model of tracr or
-        TransformerLens (see `compiled/formats.py`).
+        TransformerLens (see `compiled/formats.py`). For a trained model: its folder, or, with `domain`, a
+        HookedTransformer or GPT-2 of transformers.
       checkpoint: folder of the neural model.
       max_candidates: see `decompile_with`.
       budget_seconds: see `decompile_with`.
+      domain: a trained model's inputs and answers (see `trained/domain.py`).
       known: what the source does not tell, such as `vocab` and `output_values` (see `Known`).
     """
+    if domain is not None or (isinstance(source, str | os.PathLike) and Path(source).is_dir()):
+        try:  # what is in a `try` stays behind when the code goes to the Hub (see remote_code.py)
+            from trade_hf.trained.decompilation import decompile_trained
+        except ImportError:
+            raise WeightsError("a trained model can be read where trade-hf is installed") from None
+        return decompile_trained(source, domain)
     weights = to_weights(source, **known)
     return decompile_with(load_model(checkpoint), weights, max_candidates, budget_seconds)
 

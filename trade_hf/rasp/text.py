@@ -143,7 +143,7 @@ def parse(text: str) -> Program:
     """
     if len(text) > MAX_CHARACTERS:
         raise RaspSyntaxError(1, 1, f"at most {MAX_CHARACTERS:,} characters", f"{len(text):,}")
-    text, module = _syntax_tree(text.removeprefix("\ufeff"))
+    text, module = syntax_tree(text.removeprefix("\ufeff"))
     try:
         return _Parser().program(module)
     except Unexpected as error:
@@ -152,7 +152,7 @@ def parse(text: str) -> Program:
         raise RaspSyntaxError(1, 1, "a program", "a number too long or expressions too deep") from None
 
 
-def _syntax_tree(text: str) -> tuple[str, ast.Module]:
+def syntax_tree(text: str) -> tuple[str, ast.Module]:
     """What Python's own parser makes of a text, or of the block of code in it; and which text that is."""
     try:
         return text, _python(text)

@@ -1,0 +1,159 @@
+"""Trained transformers to programs: small models of the tests' own, each an oracle's word beside ours."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trade_hf.cli import main
+from trade_hf.trained.causality import mechanism
+from trade_hf.trained.decompilation import compare, decompile_trained
+from trade_hf.trained.domain import Domain
+from trade_hf.trained.program import parse
+from trade_hf.trained.transformer import Transformer
+
+MODELS = Path(__file__).parent / "trained"
+NAMES = sorted(path.name for path in MODELS.iterdir())
+SECONDS = 100  # a search that ends is not told by the clock: it ends with a short program
+
+
+@pytest.fixture(scope="module")
+def results():
+    """Each model is decompiled once."""
+    return {name: decompile_trained(MODELS / name, seconds=SECONDS) for name in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_small_program_is_equal_on_every_input(results, name):
+    result = results[name]
+    assert result.is_proven, result.certificate
+    assert result.comparison.agreeing == result.comparison.inputs == len(Domain.load(MODELS / name / "domain.json"))
+    assert len(result.program) <= 15 and result.program.table_cells < 0.05 * result.comparison.answers
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_transformer_lens_and_tracr_agree(results, name):
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    config = json.loads((MODELS / name / "config.json").read_text())
+    model = Transformer.load(MODELS / name)
+    hooked = HookedTransformer(HookedTransformerConfig(**config, device="cpu", init_weights=False))
+    hooked.load_state_dict({**hooked.state_dict(), **model.parameters})
+    domain, names = Domain.load(MODELS / name / "domain.json"), {}
+    exec(results[name].code, names)  # what tracr's own evaluator makes of the program
+    for row in np.random.RandomState(0).permutation(len(domain))[:60]:
+        tokens = domain.input(row)
+        with torch.no_grad():
+            logits = hooked(torch.tensor([tokens]))[0].numpy()
+        said = names["program"](tokens)
+        for position in np.flatnonzero(domain.is_answer[row]):
+            if domain.reads == "positive":
+                assert said[position] == set(np.flatnonzero(logits[position] > 0).tolist())
+            else:
+                assert said[position] == logits[position].argmax()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_comes_back(results, name):
+    assert parse(results[name].code).code == results[name].code
+
+
+def test_a_wrong_program_is_refuted_with_inputs():
+    program = parse("v1 = rasp.Map(lambda x: 0, rasp.tokens)\nprogram = v1")
+    domain = Domain.load(MODELS / "reverse" / "domain.json")
+    found = compare(program, Transformer.load(MODELS / "reverse"), domain)
+    assert found.status.value == "refuted" and 0 < found.agreeing < found.inputs
+    assert found.first[0].input == [5, 1] and (found.first[0].program, found.first[0].model) == ([0], [1])
+
+
+def test_a_sampled_domain_is_never_proven():
+    domain = Domain.load(MODELS / "more_ones" / "domain.json")
+    part = Domain(domain.tokens[:200], domain.is_answer[:200], "argmax", 3, 10**6)
+    result = decompile_trained(MODELS / "more_ones", part, with_mechanism=False)
+    assert result.status.value == "agrees" and not result.is_proven
+    assert "at most 1.5 % differ" in result.certificate
+
+
+def test_a_program_that_is_no_smaller_than_the_table_counts_as_none():
+    folder = MODELS / "lang_a_even_then_b"
+    domain = Domain.load(folder / "domain.json")
+    result = decompile_trained(folder, domain.rows(np.arange(8)), seconds=5, with_mechanism=False)
+    assert result.is_small == (result.program.table_cells == 0)
+
+
+# ---------------------------------------------------------------- mechanisms
+
+HIST = """
+v1 = rasp.Select(rasp.tokens, rasp.tokens, lambda k, q: k == q)
+v2 = rasp.SelectorWidth(v1)
+program = v2
+"""
+COUNT_LESS = HIST.replace("k == q", "k < q")
+
+
+def tracr_model(code, vocab=(0, 1, 2, 3), longest=4):
+    """A compiled model as a trained one is given: BOS in front, and what its columns stand for."""
+    from trade_hf import compile_program
+    from trade_hf import parse as parse_rasp
+
+    weights = compile_program(parse_rasp(code), vocab, longest)
+    ids = [weights.vocab.index(token) for token in vocab]
+    domain = Domain.from_dict(
+        {
+            "enumerate": {"prefix": [weights.vocab.index(weights.bos)], "vocab": ids, "lengths": [1, longest]},
+            "answer": {"positions": {"from": 1}, "columns": len(weights.output_values)},
+        }
+    )
+    return Transformer.of(weights), domain, weights.output_values
+
+
+def test_the_true_line_of_a_compiled_model_is_used_and_another_is_not():
+    model, domain, values = tracr_model(HIST)
+    shift = f"v3 = rasp.Map(lambda x: x - {values[0]}, v2)\nprogram = v3"
+    true = parse(HIST.replace("program = v2\n", shift))
+    assert compare(true, model, domain).agreeing == len(domain)
+    line = mechanism(true, model, domain)[1]
+    assert line.interchange == 1.0 and line.interval[0] > 0.97 and line.held > 0.9
+    other = parse(COUNT_LESS.replace("program = v2\n", shift))
+    assert mechanism(other, model, domain)[1].interchange < 0.7
+
+
+def test_selectors_have_the_head_that_follows_them():
+    result = mechanism(decompile_of("more_ones"), Transformer.load(MODELS / "more_ones"), domain_of("more_ones"))
+    assert all(line.where == "head 0.0" for line in result if line.where.startswith("head"))
+
+
+def decompile_of(name):
+    return decompile_trained(MODELS / name, seconds=SECONDS, with_mechanism=False).program
+
+
+def domain_of(name):
+    return Domain.load(MODELS / name / "domain.json")
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def test_the_command_line_says_what_others_rely_on(capsys):
+    assert main(["decompile", str(MODELS / "more_ones"), "--json", "--quiet"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["proven"] is True and row["status"] == "equivalent" and row["inputs"] == row["agreeing"] == 9840
+    wanted = "code status proven certificate score seconds source inputs agreeing answers lines table_cells mechanism"
+    assert set(wanted.split()) <= set(row)
+    assert {"line", "where", "held", "interchange", "interval"} <= set(row["mechanism"][0])
+    assert row["lines"] == len(parse(row["code"])) == len(row["mechanism"])
+
+
+def test_bad_folders_are_one_line(tmp_path, capsys):
+    assert main(["decompile", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.strip().endswith("config.json: no such file")
+
+
+def test_python_takes_a_model_and_a_domain():
+    from trade_hf import decompile
+
+    model = Transformer.load(MODELS / "more_ones")
+    result = decompile(model, domain=MODELS / "more_ones" / "domain.json")
+    assert result.is_proven and "equal on all 9,840 inputs" in str(result)

@@ -1,0 +1,42 @@
+"""`trade decompile FOLDER`: a trained model's program, printed for people or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from trade_hf.files import write_text
+
+REFUTED, NOT_PROVEN = 1, 3  # exit statuses beside 0 for what is proven
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Adds what `trade decompile` takes for a trained model."""
+    group = parser.add_argument_group("trained models (a folder with model.safetensors, config.json, domain.json)")
+    group.add_argument("--domain", type=Path, metavar="FILE", help="inputs and answers (default: FOLDER/domain.json)")
+    group.add_argument("--seconds", type=float, default=None, help="after which the search ends (default 60)")
+    group.add_argument("--save-program", type=Path, metavar="FILE", help="write the program as Python for tracr")
+    group.add_argument("--quiet", action="store_true", help="no progress on standard error")
+
+
+def decompile_folder(args: Namespace) -> int:
+    """Runs `trade decompile FOLDER`; returns the exit status: 0 proven, 1 refuted, 3 neither."""
+    from trade_hf.trained.decompilation import decompile_trained
+    from trade_hf.trained.synthesis import SECONDS
+    from trade_hf.verification import Status
+
+    if args.report or args.figure:
+        raise ValueError("--report and --figure: expected a compiled model, got the folder of a trained one")
+    seconds = SECONDS if args.seconds is None else args.seconds
+    if not 0 < seconds <= 86_400:
+        raise ValueError(f"--seconds: expected seconds above 0, got {seconds}")
+    progress = None if args.quiet else lambda text: print(text, file=sys.stderr, flush=True)
+    result = decompile_trained(args.file, args.domain, seconds, progress=progress)
+    print(json.dumps(result.to_dict(), indent=2) if args.json else str(result).rstrip("\n"))
+    if args.save_program:
+        write_text(args.save_program, result.code)
+    if result.is_proven:
+        return 0
+    return REFUTED if result.status is Status.REFUTED else NOT_PROVEN

@@ -1,0 +1,255 @@
+"""Search for a short program that gives a trained model's answers on every input of a domain.
+
+S-ops grow round by round on a sample of the inputs (`grow.py`), those first that the model holds (`evidence.py`); after
+each step the last lines are sought (`solve.py`). What gives all answers of the sample is run on all inputs of the
+domain; inputs on which it is wrong join the sample. The search ends with a short program, or when time or steps are
+used up, and returns the best program so far.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from trade_hf.rasp.program import INDICES, TOKENS
+from trade_hf.trained.answers import Answers
+from trade_hf.trained.domain import Domain
+from trade_hf.trained.evidence import Evidence
+from trade_hf.trained.grow import Grower
+from trade_hf.trained.program import Program
+from trade_hf.trained.shorten import shorten
+from trade_hf.trained.solve import CELLS_PER_LINE, MOST_LINES, Candidate, Solver, cells_of
+from trade_hf.trained.space import Kind, Node, Space
+from trade_hf.trained.transformer import Transformer
+
+SECONDS = 60.0
+STEPS = 120_000  # nodes of the space
+SAMPLE_PAIRS = 8_000  # of positions, of all inputs of the sample
+COUNTEREXAMPLES = 48  # inputs that join the sample at a time
+ROUNDS = ((6, 16), (12, 40), (24, 80), (48, 160))  # how many s-ops something is built on: of one kind, of all
+HELD_IN_LINES = 4  # by how many lines an s-op that the model holds fully comes before one that it does not hold
+PATIENCE = 4  # steps without a shorter program, once one is equal on all inputs
+SHORT = 9.0  # a program of this description length is short enough to end the search
+TRIED = 12  # candidates of one step that are run on all inputs
+
+
+@dataclass(frozen=True)
+class Found:
+    """A program and how far it agrees with the model.
+
+    Attributes:
+      program: the program.
+      wrong: [input] whether one of its answers is not the model's.
+    """
+
+    program: Program
+    wrong: np.ndarray
+
+    @property
+    def agreeing(self) -> int:
+        """Inputs on which all answers are the model's."""
+        return int((~self.wrong).sum())
+
+    @property
+    def length(self) -> float:
+        return len(self.program) + self.program.table_cells / CELLS_PER_LINE
+
+
+class Search:
+    """The search for one model.
+
+    Args:
+      model: the transformer.
+      domain: inputs and answers.
+      answers: the model's.
+      seconds, steps: after which it ends.
+      progress: called with a line of text now and then.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        domain: Domain,
+        answers: Answers,
+        seconds: float = SECONDS,
+        steps: int = STEPS,
+        progress: Callable[[str], None] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.domain, self.answers = model, domain, answers
+        self.end, self.steps = time.monotonic() + seconds, steps
+        self.progress = progress or (lambda text: None)
+        self.best: Found | None = None
+        self.sample = self._first_sample(np.random.RandomState(seed))
+        # Where the answers are at the last position alone, which sees everything, RASP's own selectors will do.
+        at_last = np.array_equal(domain.is_answer, np.arange(domain.tokens.shape[1]) == domain.lengths[:, None] - 1)
+        self.space = Space(domain.tokens[self.sample], model.config.attention_dir == "causal" and not at_last)
+        self.grower = Grower(self.space, self.is_over)
+        self.evidence = Evidence(model, domain.rows(self.sample))
+        self._gains: dict[Node, float] = {}
+        self._solver = self.solver()
+
+    def is_over(self) -> bool:
+        return time.monotonic() > self.end or len(self.space.lines) > self.steps
+
+    def run(self) -> Found:
+        """The best program that was found."""
+        since = 0  # steps since the best program so far was found
+        for step in self.steps_of_search():
+            self.progress(f"{step}: {len(self.space.lines):,} s-ops and selectors")
+            before = self.best
+            self.solve()
+            since = since + 1 if self.best is before else 0
+            if self.is_over() or (self.is_whole() and self.best and (self.best.length <= SHORT or since >= PATIENCE)):
+                break
+        if self.best is None or self.best.wrong.any():
+            self.approximate()
+        assert self.best is not None
+        return self.best
+
+    def is_whole(self) -> bool:
+        """Whether a program of at most MOST_LINES lines is equal on all inputs."""
+        return self.best is not None and not self.best.wrong.any() and len(self.best.program) <= MOST_LINES
+
+    # ------------------------------------------------------------ growing
+
+    def steps_of_search(self) -> Iterator[str]:
+        """Adds nodes; yields after each part of a round."""
+        grow = self.grower
+        inputs = list(dict.fromkeys([TOKENS, grow.low]))
+        grow.begin()
+        yield "tokens and positions"
+        yield from self._first_round(inputs)
+        for number, (few, many) in enumerate(ROUNDS):
+            numbers = self.pool(2 * few, Kind.NUMBER, Kind.POSITION)
+            grow.alike(numbers[:few])
+            grow.tests(numbers)
+            yield f"round {number + 2}, like with like"
+            grow.across(numbers, [TOKENS, *numbers[:few]])
+            grow.shifts(self.pool(few, Kind.NUMBER, Kind.TOKEN, Kind.TRUTH))
+            grow.comparisons([*inputs, *self.pool(few, Kind.TOKEN)])
+            grow.comparisons([INDICES, *self.pool(2 * few, Kind.NUMBER, Kind.POSITION)])
+            yield f"round {number + 2}, comparisons"
+            grow.truths(self.pool(many, Kind.TRUTH))
+            grow.tests(self.pool(many, Kind.NUMBER))
+            yield f"round {number + 2}, where something holds"
+            grow.scores(self.pool(few, Kind.NUMBER, Kind.TRUTH))
+            grow.joined(self.pool(few, Kind.NUMBER))
+            yield f"round {number + 2}, orders"
+
+    def _first_round(self, inputs: list[Node]) -> Iterator[str]:
+        """What is made of tokens, of positions, and of how often a token occurs."""
+        grow = self.grower
+        grow.alike(inputs)
+        grow.scores([*inputs, INDICES])
+        grow.joined(grow.occurrences)
+        yield "round 1, orders"
+        grow.tests(grow.occurrences)
+        neighbours = grow.shifts([TOKENS])
+        grow.comparisons([*inputs, *neighbours])
+        grow.comparisons([INDICES, *grow.occurrences, *grow.lengths])
+        grow.shifts([*grow.occurrences, *neighbours])
+        grow.across([*grow.occurrences, *grow.lengths], inputs)
+        yield "round 1, comparisons"
+        grow.alike(grow.occurrences)
+        grow.scores(grow.occurrences)
+        yield "round 1, how often tokens occur"
+        grow.truths(self.pool(60, Kind.TRUTH))
+        yield "round 1, where something holds"
+
+    def pool(self, most: int, *kinds: Kind) -> list[Node]:
+        """S-ops of these kinds, the cheap ones and those that the model holds first; none that follow from the token
+        and the position here."""
+        nodes = [n for n, kind in self.space.kinds.items() if kind in kinds]
+        self._weigh(nodes)
+        nodes = [n for n in nodes if not np.isnan(self._gains[n])]
+        return sorted(nodes, key=lambda n: (self.space.cost(n) - HELD_IN_LINES * self._gains[n], n))[:most]
+
+    def _weigh(self, nodes: list[Node]) -> None:
+        new = [n for n in nodes if n not in self._gains]
+        for start in range(0, len(new), 500):
+            part = new[start : start + 500]
+            gains = self.evidence.gain(np.stack([self.space.values[n][: len(self.evidence.is_token)] for n in part]))
+            self._gains.update(zip(part, gains.tolist(), strict=True))
+
+    # ------------------------------------------------------------ solving
+
+    def solver(self) -> Solver:
+        """A solver of the sample as it is."""
+        at = ~np.isnan(self.answers.values[self.sample])
+        rows, places = np.nonzero(at)
+        answers = self.answers.values[self.sample][rows, places]
+        return Solver(self.space, cells_of(rows, places, answers, self.answers.are_sets, self.domain.answers))
+
+    def solve(self) -> None:
+        """Looks for last lines; a wrong candidate's inputs join the sample, and it is looked again."""
+        for _ in range(6):
+            candidates = sorted(self._candidates())
+            if not candidates:
+                return
+            counterexamples = self._try(candidates[:TRIED])
+            if counterexamples is None:
+                return
+            self.sample = np.concatenate([self.sample, counterexamples])
+            self.space.extend(self.domain.tokens[counterexamples])
+            self._solver = self.solver()
+
+    def _candidates(self) -> Iterator[Candidate]:
+        best = self.best.length if self.is_whole() and self.best else np.inf
+        nodes = [n for n, kind in self.space.kinds.items() if kind is not Kind.SELECTOR]
+        for candidate in self._solver.solutions([n for n in nodes if self.space.cost(n) < MOST_LINES + 3]):
+            if candidate.length < best + 4 * self.space.causal:
+                yield candidate
+            if self.is_over():
+                return
+
+    def _try(self, candidates: list[Candidate]) -> np.ndarray | None:
+        """None once a candidate is right on all inputs; else inputs on which the first one is wrong."""
+        first: np.ndarray | None = None
+        for candidate in candidates:
+            found = self.check(candidate.program(self.space))
+            if not found.wrong.any():
+                self.keep(found)
+                return None
+            self.keep(found)
+            if first is None:
+                fresh = np.setdiff1d(np.flatnonzero(found.wrong), self.sample)
+                first = fresh[np.linspace(0, len(fresh) - 1, min(COUNTEREXAMPLES, len(fresh))).astype(int)]
+        return first if first is not None and len(first) else None
+
+    def check(self, program: Program) -> Found:
+        """A program with the inputs on which it is wrong."""
+        return Found(program, np.asarray(self.answers.differ(program.evaluate(self.domain.tokens)).any(1)))
+
+    def keep(self, found: Found) -> None:
+        """Takes a program as the best so far if it is."""
+        if not found.wrong.any():
+            found = shorten(found.program, self.check)
+        fits = len(found.program) <= MOST_LINES
+        rank = (fits, found.agreeing, -found.length)
+        if self.best is None or rank > (len(self.best.program) <= MOST_LINES, self.best.agreeing, -self.best.length):
+            self.best = found
+            self.progress(f"{found.agreeing:,} of {len(found.wrong):,} inputs, {len(found.program)} lines")
+
+    def approximate(self) -> None:
+        """The best single table, where nothing gives all answers."""
+        list(self._solver.add([n for n, kind in self.space.kinds.items() if kind is not Kind.SELECTOR]))
+        for candidate in self._solver.nearest():
+            self.keep(self.check(candidate.program(self.space)))
+
+    def _first_sample(self, rng: np.random.RandomState) -> np.ndarray:
+        """Inputs of all lengths, most of them long."""
+        most = max(60, SAMPLE_PAIRS // self.domain.tokens.shape[1] ** 2)
+        if len(self.domain) <= most:
+            return np.arange(len(self.domain))
+        lengths = self.domain.lengths
+        chosen: list[np.ndarray] = []
+        values = np.unique(lengths)
+        for place, length in enumerate(values):
+            rows = np.flatnonzero(lengths == length)
+            share = (most - sum(map(len, chosen))) // (len(values) - place)
+            chosen.append(rng.permutation(rows)[:share])
+        return np.sort(np.concatenate(chosen))
