@@ -136,7 +136,10 @@ BAD = [
     (["decompile", "good.py"], "expected a safetensors file, got a program: `trade compile` makes a model of it"),
     (["compile", "good.safetensors", "-o", "x"], "good.safetensors: expected a program, got a model"),
     (["compile", ".", "-o", "x"], ".: expected a program, got a folder"),
-    (["decompile", "."], ".: expected a file, got a folder"),
+    (
+        ["decompile", "."],
+        ".: expected a compiled model's file, or the folder of a trained model, got a folder without model.safetensors",
+    ),
     (["compile", "good.py", "-o", "x", "--max-seq-len", "30000000"], "expected at most 512 positions, got 30,000,000"),
     (
         ["decompile", "good.safetensors", "--figure", "x.png"],

@@ -148,7 +148,7 @@ def test_the_command_line_says_what_others_rely_on(capsys):
 
 def test_bad_folders_are_one_line(tmp_path, capsys):
     assert main(["decompile", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.strip().endswith("config.json: no such file")
+    assert capsys.readouterr().err.strip().endswith("got a folder without model.safetensors")
 
 
 def test_python_takes_a_model_and_a_domain():

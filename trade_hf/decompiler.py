@@ -200,7 +200,7 @@ def decompile(
         try:  # what is in a `try` stays behind when the code goes to the Hub (see remote_code.py)
             from trade_hf.trained.decompilation import decompile_trained
         except ImportError:
-            raise WeightsError("a trained model can be read where trade-hf is installed") from None
+            raise ImportError("a trained model can be read where trade-hf is installed") from None
         return decompile_trained(source, domain)
     weights = to_weights(source, **known)
     return decompile_with(load_model(checkpoint), weights, max_candidates, budget_seconds)

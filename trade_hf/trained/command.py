@@ -27,6 +27,10 @@ def decompile_folder(args: Namespace) -> int:
     from trade_hf.trained.synthesis import SECONDS
     from trade_hf.verification import Status
 
+    wanted = ["model.safetensors", "config.json"] + ([] if args.domain else ["domain.json"])
+    if missing := [name for name in wanted if not (args.file / name).is_file()]:
+        told = "expected a compiled model's file, or the folder of a trained model"
+        raise ValueError(f"{args.file}: {told}, got a folder without {missing[0]}")
     if args.report or args.figure:
         raise ValueError("--report and --figure: expected a compiled model, got the folder of a trained one")
     seconds = SECONDS if args.seconds is None else args.seconds
