@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 import itertools
+import math
 import random
 import re
 from collections import deque
@@ -17,12 +19,15 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from dataset_builder.sampler import Sample, SamplerConfig
 from dataset_builder.splits import stream
+from trade_hf.compiled.transforms import add_noise, compress, readable_dimensions, rotate, skew
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.processing_trade import (
     HIDDEN,
     MAX_LAYERS,
+    POSITION,
     QUERY_KEY,
     READINGS,
+    TOKEN,
     VALUE_OUTPUT,
     Units,
     collate,
@@ -57,9 +62,17 @@ def to_example(sample: Sample, encoder: str = "units") -> Example:
     return example_of(sample.program, sample.compile(), encoder)
 
 
-def example_of(program: Program, weights: TracrWeights, encoder: str = "units") -> Example:
-    """`encoder`: the model's `config.encoder`; units have labels, pieces of flattened weights belong to many things."""
-    units, ids = READINGS[encoder](weights), to_ids(program)
+def example_of(
+    program: Program, weights: TracrWeights, encoder: str = "units", seen: TracrWeights | None = None
+) -> Example:
+    """`encoder`: the model's `config.encoder`; units have labels, pieces of flattened weights belong to many things.
+
+    `weights` are as `compile_program` makes them; `seen`, if given, is what the model sees in their place: the same
+    heads and hidden units in another basis, with noise or in fewer dimensions.
+    """
+    units, ids = READINGS[encoder](weights if seen is None else seen), to_ids(program)
+    if encoder == "circuit":
+        return Example(units, ids, label_circuit(units, weights, program, ids))
     if encoder != "units":
         return Example(units, ids, np.full((len(units.features), 3), -100, np.int64))
     return Example(units, ids, label_units(units, weights.residual_labels, program, ids))
@@ -76,6 +89,7 @@ def label_units(units: Units, directions: tuple[str, ...], program: Program, ids
       ids: its tokens.
     """
     labels = np.full((len(units.features), 3), -100, np.int64)
+    assert units.vectors is not None
     kinds, same_head = units.features[:, 0], units.edges[:, :, 2] > 0
     # A threshold's unit writes one value in place of another: what it adds counts.
     written = [row.argmax() if row.max() > 0 else np.abs(row).argmax() for row in units.vectors[:, 0]]
@@ -91,6 +105,42 @@ def label_units(units: Units, directions: tuple[str, ...], program: Program, ids
     return labels
 
 
+def label_circuit(units: Units, weights: TracrWeights, program: Program, ids: list[int]) -> np.ndarray:
+    """As `label_units`, for the units of a circuit; `weights` are as `compile_program` makes them."""
+    assert units.origin is not None
+    labels = np.full((len(units.features), 3), -100, np.int64)
+    names, size = weights.residual_labels, weights.key_size
+    moved = [np.abs(weights.layer(n, "attn/linear/w")) for n in range(weights.num_layers)]
+    written = [_most(weights.layer(n, "mlp/linear_2/w")) for n in range(weights.num_layers)]
+    kinds, layers = units.features[:, 0].astype(int).tolist(), units.features[:, 1].astype(int).tolist()
+    for unit, (head, root, layer, number) in enumerate(units.origin.tolist()):
+        if kinds[unit] not in INNER:
+            continue
+        line, value = None, -100
+        if root == HIDDEN:
+            line, value = _line_and_value(names[written[layer][number]])
+        elif root == TOKEN:
+            token = weights.input_vocab[number]
+            value = value_bucket(token) if not isinstance(token, str) else -100
+        elif root == POSITION:
+            value = value_bucket(number)
+        if head >= 0:
+            rows = moved[layers[unit]][head * size : (head + 1) * size]
+            line, _ = _line_and_value(names[int(rows.max(0).argmax())])
+            if kinds[unit] == QUERY_KEY and line is not None:
+                line = program.lines[line].args[0]
+        if line is None:  # noise made it of what Tracr left empty
+            continue
+        labels[unit] = _ID[variable_name(line)], ids[LINE_SIZE * line + LINE_SIZE - 1], value
+    return labels
+
+
+def _most(rows: np.ndarray) -> list[int]:
+    """The direction in which each row [row, d_model] adds most; if in none, that in which it takes away most."""
+    adds = rows.max(1) > 0
+    return np.where(adds, rows.argmax(1), np.abs(rows).argmax(1)).tolist()
+
+
 def with_lines_before(example: Example, lines: int, layers: int) -> Example:
     """The example as if so many lines, in so many layers, stood before it: later names, and layers further up.
 
@@ -98,7 +148,10 @@ def with_lines_before(example: Example, lines: int, layers: int) -> Example:
     that is more than there are.
     """
     inner = np.isin(example.units.features[:, 0], INNER)
-    last_line, last_layer = len(example.labels) // LINE_SIZE + lines, example.units.features[inner, 1].max() + layers
+    last_line, last_layer = (
+        len(example.labels) // LINE_SIZE + lines,
+        example.units.features[inner, 1].max(initial=0) + layers,
+    )
     if last_line > MAX_LINES or last_layer >= MAX_LAYERS - 1:
         raise ValueError(f"expected up to {MAX_LINES} lines and {MAX_LAYERS - 1} layers, got {last_line}, {last_layer}")
     features = example.units.features.copy()
@@ -113,9 +166,12 @@ def with_lines_before(example: Example, lines: int, layers: int) -> Example:
 _ID = {token: number for number, token in enumerate(VOCABULARY)}
 _LINES = range(_ID[variable_name(0)], _ID[variable_name(MAX_LINES - 1)] + 1)
 INNER = (QUERY_KEY, VALUE_OUTPUT, HIDDEN)  # units of layers
+NOISE = (0.0003, 0.03)  # of the root mean square of a tensor
+LEFT = (0.85, 1.0)  # of the dimensions that are read
 SHIFTED = 0.6  # of the examples, where any are
 
 
+@functools.lru_cache(maxsize=10_000)
 def _line_and_value(direction: str) -> tuple[int | None, int]:
     """`v3_:7` → line 2 (counted from 0), the bucket of 7; no line for what belongs to none, -100 for no value."""
     name, _, value = direction.partition(":")
@@ -138,6 +194,8 @@ class OnlineExamples(IterableDataset):
       encoder: the model's `config.encoder`.
       lines_before: the model's `config.lines_before`.
       long_share: of the programs come from the longer half of the config's lengths alone.
+      noisy_share, lossy_share: of the models have noise, in some basis, or have lost some of the dimensions that are
+        read. What loses nothing is the same to a circuit.
       order: of small and large batches; processes that train together take the same, or they wait for each other.
 
     Attributes:
@@ -154,11 +212,14 @@ class OnlineExamples(IterableDataset):
         lines_before: int = 0,
         long_share: float = 0.0,
         order: int | str = 0,
+        noisy_share: float = 0.0,
+        lossy_share: float = 0.0,
     ) -> None:
-        if lines_before and encoder != "units":
-            raise ValueError(f"lines_before: expected the encoder 'units', got {encoder!r}")
+        if lines_before and encoder == "flat":
+            raise ValueError(f"lines_before: expected the encoder 'circuit' or 'units', got {encoder!r}")
         self.seed, self.batch_size, self.reuse, self.config = seed, batch_size, reuse, config
         self.encoder, self.lines_before, self.long_share, self.order = encoder, lines_before, long_share, order
+        self.noisy_share, self.lossy_share = noisy_share, lossy_share
         self.known = torch.zeros(NUMBERS, dtype=torch.bool).share_memory_()
 
     def __iter__(self) -> Iterator[Example]:
@@ -197,7 +258,21 @@ class OnlineExamples(IterableDataset):
         for number in numbers:
             item = next(of_longer if rng.random() < self.long_share else of_all)
             self.known[number % NUMBERS] = False
-            yield replace(to_example(item.sample, self.encoder), number=number % NUMBERS)
+            weights = item.sample.compile()
+            example = example_of(item.sample.program, weights, self.encoder, self.spoiled(weights, rng))
+            yield replace(example, number=number % NUMBERS)
+
+    def spoiled(self, weights: TracrWeights, rng: random.Random) -> TracrWeights | None:
+        """Some models with noise or in fewer dimensions, in a random basis; None for the others."""
+        drawn, seed = rng.random(), rng.getrandbits(32)
+        if drawn >= self.noisy_share + self.lossy_share:
+            return None
+        if drawn < self.lossy_share:
+            read = readable_dimensions(weights)
+            return compress(weights, max(1, round(read * rng.uniform(*LEFT))))
+        change = rng.choice((None, rotate, skew))
+        low, high = map(math.log, NOISE)
+        return add_noise(change(weights, seed) if change else weights, math.exp(rng.uniform(low, high)), seed)
 
     def shifted(self, example: Example, rng: random.Random) -> Example:
         """Some examples begin at a later line and layer."""

@@ -80,7 +80,7 @@ def test_lines_before_a_program_move_its_names_and_layers(samples):
     for lines, layers in ((31, 0), (0, 31)):
         with pytest.raises(ValueError, match="expected up to 31 lines and 31 layers"):
             with_lines_before(example, lines, layers)
-    with pytest.raises(ValueError, match="expected the encoder 'units', got 'flat'"):
+    with pytest.raises(ValueError, match="expected the encoder 'circuit' or 'units', got 'flat'"):
         OnlineExamples("test", batch_size=4, encoder="flat", lines_before=3)
 
 

@@ -15,8 +15,8 @@ class TraDeConfig(PreTrainedConfig):
     `vocab_size` counts the tokens of the RASP tokenizer, `max_lines` what can be decoded; `unit_loss` is the weight in
     training of what the encoder says of single units (variable, function, value) beside the program itself;
     `lines_before` up to how many lines training pretends to stand before a program (see
-    `TraDeForConditionalGeneration.forward`). `encoder` is `units` (relations of units, ours) or `flat` (pieces of the
-    flattened weights, as in arXiv:2410.00061).
+    `TraDeForConditionalGeneration.forward`). `encoder` is `circuit` (products, in no basis), `units` (vectors' dot
+    products and cosines) or `flat` (pieces of the flattened weights, as in arXiv:2410.00061).
     """
 
     model_type = "trade"

@@ -211,7 +211,7 @@ class FlatEncoder(TraDePreTrainedModel):
         return BaseModelOutput(last_hidden_state=self.norm(x))
 
 
-ENCODERS = {"units": TraDeEncoder, "flat": FlatEncoder}
+ENCODERS = {"circuit": TraDeEncoder, "units": TraDeEncoder, "flat": FlatEncoder}
 
 
 class DecoderLayer(nn.Module):

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
+from trade_hf.circuit.units import MAX_UNITS, CircuitUnits, signed_log, to_circuit_units
 from trade_hf.compiled.formats import to_weights
 from trade_hf.compiled.weights import COLDNESS, UNEMBED, WeightsError
 from trade_hf.rasp.canonical import spell
@@ -25,15 +26,13 @@ from trade_hf.with_code import SavedWithCode
 
 TOKEN, BOS, POSITION, QUERY_KEY, VALUE_OUTPUT, HIDDEN, OUTPUT = range(1, 8)
 COLUMNS = ("type", "layer", "value", "bias_a", "bias_b", "amount", "merged", "self")
+CIRCUIT_COLUMNS = ("type", "layer", "value", "bias", "steepness", "amount", "merged", "is_threshold")
 INTEGER_COLUMNS = 3
 EDGE_CHANNELS = 5  # reader a, reader b, same head, writers alike, readers alike
 MAX_LAYERS = 32
 VALUE_BUCKETS = 64
 VALUE_OFFSET = 20  # bucket of the value 0; bucket 0 is for what is no whole number in range
 EPSILON = 1e-4
-MAX_UNITS = 2048  # memory grows with the square: 2,048 units take about a gigabyte
-
-
 PIECE_SIZE = 256
 PARAMETERS = (
     "token_embed/embeddings",
@@ -54,11 +53,14 @@ class Units:
         on a signed logarithmic scale; the last two are the cosines of i's and j's writers and of their first readers.
       vectors: [unit, 3, d_model] float32: writer, first and second reader (zero where there is none). The model never
         sees them; they tell which direction is whose where the basis is known, as in training.
+      origin: of a circuit, in place of vectors: [unit, 4] number of the head in its layer, -1 where there is none;
+        kind, layer and number of what it is, moves or compares.
     """
 
     features: np.ndarray
     edges: np.ndarray
-    vectors: np.ndarray
+    vectors: np.ndarray | None = None
+    origin: np.ndarray | None = None
 
 
 def to_units(weights: Any) -> Units:
@@ -72,6 +74,55 @@ def to_units(weights: Any) -> Units:
     if len(builder.rows) > MAX_UNITS:
         raise WeightsError(f"the model has {len(builder.rows):,} units; the limit is {MAX_UNITS:,}")
     return builder.units()
+
+
+def to_units_of_circuit(weights: Any) -> Units:
+    """The units of a model's circuit, equal for all models that compute the same in another basis, split or scale.
+
+    Raises WeightsError for more than MAX_UNITS.
+    """
+    found = to_circuit_units(weights)
+    values = _values_of(weights, found)
+    is_number = [isinstance(value, int | float) for value in values]
+    amounts = np.array([float(value) if number else 0.0 for value, number in zip(values, is_number, strict=True)])
+    layers = np.where(found.layer < 0, MAX_LAYERS - 1, np.minimum(found.layer, MAX_LAYERS - 1))
+    integers = np.stack([found.kind, layers, [value_bucket(value) for value in values]], 1)
+    scalars = [
+        signed_log(found.bias),
+        found.steepness / 4,
+        signed_log(amounts),
+        signed_log(found.merged),
+        found.rise > 0,
+    ]
+    features = np.concatenate([integers, np.stack(scalars, 1)], 1)
+    channels = [
+        signed_log(found.reads),
+        signed_log(found.keys),
+        found.in_head,
+        found.writers_alike,
+        found.readers_alike,
+    ]
+    origin = np.concatenate([found.head[:, None], found.source], 1)
+    return Units(features.astype(np.float32), np.stack(channels, 2).astype(np.float32), origin=origin)
+
+
+def _values_of(weights: Any, units: CircuitUnits) -> list[Any]:
+    """What each token, position and output stands for, words by their place in the vocabulary; None for other units."""
+    tokens = [token for token in weights.vocab if token not in (weights.bos, weights.pad)]
+    outputs = weights.output_values
+    if outputs is not None and not all(isinstance(value, int | float) for value in outputs):
+        outputs = [tokens.index(value) if value in tokens else None for value in outputs]
+    if not all(isinstance(token, int | float) for token in tokens):
+        tokens = list(range(len(tokens)))
+    values: list[Any] = []
+    for kind, (_, _, number) in zip(units.kind.tolist(), units.source.tolist(), strict=True):
+        if kind == TOKEN:
+            values.append(tokens[number])
+        elif kind == POSITION:
+            values.append(number)
+        else:
+            values.append(outputs[number] if kind == OUTPUT and outputs is not None else None)
+    return values
 
 
 class _Builder:
@@ -194,11 +245,6 @@ def _merge(used: np.ndarray, biases: np.ndarray, second: np.ndarray) -> list[lis
     return groups
 
 
-def signed_log(x: np.ndarray) -> np.ndarray:
-    """sign(x) · log(1 + |x|): keeps 0 and small numbers apart and large ones in range."""
-    return np.sign(x) * np.log1p(np.abs(x))
-
-
 def to_pieces(weights: Any) -> Units:
     """The baseline's input: each parameter flattened, in Tracr's order, and cut into pieces of PIECE_SIZE entries.
 
@@ -226,7 +272,7 @@ def to_pieces(weights: Any) -> Units:
     return Units(features, nothing, nothing)
 
 
-READINGS = {"units": to_units, "flat": to_pieces}
+READINGS = {"circuit": to_units_of_circuit, "units": to_units, "flat": to_pieces}
 
 
 def collate(units: list[Units], multiple: int = 1) -> dict[str, np.ndarray]:

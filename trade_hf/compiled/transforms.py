@@ -1,5 +1,5 @@
-"""Changes of a model: another order and another basis of the residual stream, which leave its function as it was; fewer
-dimensions, which does as long as all that is read fits into them; noise, which does not."""
+"""Changes of a model. Another order, another basis of the residual stream and edits of weights that cancel out leave
+its function as it was; fewer dimensions do so as long as all that is read fits into them; noise does not."""
 
 from __future__ import annotations
 
@@ -35,14 +35,107 @@ def rotate(weights: TracrWeights, seed: int) -> TracrWeights:
     return change_basis(weights, rotation)
 
 
-def skew(weights: TracrWeights, seed: int) -> TracrWeights:
-    """The residual stream in a random basis that is not orthogonal: some directions up to four times as long as
+def skew(weights: TracrWeights, seed: int, condition: float = 4.0) -> TracrWeights:
+    """The residual stream in a random basis that is not orthogonal: some directions up to `condition` times as long as
     others."""
+    return change_coordinates(weights, *_random_basis(np.random.default_rng(seed), weights.d_model, condition))
+
+
+def rebase_heads(weights: TracrWeights, seed: int) -> TracrWeights:
+    """Each head's queries and keys in a random basis of their own, and its values in another."""
     rng = np.random.default_rng(seed)
-    sizes = (weights.d_model, weights.d_model)
-    before, after = (np.linalg.qr(rng.standard_normal(sizes))[0] for _ in range(2))
-    basis = before * np.exp(rng.uniform(-np.log(2), np.log(2), weights.d_model)) @ after
-    return change_coordinates(weights, basis, np.linalg.inv(basis))
+    tensors = dict(weights.tensors)
+    for layer in range(weights.num_layers):
+        names = {part: f"transformer/layer_{layer}/attn/{part}" for part in ("query", "key", "value", "linear")}
+        for head in range(weights.num_heads):
+            own = slice(head * weights.key_size, (head + 1) * weights.key_size)
+            (compared, back), (moved, taken) = (_random_basis(rng, weights.key_size) for _ in range(2))
+            for part, basis in (("query", compared), ("key", back.T), ("value", moved)):
+                for name in (f"{names[part]}/w", f"{names[part]}/b"):
+                    tensors[name] = _replaced(tensors[name], own, tensors[name][..., own] @ basis)
+            name = f"{names['linear']}/w"
+            tensors[name] = _replaced(tensors[name].T, own, (taken @ tensors[name][own]).T).T
+    return replace(weights, tensors=tensors)
+
+
+def scale_units(weights: TracrWeights, seed: int) -> TracrWeights:
+    """What each hidden unit reads up to ten times larger or smaller, what it writes as much smaller or larger."""
+    rng = np.random.default_rng(seed)
+    tensors = dict(weights.tensors)
+    for layer in range(weights.num_layers):
+        first, second = (f"transformer/layer_{layer}/mlp/linear_{i}" for i in (1, 2))
+        scales = np.exp(rng.uniform(-np.log(10), np.log(10), weights.mlp_size)).astype(np.float32)
+        tensors[f"{first}/w"] = tensors[f"{first}/w"] * scales
+        tensors[f"{first}/b"] = tensors[f"{first}/b"] * scales
+        tensors[f"{second}/w"] = tensors[f"{second}/w"] / scales[:, None]
+    return replace(weights, tensors=tensors)
+
+
+def move_constants(weights: TracrWeights, seed: int) -> TracrWeights:
+    """A random vector moved from positions to tokens, and another from the position of BOS to BOS."""
+    rng = np.random.default_rng(seed)
+    tokens, positions = (weights.tensors[name].copy() for name in ("token_embed/embeddings", "pos_embed/embeddings"))
+    shared, of_bos = (rng.standard_normal(weights.d_model).astype(np.float32) for _ in range(2))
+    tokens += shared
+    positions -= shared
+    tokens[weights.vocab.index(weights.bos)] += of_bos
+    positions[0] -= of_bos
+    embeddings = {"token_embed/embeddings": tokens, "pos_embed/embeddings": positions}
+    return replace(weights, tensors=weights.tensors | embeddings)
+
+
+def fold_constant(weights: TracrWeights, seed: int = 0) -> TracrWeights:
+    """The embedding of the pad token, which all tokens share, taken from all of them: what readers took of it is in
+    their biases, as where TransformerLens folds weights. The unembedding, which has no bias, gets it from the last
+    layer."""
+    tokens = weights.tensors["token_embed/embeddings"]
+    constant = tokens[weights.vocab.index(weights.pad)]
+    tensors = weights.tensors | {"token_embed/embeddings": tokens - constant}
+    for name in [name for name in tensors if name.endswith(READERS)]:
+        bias = f"{name.removesuffix('/w')}/b"
+        tensors[bias] = tensors[bias] + constant @ tensors[name]
+    last = f"transformer/layer_{weights.num_layers - 1}/mlp/linear_2/b"
+    tensors[last] = tensors[last] + constant
+    return replace(weights, tensors=tensors)
+
+
+def scale_logits(weights: TracrWeights, seed: int) -> TracrWeights:
+    """All logits of a categorical output times a number from 0.1 to 10, with the same added to all; a numerical output
+    stays as it is."""
+    if weights.output_values is None:
+        return weights
+    rng = np.random.default_rng(seed)
+    unembedding = weights.unembedding * np.float32(np.exp(rng.uniform(-np.log(10), np.log(10))))
+    if unembedding.shape[1] > 1:
+        unembedding = unembedding + rng.standard_normal((weights.d_model, 1)).astype(np.float32)
+    return replace(weights, unembedding=unembedding)
+
+
+EDITS = (rebase_heads, scale_units, move_constants, fold_constant, scale_logits)
+
+
+def edit(weights: TracrWeights, seed: int) -> TracrWeights:
+    """One or more of EDITS, drawn at random: other weights that decode to the same on every input."""
+    rng = np.random.default_rng(seed)
+    chosen = rng.random(len(EDITS)) < 0.5
+    chosen[rng.integers(len(EDITS))] = True
+    for change, is_chosen in zip(EDITS, chosen.tolist(), strict=True):
+        if is_chosen:
+            weights = change(weights, seed)
+    return weights
+
+
+def _random_basis(rng: np.random.Generator, size: int, condition: float = 4.0) -> tuple[np.ndarray, np.ndarray]:
+    """A random basis [size, size] of at most this condition number, and its inverse."""
+    before, after = (np.linalg.qr(rng.standard_normal((size, size)))[0] for _ in range(2))
+    sizes = np.exp(rng.uniform(-0.5, 0.5, size) * np.log(condition))
+    return (before * sizes) @ after, (after.T / sizes) @ before.T
+
+
+def _replaced(tensor: np.ndarray, columns: slice, part: np.ndarray) -> np.ndarray:
+    changed = tensor.copy()
+    changed[..., columns] = part
+    return changed
 
 
 def compress(weights: TracrWeights, dimensions: int) -> TracrWeights:

@@ -1,0 +1,1 @@
+"""Circuits: what a compiled transformer computes, in no basis, and what is read from it."""
