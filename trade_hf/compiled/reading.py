@@ -225,8 +225,8 @@ class Reader:
                     yield readings
 
     def _numerical_map(self, unit: int, reads: np.ndarray) -> Reading:
-        entries = tuple(map(_as_float32, reads))
-        return Reading(entries, Written(self.second[[unit]], _number_set(entries)))
+        entries, numbers = _as_numbers(reads.tolist())
+        return Reading(entries, Written(self.second[[unit]], numbers))
 
     def _sequence_maps(self, group: list[int], first: Written, second: Written) -> Iterator[dict[int, Reading]]:
         left, right = self.first @ first.vectors.T > 0.5, self.first @ second.vectors.T > 0.5
@@ -401,8 +401,8 @@ class Reader:
         along = vectors @ direction
         if np.abs(vectors - along[:, None] * direction).max() > NEAR * size:
             return None
-        given = tuple(-math.inf if above < 0 else _as_float32(along[above]) for above in cells)
-        return Reading(given, Written(direction[None], _number_set(given)), start=unit)
+        given, numbers = _as_numbers([-math.inf if above < 0 else float(along[above]) for above in cells])
+        return Reading(given, Written(direction[None], numbers), start=unit)
 
     def _shared_out(
         self, numerical: list[bool], starts: dict[int, np.ndarray], steps: _Steps
@@ -633,12 +633,17 @@ def _tidy(number: float) -> float:
     return float(number)
 
 
-def _number_set(values: Any) -> tuple[float, ...]:
-    return tuple(sorted({_tidy(float(value)) for value in values if math.isfinite(value)}))
-
-
-def _as_float32(value: float) -> float:
-    return float(np.float32(_tidy(float(value))))
+def _as_numbers(read: list[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What a line gives for each value, as the weights hold it, and the set of these numbers, ascending; fractions that
+    rounding alone tells apart are one. -inf: undefined."""
+    tidy: dict[float, float] = {-math.inf: -math.inf}
+    last = -math.inf
+    for number in sorted({number for number in read if math.isfinite(number)}):
+        is_same = number - last <= ROUNDING * max(1.0, abs(number)) and not (number.is_integer() and last.is_integer())
+        tidy[number] = tidy[last] if is_same else _tidy(number)
+        last = number
+    numbers = sorted({value for value in tidy.values() if math.isfinite(value)})
+    return tuple(float(np.float32(tidy[number])) for number in read), tuple(numbers)
 
 
 def is_along(one: np.ndarray, other: np.ndarray) -> bool:
