@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from trade_hf.compiled.encodings import NEAR, ON, Encodings
 from trade_hf.compiled.reading import (
     MAX_NUMERICAL_MAPS,
-    NEAR,
-    ON,
+    SMALL,
     GaveUpError,
     Reader,
     Reading,
@@ -77,7 +78,8 @@ class Lifter:
 
     def __init__(self, weights: TracrWeights) -> None:
         self.weights = weights
-        self.readers = [Reader((), weights, layer) for layer in range(weights.num_layers)]
+        encodings = Encodings(weights)
+        self.readers = [Reader((), weights, layer, encodings) for layer in range(weights.num_layers)]
         self.patience = self.readers[0].patience
         for reader in self.readers:
             reader.patience, reader.is_ordered = self.patience, False
@@ -176,8 +178,11 @@ class Lifter:
         theirs, but for those that write nothing. They give one value, whichever number they read."""
         numbers = [v for v, written in lifted.state.written.items() if written.numbers]
         starts = self.readers[layer].starts(lifted.state)
-        left = len(starts) - sum(op in _MAPS and args[0] in numbers for op, args in parts)
-        silent = sum(bool(np.abs(row).max() < NEAR) for row in starts)
+        ops = [op for op, args in parts if op in _MAPS and args[0] in numbers]
+        left = len(starts) - len(ops)
+        silent = sum(bool(np.abs(row).max() < SMALL) for row in starts)
+        told = [self.readers[layer].encodings.is_number(row) for row in starts if np.abs(row).max() > SMALL]
+        may_be_maps = range(told.count(False), 1 + len(told) - told.count(True))
         free = [v for v in numbers if len(lifted.state.written[v].numbers) == 1]
         free += [v for v in numbers if all(args != (v,) for _, args in parts)] + numbers
         if left < 0:
@@ -186,8 +191,9 @@ class Lifter:
             if count and not free:
                 continue
             for numerical in range(count + 1):
-                ops = [Op.MAP] * (count - numerical) + [Op.MAP_NUMERICAL] * numerical
-                yield [(op, (free[0],)) for op in ops]
+                constants = [Op.MAP] * (count - numerical) + [Op.MAP_NUMERICAL] * numerical
+                if sum(op is Op.MAP for op in ops + constants) in may_be_maps:
+                    yield [(op, (free[0],)) for op in constants]
 
     def _idle(self, layer: int) -> np.ndarray:
         """What units write that read nothing, [unit, d_model]."""
@@ -216,15 +222,15 @@ class Lifter:
     def _sequence_maps(self, layer: int, state: State) -> Iterator[list[_Parts]]:
         """Units that need a value of each of two s-ops, by these two."""
         reader = self.readers[layer]
-        pairs: dict[tuple[Variable, ...], int] = defaultdict(int)
+        pairs: dict[tuple[Variable, ...], list[tuple[int, ...]]] = defaultdict(list)
         reads = {v: reader.first @ w.vectors.T > ON for v, w in state.written.items() if not w.numbers}
         for unit in np.flatnonzero(np.abs(reader.biases + 1) < NEAR):
             read = tuple(v for v, some in reads.items() if some[unit].sum() == 1)
             if len(read) == 2:
-                pairs[read] += 1
-        for (first, second), count in pairs.items():
-            maps = count // (len(state.written[first].vectors) * len(state.written[second].vectors))
-            yield [[(Op.SEQUENCE_MAP, (first, second))] * maps]
+                pairs[read].append(tuple(int(reads[v][unit].argmax()) for v in read))
+        for variables, cells in pairs.items():
+            maps = len(cells) // math.prod(len(set(codes)) for codes in zip(*cells, strict=True))
+            yield [[(Op.SEQUENCE_MAP, variables)] * maps]
 
     def _linear(self, layer: int, state: State) -> Iterator[list[_Parts]]:
         """Two units that take a number as it is and write along one direction, as often as there are such pairs."""
@@ -256,10 +262,14 @@ class Lifter:
         """How many maps of an s-op there may be, categorical and numerical, the fewest numerical ones first."""
         reader = self.readers[layer]
         reads = reader.first @ source.vectors.T
-        reads = reads[(np.abs(reads).max(1) > NEAR) & (np.abs(reader.biases) < NEAR)]
-        plain = np.abs(reads - (reads > ON)).max(1, initial=0) < NEAR
-        sizes, numerical = (reads[plain] > ON).sum(1).tolist(), int((~plain).sum())
-        for more, sums in enumerate(_sums(sizes, MAX_NUMERICAL_MAPS - numerical)):
+        units = np.flatnonzero((np.abs(reads).max(1) > NEAR) & (np.abs(reader.biases) < NEAR)).tolist()
+        told = {unit: reader.is_of_numbers(unit, reads[unit]) for unit in units}
+        numerical = sum(answer is True for answer in told.values())
+        plain = [unit for unit in units if told[unit] is not True]
+        sizes, may = (
+            [int((reads[unit] > ON).sum()) for unit in some] for some in (plain, [u for u in plain if told[u] is None])
+        )
+        for more, sums in enumerate(_sums(may, MAX_NUMERICAL_MAPS - numerical)):
             for taken in sorted(sums):
                 maps, over = divmod(sum(sizes) - taken, len(source.vectors))
                 if not over:
@@ -302,7 +312,9 @@ class Lifter:
         state = lifted.state
         written = {place[v]: some for v, some in state.written.items() if v in place}
         readings = {place[n]: reading for n, reading in state.readings.items() if n in place}
-        return Reader(tuple(lines), self.weights).structure(State(written, readings))
+        return Reader(tuple(lines), self.weights, encodings=self.readers[0].encodings).structure(
+            State(written, readings)
+        )
 
 
 def _on_itself(lifted: _Lifted, numbers: range, idle: np.ndarray) -> Iterator[_Lifted]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from trade_hf.compiled.encodings import NEAR, ON, Encodings
 from trade_hf.compiled.transforms import all_readers, residual_vectors
 from trade_hf.compiled.weights import COLDNESS, TracrWeights
 from trade_hf.rasp.canonical import Node, Structure
@@ -27,13 +28,11 @@ from trade_hf.rasp.functions import linear
 from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable, type_of
 from trade_hf.rasp.tables import first_appearance, sort_values
 
-NEAR = 0.1
 SMALL = 1e-3  # of a number
 CLOSE = 1e-4  # of thresholds, which are then one
 ROUNDING = 3e-6  # of a number's size, where it was changed to another basis and back
 CHANCE = 0.005  # times its denominator: a fraction so near is no chance
 LARGEST_DENOMINATOR = 240
-ON = 0.5  # of a product: something is read
 MAX_NUMERICAL_MAPS = 5  # of one s-op; their units are searched for among all that read it
 MOST_TOLD = 10_000_000  # numbers that readers tell of units that are to be shared among maps
 MAX_SPLITS = 24  # ways to share units among lines, for one group of lines
@@ -115,19 +114,29 @@ class Reader:
 
     is_ordered = True
 
-    def __init__(self, lines: Sequence[Line], weights: TracrWeights, layer: int | None = None) -> None:
+    def __init__(
+        self,
+        lines: Sequence[Line],
+        weights: TracrWeights,
+        layer: int | None = None,
+        encodings: Encodings | None = None,
+    ) -> None:
         self.furthest = 0
         self.lines, self.weights, self.patience = lines, weights, Patience(SECONDS)
         embeddings = weights.tensors["token_embed/embeddings"]
         # Nothing reads the pad token: its row stands for the constant direction that all tokens share.
         self.shared = embeddings[weights.vocab.index(weights.pad)]
         self.bos = embeddings[weights.vocab.index(weights.bos)] - self.shared
+        # Where nothing was lost of the residual stream, the two tokens have a direction each.
+        self.is_whole = abs(float(self.bos @ self.bos) - 2) < NEAR
+        self.same = NEAR if self.is_whole else SMALL  # rows that are no further apart are one
         layers = range(weights.num_layers) if layer is None else [layer]
         self.first_unit = layers[0] * weights.mlp_size  # units are numbered through all layers
         self.first = np.concatenate([weights.layer(i, "mlp/linear_1/w").T for i in layers])  # [unit, d_model]
         self.second = np.concatenate([weights.layer(i, "mlp/linear_2/w") for i in layers])
         self.biases = self.first @ self.shared
         self.heads = [self._head(layer, h) for layer in layers for h in range(weights.num_heads)]
+        self.encodings = encodings or Encodings(weights)
 
     def of(self, lines: Sequence[Line]) -> Reader:
         """A reader of other lines from the same layers."""
@@ -211,8 +220,13 @@ class Reader:
         if len(numerical) > MAX_NUMERICAL_MAPS:
             raise UnreadableError("too many numerical maps of one s-op")
         splitting = self._splitting(units, categorical)
-        for chosen in itertools.combinations(units, len(numerical)):
+        told = {unit: self.is_of_numbers(unit, reads[unit]) for unit in units}
+        sure, may = ([unit for unit in units if told[unit] is answer] for answer in (True, None))
+        if len(sure) > len(numerical):
+            raise UnreadableError("too few numerical maps of one s-op")
+        for others in itertools.combinations(may, len(numerical) - len(sure)):
             self.patience()
+            chosen = (*sure, *others)
             blocks = {u: frozenset(np.flatnonzero(reads[u] > 0.5).tolist()) for u in units if u not in chosen}
             if any(np.abs(reads[u] - (reads[u] > 0.5)).max() > NEAR or not block for u, block in blocks.items()):
                 continue
@@ -224,6 +238,11 @@ class Reader:
                         readings[n] = Reading(entries, Written(self.second[ordered]))
                     yield readings
 
+    def is_of_numbers(self, unit: int, reads: np.ndarray) -> bool | None:
+        """Whether a unit that reads so much of each value is a numerical map's; None where it may be a value's too."""
+        is_plain = np.abs(reads - (reads > ON)).max() < NEAR
+        return self.encodings.is_number(self.second[unit]) if is_plain else True
+
     def _numerical_map(self, unit: int, reads: np.ndarray) -> Reading:
         entries, numbers = _as_numbers(reads.tolist())
         return Reading(entries, Written(self.second[[unit]], numbers))
@@ -231,20 +250,25 @@ class Reader:
     def _sequence_maps(self, group: list[int], first: Written, second: Written) -> Iterator[dict[int, Reading]]:
         left, right = self.first @ first.vectors.T > 0.5, self.first @ second.vectors.T > 0.5
         units = np.flatnonzero((left.sum(1) == 1) & (right.sum(1) == 1) & (np.abs(self.biases + 1) < NEAR))
-        units = units[np.linalg.norm(self.second[units], axis=1) > NEAR]  # the others stand for undefined values
+        units = units[np.linalg.norm(self.second[units], axis=1) > self.same]  # the others stand for undefined values
         width = len(second.vectors)
         read = left[units].argmax(1) * width + right[units].argmax(1)
         blocks: dict[int, frozenset[int]] = {}
-        for members in _same_rows(self.second[units]):
+        for members in _same_rows(self.second[units], self.same):
             blocks[int(units[members[0]])] = frozenset(read[members].tolist())
         cells = len(first.vectors) * width
         for covers in _covers(blocks, cells, len(group), self._splitting(list(blocks), group)):
             tables = _tables(blocks, covers, cells)
-            readings = {
-                n: Reading(entries, Written(self.second[ordered]))
-                for n, (entries, ordered) in zip(group, tables, strict=True)
-            }
-            yield readings
+            yield {n: self._joined(entries, ordered) for n, (entries, ordered) in zip(group, tables, strict=True)}
+
+    def _joined(self, entries: tuple[int, ...], units: list[int]) -> Reading:
+        """A sequence map. Where a part of the residual stream was lost, a value that nothing reads leaves no trace, as
+        if it were undefined: it is one value more."""
+        rows = self.second[units]
+        if self.is_whole or -1 not in entries:
+            return Reading(entries, Written(rows))
+        entries, order = first_appearance(tuple(len(units) if entry < 0 else entry for entry in entries))
+        return Reading(entries, Written(np.concatenate([rows, np.zeros_like(self.second[:1])])[list(order)]))
 
     def _splitting(self, units: list[int], maps: list[int]) -> _Splitting:
         """How to share units among maps: those first that are read as one s-op's values are, by the same parts and
@@ -389,7 +413,7 @@ class Reader:
         """A step function's table over the values of a number, which are above as many steps as `cells` says. None
         where it gives nothing, or what is no number."""
         if not numerical:
-            groups = _same_rows(vectors)
+            groups = _same_rows(vectors, self.same)
             block_of = {above: number for number, members in enumerate(groups) for above in members}
             entries, order = first_appearance(tuple(None if above < 0 else block_of[above] for above in cells))
             rows = [vectors[groups[number][0]] for number in order]  # type: ignore[index]
@@ -415,6 +439,8 @@ class Reader:
                 yield []
             return
         for unit, start in starts.items():
+            if np.abs(start).max() > SMALL and self.encodings.is_number(start) is (not numerical[0]):
+                continue
             others = {other: row for other, row in starts.items() if other != unit}
             if not self.is_ordered and len(numerical) > 1 and numerical[0] == numerical[1]:
                 others = {other: row for other, row in others.items() if other > unit}
@@ -433,19 +459,29 @@ class Reader:
         def walk(at: np.ndarray, first: int) -> Iterator[list[tuple[int, ...]]]:
             own: list[tuple[int, ...]] = []
             for place in range(first, len(steps.added)):
-                if steps.taken[place] > 1:
+                moving, resting = self._ways_on(at, steps.added[place])
+                ways = moving + resting[:1]
+                if steps.taken[place] > 1 or (not self.is_whole and len(ways) > 1):
                     for some, after in self._orders(at, steps.added[place], steps.taken[place]):
                         for rest in walk(after, place + 1):
                             yield [*own, some, *rest]
                     return
-                moving, resting = _ways_on(at, steps.added[place])
-                if not (moving or resting):
+                if not ways:
                     return
-                own.append(((moving or resting)[0],))
-                at = at + steps.added[place][own[-1][0]]
+                own.append((ways[0],))
+                at = at + steps.added[place][ways[0]]
             yield own
 
         yield from walk(start, 0)
+
+    def _ways_on(self, at: np.ndarray, steps: list[np.ndarray]) -> tuple[list[int], list[int]]:
+        """The steps that go from a value's direction to another one's, and those that go nowhere."""
+        lengths = [float(np.linalg.norm(step)) for step in steps]
+        resting = [i for i, length in enumerate(lengths) if length < self.same]
+        if self.is_whole:
+            return [i for i, step in enumerate(steps) if abs(float(step @ at) + 1) < NEAR], resting
+        moving = [i for i, length in enumerate(lengths) if length >= self.same]
+        return [i for i in moving if self.encodings.is_value(at + steps[i])], resting
 
     def _orders(
         self, at: np.ndarray, steps: list[np.ndarray], count: int, taken: tuple[int, ...] = ()
@@ -455,7 +491,7 @@ class Reader:
         if len(taken) == count:
             yield taken, at
             return
-        moving, resting = _ways_on(at, steps)
+        moving, resting = self._ways_on(at, steps)
         for i in [i for i in moving if i not in taken] + [i for i in resting if i not in taken][:1]:
             yield from self._orders(at + steps[i], steps, count, (*taken, i))
 
@@ -529,8 +565,8 @@ class Reader:
                 number: Reading((), Written(-added[:1], tuple(range(length + 1))), start=next(iter(along), None)),
             }
         for unit, start in starts.items():
-            if _leaves(start, added):
-                vectors = np.concatenate([start[None], added]).cumsum(0)[::-1]
+            vectors = np.concatenate([start[None], added]).cumsum(0)[::-1]
+            if self.encodings.is_number(start) is not True and all(map(self.encodings.is_value, vectors)):
                 return {**readings, number: Reading((), Written(vectors), start=unit)}
         raise UnreadableError("a selector width without a start")
 
@@ -601,27 +637,6 @@ def _lines_up(start: np.ndarray, steps: _Steps) -> Iterator[list[tuple[int, ...]
             yield own
 
 
-def _ways_on(at: np.ndarray, steps: list[np.ndarray]) -> tuple[list[int], list[int]]:
-    """The steps that go from a direction to another one, and those that go nowhere."""
-    moving = [i for i, step in enumerate(steps) if _departs(at, step)]
-    return moving, [i for i, step in enumerate(steps) if np.linalg.norm(step) < NEAR]
-
-
-def _leaves(start: np.ndarray, steps: np.ndarray) -> bool:
-    """Whether the first step that there is goes from the start's direction to another."""
-    moving = np.flatnonzero(np.linalg.norm(steps, axis=1) > NEAR)
-    return len(moving) > 0 and _departs(start, steps[moving[0]])
-
-
-def _departs(at: np.ndarray, step: np.ndarray) -> bool:
-    """Whether a step goes from a direction to another one. In a compressed model directions are shorter where readers
-    do not tell them apart, and nothing where nothing reads them."""
-    square, product = float(at @ at), float(step @ at)
-    if square < NEAR**2:
-        return abs(float(np.linalg.norm(step)) - 1) < NEAR
-    return abs(product + 1) < NEAR or abs(product + square) < NEAR * square
-
-
 def _tidy(number: float) -> float:
     """The simple fraction that rounding hides, if there is one; whole numbers as such. Of other numbers, as logarithms,
     some fraction is always near, but not as near as this."""
@@ -652,12 +667,12 @@ def is_along(one: np.ndarray, other: np.ndarray) -> bool:
     return max(sizes) > SMALL and (min(sizes) < SMALL or abs(float(one @ other)) > (1 - NEAR) * sizes[0] * sizes[1])
 
 
-def _same_rows(matrix: np.ndarray) -> list[list[int]]:
-    """Indices of rows that are equal up to noise, in order of first appearance."""
+def _same_rows(matrix: np.ndarray, most: float) -> list[list[int]]:
+    """Indices of rows whose entries differ by less than `most`, in order of first appearance."""
     groups: list[list[int]] = []
     left = list(range(len(matrix)))
     while left:
-        close = np.abs(matrix[left] - matrix[left[0]]).max(1) < NEAR
+        close = np.abs(matrix[left] - matrix[left[0]]).max(1) < most
         groups.append([i for i, same in zip(left, close, strict=True) if same])
         left = [i for i, same in zip(left, close, strict=True) if not same]
     return groups
