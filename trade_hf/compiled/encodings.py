@@ -50,9 +50,9 @@ class Encodings:
                 (numbers if len(moved) == 1 else compared).append(moved)
                 values.append(query)
                 compared.append(key)
-        (numbers if weights.output_values is None else values).append(weights.unembedding.T)
+        (numbers if weights.output_values is None else compared).append(weights.unembedding.T)
         self.thresholds, self.numbers = np.concatenate(thresholds), np.concatenate(numbers)
-        self.compared = np.concatenate(compared)  # read each value as 0 or 1
+        self.compared = np.concatenate(compared)  # read all values of an s-op, as 0 or 1
         self.values = np.concatenate([self.compared, *values])
 
     def is_number(self, row: np.ndarray) -> bool | None:
@@ -63,6 +63,6 @@ class Encodings:
         return None if is_number == is_value else bool(is_number)
 
     def is_value(self, row: np.ndarray) -> bool:
-        """Whether a row can be one value of a categorical s-op: those that read values as 0 or 1 do so."""
+        """Whether a row can be one value of a categorical s-op: those that read all values read it as 0 or 1."""
         read = self.compared @ row
         return bool((np.abs(read - (read > ON)) < NEAR).all()) and not (np.abs(self.thresholds @ row) > ON).any()

@@ -167,7 +167,7 @@ class Lifter:
                 lines = lifted.with_lines(*parts, *constants)
                 reader = self._reader(layer, lines)
                 for state in reader.read(len(lifted.lines), lifted.state):
-                    after = _Lifted(lines, state, lifted.selects)
+                    after = self._with_constants(layer, _Lifted(lines, state, lifted.selects))
                     if len(idle) and not self._are_values(idle):
                         yield self._with_zeros(after, len(lifted.lines), idle)
                     yield from _on_itself(after, range(len(lifted.lines), len(lines)), idle)
@@ -182,14 +182,16 @@ class Lifter:
         left = len(starts) - len(ops)
         silent = sum(bool(np.abs(row).max() < SMALL) for row in starts)
         told = [self.readers[layer].encodings.is_number(row) for row in starts if np.abs(row).max() > SMALL]
-        may_be_maps = range(told.count(False), 1 + len(told) - told.count(True))
+        most = len(told) - told.count(True) + (0 if self.readers[layer].is_whole else silent)
+        may_be_maps = range(told.count(False), 1 + most)
         free = [v for v in numbers if len(lifted.state.written[v].numbers) == 1]
         free += [v for v in numbers if all(args != (v,) for _, args in parts)] + numbers
         if left < 0:
             return
         for count in range(left, max(0, left - silent) - 1, -1):
             if count and not free:
-                continue
+                yield []
+                return
             for numerical in range(count + 1):
                 constants = [Op.MAP] * (count - numerical) + [Op.MAP_NUMERICAL] * numerical
                 if sum(op is Op.MAP for op in ops + constants) in may_be_maps:
@@ -205,6 +207,15 @@ class Lifter:
         reads = np.concatenate([part.T for reader in self.readers for head in reader.heads for part in head[:2]])
         joins = np.concatenate([reader.first[np.abs(reader.biases + 1) < NEAR] for reader in self.readers])
         return bool((np.abs(rows @ np.concatenate([reads, joins]).T) > ON).any())
+
+    def _with_constants(self, layer: int, lifted: _Lifted) -> _Lifted:
+        """With a map of tokens to one value for each start that is left, as where there is no number to map."""
+        starts = [row for row in self.readers[layer].starts(lifted.state) if np.abs(row).max() > NEAR]
+        entries = (0,) * len(lifted.state.written[TOKENS].vectors)
+        lines = lifted.with_lines(*[(Op.MAP, (TOKENS,))] * len(starts))
+        numbers = range(len(lifted.lines), len(lines))
+        readings = {n: Reading(entries, Written(row[None])) for n, row in zip(numbers, starts, strict=True)}
+        return _Lifted(lines, lifted.state.after(readings), lifted.selects)
 
     def _with_zeros(self, lifted: _Lifted, before: int, rows: np.ndarray) -> _Lifted:
         """With a map to the number 0 for each row: its unit reads nothing, whichever s-op it is of, and writes the

@@ -263,9 +263,9 @@ class Reader:
 
     def _joined(self, entries: tuple[int, ...], units: list[int]) -> Reading:
         """A sequence map. Where a part of the residual stream was lost, a value that nothing reads leaves no trace, as
-        if it were undefined: it is one value more."""
+        if it were undefined: it is one value more, unless all values are read."""
         rows = self.second[units]
-        if self.is_whole or -1 not in entries:
+        if self.is_whole or -1 not in entries or (np.abs(self.encodings.compared @ rows.T) > ON).any():
             return Reading(entries, Written(rows))
         entries, order = first_appearance(tuple(len(units) if entry < 0 else entry for entry in entries))
         return Reading(entries, Written(np.concatenate([rows, np.zeros_like(self.second[:1])])[list(order)]))
@@ -429,7 +429,7 @@ class Reader:
         return Reading(given, Written(direction[None], numbers), start=unit)
 
     def _shared_out(
-        self, numerical: list[bool], starts: dict[int, np.ndarray], steps: _Steps
+        self, numerical: list[bool], starts: dict[int, np.ndarray], steps: _Steps, before: int = -1
     ) -> Iterator[list[tuple[int, np.ndarray]]]:
         """Ways to give each map of a number a start, and at each threshold as many steps as it takes, so that no step
         is left: the start's unit, and what the map gives from the lowest number up, [threshold + 1, d_model]."""
@@ -441,16 +441,20 @@ class Reader:
         for unit, start in starts.items():
             if np.abs(start).max() > SMALL and self.encodings.is_number(start) is (not numerical[0]):
                 continue
+            if unit < before:
+                continue
             others = {other: row for other, row in starts.items() if other != unit}
-            if not self.is_ordered and len(numerical) > 1 and numerical[0] == numerical[1]:
-                others = {other: row for other, row in others.items() if other > unit}
+            # Where it does not matter which of several maps alike is which, one order of them is enough.
+            is_alike = not self.is_ordered and len(numerical) > 1 and numerical[0] == numerical[1]
             for own in _lines_up(start, steps) if numerical[0] else self._walks(start, steps):
                 rows = [start, *(some[i] for some, places in zip(steps.added, own, strict=True) for i in places)]
                 left = [
                     [step for i, step in enumerate(some) if i not in places]
                     for some, places in zip(steps.added, own, strict=True)
                 ]
-                for rest in self._shared_out(numerical[1:], others, replace(steps, added=left)):
+                for rest in self._shared_out(
+                    numerical[1:], others, replace(steps, added=left), unit if is_alike else -1
+                ):
                     yield [(unit, np.cumsum(rows, 0)), *rest]
 
     def _walks(self, start: np.ndarray, steps: _Steps) -> Iterator[list[tuple[int, ...]]]:
