@@ -267,8 +267,9 @@ class Reader:
         rows = self.second[units]
         if self.is_whole or -1 not in entries or (np.abs(self.encodings.compared @ rows.T) > ON).any():
             return Reading(entries, Written(rows))
+        rows = np.concatenate([rows, np.zeros_like(self.second[:1])])
         entries, order = first_appearance(tuple(len(units) if entry < 0 else entry for entry in entries))
-        return Reading(entries, Written(np.concatenate([rows, np.zeros_like(self.second[:1])])[list(order)]))
+        return Reading(entries, Written(rows[np.array(order)]))
 
     def _splitting(self, units: list[int], maps: list[int]) -> _Splitting:
         """How to share units among maps: those first that are read as one s-op's values are, by the same parts and
@@ -570,9 +571,15 @@ class Reader:
             }
         for unit, start in starts.items():
             vectors = np.concatenate([start[None], added]).cumsum(0)[::-1]
-            if self.encodings.is_number(start) is not True and all(map(self.encodings.is_value, vectors)):
+            if self.encodings.is_number(start) is not True and self._are_values(vectors):
                 return {**readings, number: Reading((), Written(vectors), start=unit)}
         raise UnreadableError("a selector width without a start")
+
+    def _are_values(self, rows: np.ndarray) -> bool:
+        """Whether these can be all values of one s-op."""
+        if self.is_whole:
+            return bool((np.abs(np.linalg.norm(rows, axis=1) - 1) < NEAR).all())
+        return all(map(self.encodings.is_value, rows))
 
     # ------------------------------------------------------------ result
 
