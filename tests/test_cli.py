@@ -68,7 +68,17 @@ def test_other_vocabularies(program_file, tmp_path, capsys):
 def test_decompile(model_file, tiny_checkpoint, capsys):
     assert main(["decompile", str(model_file), "--checkpoint", str(tiny_checkpoint), "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
-    assert set(row) == {"code", "status", "proven", "certificate", "score", "origins"}
+    assert set(row) == {
+        "code",
+        "status",
+        "proven",
+        "certificate",
+        "elsewhere",
+        "faint",
+        "departure",
+        "score",
+        "origins",
+    }
     parse(row["code"])
 
 

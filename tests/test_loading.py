@@ -177,7 +177,7 @@ def test_registered_with_transformers(tiny_checkpoint, file):
     with pytest.raises(ValueError, match="expected the parameters max_candidates and budget_seconds, got beams"):
         pipe(str(file), beams=3)
     few = pipe([str(file)], max_candidates=1)
-    assert few[0].keys() == {"code", "status", "proven", "certificate", "score"}
+    assert few[0].keys() == {"code", "status", "proven", "certificate", "elsewhere", "faint", "departure", "score"}
 
 
 def test_modules_are_found_as_before():

@@ -25,6 +25,7 @@ from trade_hf.rasp.text import parse, to_text
 from trade_hf.verification import (
     CONFIDENCE,
     EXHAUSTIVE_LIMIT,
+    PRECISIONS,
     SAMPLED_INPUTS,
     TOLERANCE,
     Status,
@@ -37,14 +38,18 @@ METHODS = {
     Status.NOT_COMPARABLE: "no input was run",
     Status.IDENTICAL: "a reordering of residual directions, hidden units and heads was found; every tensor is equal",
     Status.SAME_IN_ANOTHER_BASIS: "an order of hidden units and heads was found; what each part reads of each other is "
-    "equal up to rounding, in whatever basis; and both agree on all of the shortest inputs and a seeded sample of the "
+    "so nearly equal that no output can differ; and both agree on the shortest inputs and a seeded sample of the "
     "others",
     Status.EQUIVALENT: "both were run in float32 and in float64 on every input of every length up to the maximum",
+    Status.EQUIVALENT_BUT_FOR_NONE: "both were run in float32 and in float64 on every input of every length up to the "
+    "maximum, and agree where the program gives a value",
     Status.EQUIVALENT_IN_ONE_PRECISION: "both were run in float32 and in float64 on every input of every length up to "
     "the maximum, and agree in one of the two",
     Status.AGREES: "both were run on all of the shortest inputs and on a seeded sample of the others",
     Status.REFUTED: "both were run on this input, and differ",
 }
+# What another machine may find otherwise: where the precisions disagree, on how many inputs, as it rounds otherwise.
+_DEPENDS_ON_MACHINE = {False: ("versions",), True: ("versions", "elsewhere", "summary")}
 DOES_NOT_FIT = "the program cannot be what the model computes"
 
 
@@ -63,7 +68,10 @@ class Certificate:
       inputs: how many inputs there are, of all lengths.
       checked: on how many of them both were run (all, where weights are identical: they need not be run).
       bound: the share of inputs that may differ at most, with `confidence`; None where all were checked.
-      tolerance: by how much numbers may differ.
+      tolerance: by how much numbers may differ, and the logits of a None.
+      holds_in: the precisions in which both agree on the inputs that were run, or, where that is a counterexample,
+        differ.
+      elsewhere, faint, departure: what the verdict is to be read with (see `Verdict`), None where there is nothing.
       limit: up to how many inputs all are run.
       samples: how many are run where there are more.
       seed: of their draw.
@@ -82,6 +90,10 @@ class Certificate:
     bound: float | None
     confidence: float
     tolerance: float
+    holds_in: list[str]
+    elsewhere: dict | None
+    faint: dict | None
+    departure: dict | None
     limit: int
     samples: int
     seed: int
@@ -131,10 +143,11 @@ def certify(
     seed: int = 0,
     samples: int = SAMPLED_INPUTS,
 ) -> Certificate:
-    """Compare a program with a model, as `verify` does, and write down what was found."""
-    verdict = verify(program, weights, limit, seed, samples)
+    """Compare a program with a model, as `verify` does, and write down what was found. It is of the program's text."""
+    code = to_text(program)
+    verdict = verify(parse(code), weights, limit, seed, samples)
     file = None if weights_file is None else str(Path(weights_file).resolve())
-    return _written(verdict, to_text(program), weights, weights_file=file, limit=limit, samples=samples, seed=seed)
+    return _written(verdict, code, weights, weights_file=file, limit=limit, samples=samples, seed=seed)
 
 
 def recheck(certificate: Certificate, weights: TracrWeights | None = None, most: int = EXHAUSTIVE_LIMIT) -> Certificate:
@@ -166,7 +179,7 @@ def recheck(certificate: Certificate, weights: TracrWeights | None = None, most:
     again = _written(verdict, certificate.program, weights, weights_file=certificate.weights_file, **how)
     for name, expected in asdict(certificate).items():
         got = getattr(again, name)
-        if name != "versions" and got != expected:
+        if got != expected and name not in _DEPENDS_ON_MACHINE[again.elsewhere is not None]:
             raise CertificateError(f"checked again, {name} is {got!r}, the certificate says {expected!r}")
     return again
 
@@ -184,15 +197,18 @@ def hash_weights(weights: TracrWeights) -> str:
 
 def _written(verdict: Verdict, program: str, weights: TracrWeights, **how: Any) -> Certificate:
     """`how`: weights_file, limit, samples and seed."""
+    row = verdict.to_dict()
     return Certificate(
         verdict=verdict.status.value,
-        method=DOES_NOT_FIT if verdict.reason else METHODS[verdict.status],
+        method=_method(verdict),
         summary=str(verdict),
         inputs=verdict.inputs,
         checked=verdict.checked,
         bound=verdict.bound,
         confidence=CONFIDENCE,
         tolerance=TOLERANCE,
+        holds_in=[verdict.precision] if verdict.precision else [*PRECISIONS] if verdict.reason is None else [],
+        **{name: row[name] for name in verdict.reservations},
         program=program,
         program_sha256=_sha256(program),
         weights_sha256=hash_weights(weights),
@@ -206,10 +222,20 @@ def _written(verdict: Verdict, program: str, weights: TracrWeights, **how: Any) 
     )
 
 
+def _method(verdict: Verdict) -> str:
+    if verdict.status is Status.REFUTED and verdict.counterexample is None:
+        return DOES_NOT_FIT
+    if verdict.status is Status.EQUIVALENT_IN_ONE_PRECISION and verdict.checked < verdict.inputs:
+        return METHODS[Status.SAME_IN_ANOTHER_BASIS]
+    return METHODS[verdict.status]
+
+
 def _is_of(value: Any, kind: Any) -> bool:
     """Whether a value from JSON is of a field's type."""
     if get_origin(kind) is dict:
         return isinstance(value, dict) and all(isinstance(part, str) for part in value.values())
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(isinstance(part, str) for part in value)
     return isinstance(value, kind) and not isinstance(value, bool)
 
 

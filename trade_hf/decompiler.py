@@ -30,9 +30,9 @@ from trade_hf.compiled.weights import TracrWeights
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import to_units
 from trade_hf.rasp.canonical import canonicalise_spoken, spell
-from trade_hf.rasp.program import Program
+from trade_hf.rasp.program import Program, RaspError
 from trade_hf.rasp.tables import UnsupportedError
-from trade_hf.rasp.text import to_text
+from trade_hf.rasp.text import parse, to_text
 from trade_hf.search import Candidate, Source, propose
 from trade_hf.verification import LEAST_SAMPLED, SAMPLED_INPUTS, Status, Verdict, Verifier
 
@@ -112,11 +112,10 @@ class Decompilation:
 
     def to_dict(self) -> dict[str, Any]:
         """What the command line, the pipeline and the endpoint answer."""
+        row = self.verdict.to_dict()
         return {
             "code": self.code,
-            "status": self.status.value,
-            "proven": self.verdict.is_verified,
-            "certificate": self.certificate,
+            **{name: row[name] for name in ("status", "proven", "certificate", *self.verdict.reservations)},
             "score": None if math.isnan(self.score) else round(self.score, 4),
         }
 
@@ -245,27 +244,33 @@ def decompile_with(
         program, verdict = _checked(candidate.program, verifier)
         attempts.append(Attempt(program, verdict, candidate.score, candidate.source))
         is_own = not is_clean and _is_own(program, verdict, weights)
-        is_compared = verdict.status is Status.EQUIVALENT or (is_clean and verdict.reason is None)
+        is_compared = verdict.status.is_on_all_inputs or (is_clean and verdict.reason is None)
         distance = 0.0 if is_own else likeness.distance(program) if is_compared else math.inf
         fits = is_own or (is_clean and distance < LIKE_IN_NOISE)
         strength = (verdict.status.strength, -distance)
         if best is None or strength > best[0]:
             best = strength, len(attempts) - 1, candidate
         is_same = verdict.status is Status.IDENTICAL or (
-            is_clean and verdict.status is not Status.EQUIVALENT and _is_own(program, verdict, weights)
+            is_clean and not verdict.status.is_on_all_inputs and _is_own(program, verdict, weights)
         )
         if is_same or (fits and not is_aligned(weights)):
             break
-        if verdict.is_verified or fits:
+        if verdict.is_verified or verdict.status.is_on_all_inputs or fits:
             last = min(last, len(attempts) + (A_FEW if fits and is_clean else FURTHER))
     assert best is not None, "the grammar lets the model end every program"
     _, chosen, candidate = best
-    program = attempts[chosen].program
-    if attempts[chosen].verdict.is_verified:
-        program = spelled(canonicalise_spoken(candidate.program, weights.input_vocab, weights.max_seq_len), weights)
-    verdict = attempts[chosen].verdict
+    program, verdict = attempts[chosen].program, attempts[chosen].verdict
+    last_end = max(end, time.monotonic() + LAST_SECONDS)
+    if verdict.is_verified or verdict.status.is_on_all_inputs:
+        canonical = canonicalise_spoken(candidate.program, weights.input_vocab, weights.max_seq_len)
+        if canonical != candidate.program:  # what is returned is what was compared
+            printed, its_verdict = _checked(canonical, Verifier(weights, deadline=last_end))
+            if its_verdict.status.strength >= verdict.status.strength:
+                program, verdict = printed, its_verdict
     if is_clean:
-        verdict = Verifier(given, deadline=max(end, time.monotonic() + LAST_SECONDS)).verify(program)
+        verifier = Verifier(given, deadline=last_end)
+        verdict = verifier.compare(program)
+    verdict = verifier.with_departure(program, verdict)
     return Decompilation(program, verdict, tuple(attempts), chosen, time.monotonic() - start)
 
 
@@ -273,7 +278,7 @@ def _is_own(program: Program, verdict: Verdict, weights: TracrWeights) -> bool:
     """Whether a model is the program's own in some basis, and not just one that gives the same."""
     if verdict.status is Status.SAME_IN_ANOTHER_BASIS:
         return True
-    if verdict.status not in (Status.AGREES, Status.EQUIVALENT_IN_ONE_PRECISION, Status.EQUIVALENT):
+    if verdict.status in (Status.NOT_COMPARABLE, Status.REFUTED):
         return False
     return do_parts_correspond(compile_like(program, weights), weights)
 
@@ -313,9 +318,9 @@ def spelled(program: Program, weights: TracrWeights) -> Program:
 
 
 def _checked(program: Program, verifier: Verifier) -> tuple[Program, Verdict]:
-    """A program over the model's own tokens, if it can be said, and its verdict."""
+    """A program over the model's own tokens, if it can be said, as its text is read; and its verdict."""
     try:
-        program = spelled(program, verifier.weights)
-    except UnsupportedError as error:
+        program = parse(to_text(spelled(program, verifier.weights)))
+    except (UnsupportedError, RaspError) as error:
         return program, Verdict(Status.NOT_COMPARABLE, 0, 0, reason=f"the program does not compile: {error}")
-    return program, verifier.verify(program)
+    return program, verifier.compare(program)

@@ -12,13 +12,17 @@ Four ways:
   differ.
 Otherwise a counterexample, one that no shorter one was found for.
 
-Numbers are the same if they differ by at most TOLERANCE. Where a program gives None, a model must leave all output
-directions off. Inputs that Tracr cannot compile faithfully (`rasp/evaluate.py`, `valid`; `compiled/faithful.py`) have
-no defined answer in RASP: there a program means what Tracr makes of it.
+Models are run twice: in single precision, as Tracr's are, and in double precision. Steps 0.01 wide multiply rounding by
+a hundred, layer after layer, so in another basis a sum of other rounding can end up on the wrong side of a step. What
+holds in one precision alone is no proof, and the verdict says on how many inputs it fails in the other.
 
-Models run in single precision, as Tracr's do. Steps 0.01 wide multiply rounding by a hundred, layer after layer, so in
-another basis a sum of other rounding can end up on the wrong side of a step. Where two sides differ they are therefore
-run again in double precision: a difference counts if it is there as well.
+Numbers are the same if they differ by at most TOLERANCE. Categorical outputs are decoded as Tracr does: the first of
+the largest logits. None is where all logits are alike within TOLERANCE, or within as small a share of what an output
+makes of them where it is on; so neither the offset nor the scale of the logits matters. NaN and infinity are like
+nothing.
+
+Inputs that Tracr cannot compile faithfully (`rasp/evaluate.py`, `valid`; `compiled/faithful.py`) are compared with what
+Tracr makes of the program there. Where that is not what RASP says, the verdict tells on how many inputs.
 """
 
 from __future__ import annotations
@@ -38,25 +42,33 @@ import torch
 
 from trade_hf.compiled.comparison import TOLERANCE, compare
 from trade_hf.compiled.compiler import compile_program
-from trade_hf.compiled.faithful import may_depart
-from trade_hf.compiled.forward import run
+from trade_hf.compiled.faithful import check_numbers, may_depart
+from trade_hf.compiled.forward import ALIKE, Output, run
 from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.weights import COLDNESS, TracrWeights, WeightsError
 from trade_hf.rasp.evaluate import PADDING, all_inputs, count_inputs, evaluate, random_inputs
 from trade_hf.rasp.functions import Value
-from trade_hf.rasp.program import Program
-from trade_hf.rasp.tables import UnsupportedError, sort_values, tabulate
+from trade_hf.rasp.program import Program, Type
+from trade_hf.rasp.reference import NoAnswerError, answer
+from trade_hf.rasp.tables import Tables, UnsupportedError, sort_values, tabulate
 
 EXHAUSTIVE_LIMIT = 2_000_000  # inputs; above, a sample is taken
 SAMPLED_INPUTS = 10_000
 LEAST_SAMPLED = 1_000  # however little time there is
+MOST_LOOKED_AT = 200_000_000  # pairs of positions, of all inputs on which RASP is asked what it says
+MOST_ASKED = 1_000  # of them one by one, where it may say another thing than Tracr makes of the program; of long ones
+MOST_PAIRS_ASKED = 300_000  # fewer: so many pairs of positions in all, but 10 inputs at least
+# Numbers up to this are read off exactly by Tracr's steps, which multiply them by 100 in float32.
+MOST_EXACT = 10_000
 MOST_TOKENS = 100_000_000  # of all inputs that may be asked for: they are held in memory, 8 bytes each
+SINGLE = "float32"  # Tracr's precision
+PRECISIONS = {SINGLE: torch.float32, "float64": torch.float64}
 CONFIDENCE = 0.95  # of the bound on the share of inputs that differ
+OUT_OF_SCALE = f"the model is outside Tracr's scale: all of its logits are alike within {ALIKE}"
 BOS_LOGIT = COLDNESS / 2  # of a selected key above BOS, times the root of the key size
 FRACTION_DIGITS = 9  # of the values of a categorical output: 2.2 % 2 is not quite 0.2
 FIRST_CHUNK, CHUNK = 256, 16_384  # most programs that are wrong are so at once
 MOST_PAIRS = 4_000_000  # of positions, of all inputs of a chunk: what a selector and a head hold
-SUSPECTS = 64  # inputs that are run again at a time
 
 
 class Status(Enum):
@@ -65,6 +77,7 @@ class Status(Enum):
     NOT_COMPARABLE = "not comparable"
     REFUTED = "refuted"
     AGREES = "agrees"
+    EQUIVALENT_BUT_FOR_NONE = "equivalent but for None"
     EQUIVALENT_IN_ONE_PRECISION = "equivalent in one precision"
     EQUIVALENT = "equivalent"
     SAME_IN_ANOTHER_BASIS = "identical weights in another basis"
@@ -74,6 +87,11 @@ class Status(Enum):
     def strength(self) -> int:
         """0 for the weakest."""
         return list(Status).index(self)
+
+    @property
+    def is_on_all_inputs(self) -> bool:
+        """Whether both were run on all inputs and agree, though it be in one precision or but for None."""
+        return Status.AGREES.strength < self.strength <= Status.EQUIVALENT.strength
 
 
 PROVEN = (Status.EQUIVALENT, Status.SAME_IN_ANOTHER_BASIS, Status.IDENTICAL)
@@ -87,13 +105,13 @@ class Difference:
       inputs: how many differ.
       checked: of how many.
       first: the tokens of the first of them.
-      expected, got: the outputs of the first and of the second side.
+      expected, got: the outputs of the first and of the second side; the first is None where RASP has no answer.
     """
 
     inputs: int
     checked: int
     first: tuple[Value, ...]
-    expected: tuple
+    expected: tuple | None
     got: tuple
 
     def __str__(self) -> str:
@@ -114,6 +132,8 @@ class Verdict:
       reason: why the two cannot be the same, or cannot be compared, where no input was run.
       precision: `float32` or `float64` where both agree in this one alone, on the inputs that were run.
       elsewhere: the inputs on which they differ in the other precision.
+      faint: the inputs on which one gives None and the other, for logits that are not alike and yet too small to be an
+        output's, some value. Noise makes such models.
       departure: the inputs on which the program, read as RASP, gives another answer than what Tracr compiles of it.
         The verdict is on what Tracr compiles.
     """
@@ -128,6 +148,7 @@ class Verdict:
     reason: str | None = None
     precision: str | None = None
     elsewhere: Difference | None = None
+    faint: Difference | None = None
     departure: Difference | None = None
 
     @property
@@ -135,24 +156,29 @@ class Verdict:
         """Whether it is proven that both give the same on every input, in both precisions."""
         return self.status in PROVEN
 
+    @property
+    def reservations(self) -> dict[str, Difference | None]:
+        """What a verdict other than `refuted` is to be read with, by the name of the field."""
+        return {"elsewhere": self.elsewhere, "faint": self.faint, "departure": self.departure}
+
     def to_dict(self) -> dict[str, Any]:
         """All of it for JSON: `proven` is `is_verified`, `certificate` the verdict in words."""
-        row = asdict(self) | {"status": self.status.value}
-        return {"proven": self.is_verified, "certificate": str(self), **row}
+        row = {**asdict(self), "status": self.status.value}
+        return json_value({"proven": self.is_verified, "certificate": str(self), **row})
 
     def __str__(self) -> str:
         return "; ".join([self._found(), *self._reservations()])
 
     def _found(self) -> str:
+        alone = f" in {self.precision} alone" if self.precision else ""
         match self.status:
             case Status.IDENTICAL | Status.SAME_IN_ANOTHER_BASIS:
                 return self.status.value
             case Status.EQUIVALENT:
                 return f"equivalent on all {self.inputs:,} inputs"
-            case Status.EQUIVALENT_IN_ONE_PRECISION:
-                return f"equivalent on all {self.inputs:,} inputs in {self.precision} alone"
+            case Status.EQUIVALENT_IN_ONE_PRECISION | Status.EQUIVALENT_BUT_FOR_NONE:
+                return f"equivalent on all {self.inputs:,} inputs{alone}"
             case Status.AGREES:
-                alone = f" in {self.precision} alone" if self.precision else ""
                 return f"agrees on {self.checked:,} of {self.inputs:,} inputs{alone}"
             case Status.REFUTED if self.counterexample is not None:
                 return f"refuted by {list(self.counterexample)}"
@@ -165,9 +191,20 @@ class Verdict:
             found.append(f"in {other} they differ on {self.elsewhere}")
         elif self.status is Status.EQUIVALENT_IN_ONE_PRECISION:
             found.append(str(self.reason))
+        if self.faint is not None:
+            found.append(f"where the program gives None, the model decodes to a faint value on {self.faint}")
         if self.departure is not None:
             found.append(f"RASP itself gives another answer than Tracr's model on {self.departure}")
         return found
+
+
+def json_value(value: Any) -> Any:
+    """A value as JSON holds it: tuples as lists, NaN and infinity by their names."""
+    if isinstance(value, dict):
+        return {name: json_value(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def verify(
@@ -212,23 +249,38 @@ class Verifier:
 
     def verify(self, program: Program) -> Verdict:
         """As `verify`."""
+        return self.with_departure(program, self.compare(program))
+
+    def compare(self, program: Program) -> Verdict:
+        """As `verify`, without a look at whether RASP says what Tracr makes of the program."""
         weights, inputs = self.weights, self.inputs
         try:
-            side = _ProgramSide(program, inputs.vocab, inputs.max_seq_len, weights.causal)
+            side = self._side(program)
+            check_numbers(side.tables, TOLERANCE)
         except (UnsupportedError, WeightsError) as error:  # the second: it is too large
             return Verdict(Status.NOT_COMPARABLE, 0, inputs.total, reason=f"the program does not compile: {error}")
         if are_identical(side.compiled, weights):
             return Verdict(Status.IDENTICAL, inputs.total, inputs.total)
         verdict = _compare_in_time(side, self.model, inputs, self.deadline)
-        if verdict.status is not Status.AGREES:
+        if verdict.status is not Status.AGREES or verdict.faint is not None:
             return verdict
-        comparison = compare(side.compiled, weights)
-        if comparison.is_proven:
+        proof = compare(side.compiled, weights)
+        precisions = [name for name in proof.precisions if verdict.precision in (None, name)]
+        if len(precisions) == len(PRECISIONS):
             return replace(verdict, status=Status.SAME_IN_ANOTHER_BASIS, bound=None)
-        if comparison.precisions:
-            status, [precision] = Status.EQUIVALENT_IN_ONE_PRECISION, comparison.precisions
-            return replace(verdict, status=status, bound=None, precision=precision, reason=comparison.reason)
+        if precisions:
+            status = Status.EQUIVALENT_IN_ONE_PRECISION
+            return replace(verdict, status=status, bound=None, precision=precisions[0], reason=proof.reason)
         return verdict
+
+    def with_departure(self, program: Program, verdict: Verdict) -> Verdict:
+        """What `compare` gave of a program, with a look at whether RASP says what Tracr makes of it."""
+        if verdict.status in (Status.NOT_COMPARABLE, Status.REFUTED):
+            return verdict
+        return replace(verdict, departure=_departure(self._side(program), self.inputs.looked_at))
+
+    def _side(self, program: Program) -> _ProgramSide:
+        return _ProgramSide(program, self.inputs.vocab, self.inputs.max_seq_len, self.weights.causal)
 
 
 def verify_programs(
@@ -272,21 +324,37 @@ def verify_weights(
 
 @dataclass(frozen=True)
 class _Answer:
-    """What one side gives, [input, position]: codes of `values`, or numbers if that is None; where it gives None."""
+    """What one side gives, [input, position].
+
+    Attributes:
+      cells: codes of `values`, or numbers if that is None.
+      contrast: how far the largest logit is above the smallest (`forward.Output`); 1 of what RASP says, 0 of None.
+      values: what the codes stand for.
+    """
 
     cells: np.ndarray
-    undefined: np.ndarray
+    contrast: np.ndarray
     values: tuple[Value, ...] | None
 
+    @classmethod
+    def of(cls, output: Output) -> _Answer:
+        return cls(output.codes, output.contrast, output.values)
+
     def decode(self, row: int, real: np.ndarray) -> tuple:
-        cells, undefined = self.cells[row][real].tolist(), self.undefined[row][real].tolist()
+        """One input's outputs; None where no output direction is on, NaN where a logit is."""
+        cells, contrast = self.cells[row][real].tolist(), self.contrast[row][real].tolist()
         if self.values is None:
             return tuple(cells)
-        return tuple(None if none else self.values[code] for code, none in zip(cells, undefined, strict=True))
+        return tuple(
+            math.nan if not math.isfinite(on) else None if on <= ALIKE else self.values[code]
+            for code, on in zip(cells, contrast, strict=True)
+        )
 
 
 class _ProgramSide:
     """Raises UnsupportedError for a program that Tracr cannot compile."""
+
+    is_model = False
 
     def __init__(self, program: Program, vocab: tuple[Value, ...], max_seq_len: int, causal: bool = False) -> None:
         self.tables = tabulate(program, vocab, max_seq_len)
@@ -295,37 +363,58 @@ class _ProgramSide:
         leak = max_seq_len * math.exp(-BOS_LOGIT / math.sqrt(self.compiled.key_size))
         self.departs = may_depart(self.tables) or leak > TOLERANCE
 
-    def __call__(self, inputs: np.ndarray, dtype: torch.dtype = torch.float32) -> _Answer:
+    def __call__(self, inputs: np.ndarray) -> dict[str, _Answer]:
+        """By precision: what RASP says, but where that is not to be had from Tracr, what Tracr makes of it."""
         meant = evaluate(self.tables, inputs, causal=self.compiled.causal)
-        cells, values = meant.codes, meant.values
-        undefined = np.zeros(cells.shape, bool) if values is None else cells < 0
+        contrast = np.ones(meant.codes.shape) if meant.values is None else (meant.codes >= 0).astype(np.float64)
+        said = _Answer(meant.codes, contrast, meant.values)
         rows = np.flatnonzero(~meant.valid | self.departs)
-        if len(rows):
-            order = np.array([*map(self.compiled.input_vocab.index, self.tables.vocab), PADDING])
-            given = run(self.compiled, order[inputs[rows]], dtype=dtype)
-            cells, undefined = cells.copy(), undefined.copy()
-            cells[rows], undefined[rows] = given.codes, given.undefined
-            if values is not None:
-                cells[rows] = _positions(given.values or (), values)[given.codes]
-        return _Answer(cells, undefined, values)
+        if not len(rows):
+            return dict.fromkeys(PRECISIONS, said)
+        return {name: _with_rows(said, rows, self.run(inputs[rows], dtype)) for name, dtype in PRECISIONS.items()}
+
+    def says_what_it_gives(self, inputs: np.ndarray) -> np.ndarray:
+        """[input]: whether RASP certainly says what the compiled program gives."""
+        meant = evaluate(self.tables, inputs, causal=self.compiled.causal)
+        return meant.valid & meant.listed & (not self.departs) & (_largest_number(self.tables) <= MOST_EXACT)
+
+    def run(self, inputs: np.ndarray, dtype: torch.dtype = torch.float32) -> _Answer:
+        """What the compiled program gives, in codes of the tables' values where it is categorical."""
+        order = np.array([*map(self.compiled.input_vocab.index, self.tables.vocab), PADDING])
+        given = _Answer.of(run(self.compiled, order[inputs], dtype=dtype))
+        values = self.tables[self.tables.program.output].values
+        if given.values is None:
+            return given
+        return replace(given, cells=_positions(given.values, values)[given.cells], values=values)
+
+
+def _with_rows(answer: _Answer, rows: np.ndarray, other: _Answer) -> _Answer:
+    """An answer, some of its rows taken from another one."""
+    cells, contrast = answer.cells.copy(), answer.contrast.copy()
+    cells[rows], contrast[rows] = other.cells, other.contrast
+    return replace(answer, cells=cells, contrast=contrast)
 
 
 class _ModelSide:
+    is_model = True
+
     def __init__(self, weights: TracrWeights, vocab: tuple[Value, ...]) -> None:
         self.weights = weights
         # Codes are places in the sorted vocabulary; a model may have its tokens in another order.
         self.order = np.array([*map(weights.input_vocab.index, vocab), PADDING])
-        self.kept: dict[bytes, _Answer] = {}  # of first chunks
+        self.kept: dict[bytes, dict[str, _Answer]] = {}  # of first chunks
 
-    def __call__(self, inputs: np.ndarray, dtype: torch.dtype = torch.float32) -> _Answer:
-        key = inputs.tobytes() if len(inputs) == FIRST_CHUNK and dtype is torch.float32 else b""
+    def __call__(self, inputs: np.ndarray) -> dict[str, _Answer]:
+        """By precision."""
+        key = inputs.tobytes() if len(inputs) == FIRST_CHUNK else b""
         if key in self.kept:
             return self.kept[key]
-        given = run(self.weights, self.order[inputs], dtype=dtype)
-        answer = _Answer(given.codes, given.undefined, given.values)
+        answers = {
+            name: _Answer.of(run(self.weights, self.order[inputs], dtype=dtype)) for name, dtype in PRECISIONS.items()
+        }
         if key:
-            self.kept = {key: answer}
-        return answer
+            self.kept = {key: answers}
+        return answers
 
 
 _Side = _ProgramSide | _ModelSide
@@ -380,6 +469,13 @@ class _Inputs:
         return np.concatenate([short, drawn])
 
     @cached_property
+    def looked_at(self) -> _Inputs:
+        """Those on which RASP is asked what it says: all, or as many as a sample has by default, fewer if they are
+        long."""
+        samples = max(1, min(SAMPLED_INPUTS, MOST_LOOKED_AT // self.max_seq_len**2))
+        return replace(self, limit=2 * samples, samples=samples)
+
+    @cached_property
     def sampled(self) -> _Inputs:
         """A sample of them, where there are more."""
         return replace(self, limit=1)
@@ -408,10 +504,11 @@ def _compare_in_time(first: _Side, second: _Side, inputs: _Inputs, deadline: flo
 def _compare(first: _Side, second: _Side, inputs: _Inputs, deadline: float = math.inf) -> Verdict:
     """Raises TimeoutError as soon as it is to be expected that it would not end before the deadline, and that one on
     fewer inputs would take less."""
-    codes, total = inputs.codes, inputs.total
+    codes = inputs.codes
     most, fewer = max(1, MOST_PAIRS // inputs.max_seq_len**2), inputs.samples if inputs.is_complete else LEAST_SAMPLED
     step = min(CHUNK if deadline == math.inf or inputs.is_complete else LEAST_SAMPLED, most)
     starts = [0, *range(min(FIRST_CHUNK, most), len(codes), step), len(codes)]
+    comparison = _Comparison(first, second, inputs)
     for start, end in itertools.pairwise(starts):
         now = time.monotonic()
         if start <= FIRST_CHUNK:
@@ -419,47 +516,211 @@ def _compare(first: _Side, second: _Side, inputs: _Inputs, deadline: float = mat
         left = len(codes) - start
         if start > FIRST_CHUNK and left > fewer and now + (now - begun) * left / (start - FIRST_CHUNK) > deadline:
             raise TimeoutError
-        chunk = codes[start:end]
-        answers = first(chunk), second(chunk)
-        if (answers[0].values is None) != (answers[1].values is None):
-            return Verdict(Status.REFUTED, 0, total, reason="one output is numerical, the other categorical")
-        suspects = np.flatnonzero(_differ(*answers, chunk))
-        place = _first_that_differs(first, second, chunk, suspects)
-        if place is not None:
-            found = chunk[place]
-            if not inputs.is_complete:
-                found = _shrink(found, lambda one: bool(_differ_for_sure(first, second, one)[0]))
-            real = found != PADDING
-            expected, got = (side(found[None], torch.float64).decode(0, real) for side in (first, second))
-            tokens = tuple(inputs.vocab[code] for code in found[real])
-            return Verdict(Status.REFUTED, start + place + 1, total, None, tokens, expected, got)
-    status = Status.EQUIVALENT if inputs.is_complete else Status.AGREES
-    return Verdict(status, len(codes), total, inputs.bound())
+        verdict = comparison.add(codes[start:end])
+        if verdict is not None:
+            return verdict
+    return comparison.verdict()
 
 
-def _first_that_differs(first: _Side, second: _Side, chunk: np.ndarray, suspects: np.ndarray) -> int | None:
-    """The first of the suspects that differs in double precision too; they are run few at a time, one is enough."""
-    for start in range(0, len(suspects), SUSPECTS):
-        some = suspects[start : start + SUSPECTS]
-        sure = _differ_for_sure(first, second, chunk[some])
-        if sure.any():
-            return int(some[sure.argmax()])
-    return None
+_Shown = tuple[tuple[Value, ...], tuple, tuple]  # an input's tokens, and what each side gives on it
 
 
-def _differ_for_sure(first: _Side, second: _Side, inputs: np.ndarray) -> np.ndarray:
-    return _differ(first(inputs, torch.float64), second(inputs, torch.float64), inputs)
+@dataclass
+class _Found:
+    """Inputs that differ: how many there are, and the first of them as it was run (alone it may round otherwise)."""
+
+    count: int = 0
+    first: _Shown | None = None
+
+    def difference(self, checked: int) -> Difference | None:
+        return None if self.first is None else Difference(self.count, checked, *self.first)
 
 
-def _differ(first: _Answer, second: _Answer, inputs: np.ndarray) -> np.ndarray:
-    """[input]: whether the two differ at a real position."""
+class _Comparison:
+    """Two sides that are run on one chunk of inputs after the other.
+
+    Attributes:
+      differing: the inputs on which the two differ, by precision.
+      faint: those on which they differ in a None alone: one side's logits are all alike, and the other's nearly so,
+        with less than half of the contrast of outputs that are on.
+      scale: the least contrast of outputs that are on, 1 at most.
+      strongest: the largest contrast of a model.
+    """
+
+    def __init__(self, first: _Side, second: _Side, inputs: _Inputs) -> None:
+        self.sides, self.inputs = (first, second), inputs
+        self.differing = {name: _Found() for name in PRECISIONS}
+        self.faint = _Found()
+        self.checked, self.scale, self.strongest = 0, 1.0, 0.0
+        self.is_on, self.is_zero = np.zeros(2, bool), True  # whether an output of a side was on; all contrasts are 0
+
+    def add(self, chunk: np.ndarray) -> Verdict | None:
+        """A verdict where it can be given now."""
+        answers = [side(chunk) for side in self.sides]
+        if len({answer[SINGLE].values is None for answer in answers}) > 1:
+            return self._without_run(Status.REFUTED, "one output is numerical, the other categorical")
+        pairs = {name: (answers[0][name], answers[1][name]) for name in PRECISIONS}
+        for pair in pairs.values():
+            self._look_at_scale(pair, chunk != PADDING)
+        if not self.checked and self._is_unreadable():
+            return self._without_run(Status.NOT_COMPARABLE, OUT_OF_SCALE)
+        found = {name: self._differ(*pair, chunk != PADDING) for name, pair in pairs.items()}
+        for name, (differ, _) in found.items():
+            self._keep(self.differing[name], differ, chunk, pairs[name])
+        self._keep(self.faint, np.any([faint for _, faint in found.values()], 0), chunk, pairs[SINGLE])
+        both = np.all([differ for differ, _ in found.values()], 0)
+        self.checked += int(both.argmax()) + 1 if both.any() else len(chunk)
+        if both.any():
+            row = int(both.argmax())
+            return self._refuted(self._shortened(chunk[row]) or self._shown(chunk[row], pairs[SINGLE], row))
+        single = self.differing[SINGLE].first
+        return self._refuted(single) if single and not self._agreeing() else None
+
+    def verdict(self) -> Verdict:
+        """Of two sides of which no input in all chunks shows that they differ in both precisions."""
+        if not self.is_on.any() and not self.is_zero:
+            return self._without_run(Status.NOT_COMPARABLE, OUT_OF_SCALE)
+        agreeing = self._agreeing()
+        if not self.inputs.is_complete:
+            status = Status.AGREES
+        elif self.faint.count:
+            status = Status.EQUIVALENT_BUT_FOR_NONE
+        else:
+            status = Status.EQUIVALENT if len(agreeing) > 1 else Status.EQUIVALENT_IN_ONE_PRECISION
+        verdict = Verdict(status, self.checked, self.inputs.total, self.inputs.bound())
+        verdict = replace(verdict, faint=self.faint.difference(self.checked))
+        if len(agreeing) > 1:
+            return verdict
+        [other] = PRECISIONS.keys() - agreeing
+        return replace(verdict, precision=agreeing[0], elsewhere=self.differing[other].difference(self.checked))
+
+    def _agreeing(self) -> list[str]:
+        """The precisions in which no input differs."""
+        return [name for name, found in self.differing.items() if not found.count]
+
+    def _look_at_scale(self, pair: tuple[_Answer, _Answer], real: np.ndarray) -> None:
+        contrasts = [answer.contrast[real] for answer in pair]
+        on = [~(contrast <= ALIKE) for contrast in contrasts]
+        self.is_on |= [part.any() for part in on]
+        self.is_zero &= not any(contrast.any() for contrast in contrasts)
+        for side, contrast in zip(self.sides, contrasts, strict=True):
+            if side.is_model:
+                self.strongest = max(self.strongest, contrast[np.isfinite(contrast)].max(initial=0.0))
+            self.scale = min(self.scale, contrast[on[0] & on[1]].min(initial=1.0))
+
+    def _is_unreadable(self) -> bool:
+        """Whether one side's outputs are on and the other, a model, has logits that are all alike."""
+        return any(
+            side.is_model and not self.is_on[place] and self.is_on[1 - place] for place, side in enumerate(self.sides)
+        )
+
+    def _without_run(self, status: Status, reason: str) -> Verdict:
+        return Verdict(status, 0, self.inputs.total, reason=reason)
+
+    def _refuted(self, shown: _Shown) -> Verdict:
+        return Verdict(Status.REFUTED, self.checked, self.inputs.total, None, *shown)
+
+    def _shortened(self, found: np.ndarray) -> _Shown | None:
+        """What is left of an input of a sample when as many tokens as can be are left out; None if none can."""
+        if self.inputs.is_complete:
+            return None
+        shorter = _shrink(found, self._differs_alone)
+        if np.array_equal(shorter, found):
+            return None
+        first, second = (side(shorter[None])[SINGLE] for side in self.sides)
+        return self._shown(shorter, (first, second), 0)
+
+    def _differs_alone(self, one: np.ndarray) -> bool:
+        """Whether an input [1, position] differs in both precisions."""
+        first, second = (side(one) for side in self.sides)
+        return all(self._differ(first[name], second[name], one != PADDING)[0][0] for name in PRECISIONS)
+
+    def _differ(self, first: _Answer, second: _Answer, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return _differ(first, second, real, self.scale, min(self.scale, self.strongest) / 2)
+
+    def _keep(self, found: _Found, differ: np.ndarray, chunk: np.ndarray, pair: tuple[_Answer, _Answer]) -> None:
+        if differ.any():
+            row = int(differ.argmax())
+            found.count += int(differ.sum())
+            found.first = found.first or self._shown(chunk[row], pair, row)
+
+    def _shown(self, codes: np.ndarray, pair: tuple[_Answer, _Answer], row: int) -> _Shown:
+        """An input, and what stands in a row of each side's answer."""
+        real = codes != PADDING
+        expected, got = (answer.decode(row, real) for answer in pair)
+        return tuple(self.inputs.vocab[code] for code in codes[real]), expected, got
+
+
+def _differ(
+    first: _Answer, second: _Answer, real: np.ndarray, scale: float, faintest: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """[input]: whether the two differ at a real position; and whether they do not but for a faint None.
+
+    Args:
+      first, second: what the two sides give.
+      real: [input, position] whether the position lies within the input.
+      scale: the contrast of an output that is on.
+      faintest: the contrast up to which an output is faint.
+    """
     if first.values is None or second.values is None:
-        same = np.abs(first.cells - second.cells) <= TOLERANCE
-    else:
-        values = (*first.values, *second.values)
-        same = _positions(first.values, values)[first.cells] == _positions(second.values, values)[second.cells]
-        same = np.where(first.undefined | second.undefined, first.undefined & second.undefined, same)
-    return ~(same | (inputs == PADDING)).all(1)
+        with np.errstate(invalid="ignore"):  # infinity less infinity is NaN, and not within TOLERANCE
+            same = np.abs(first.cells - second.cells) <= TOLERANCE
+        return ~(same | ~real).all(1), np.zeros(len(real), bool)
+    values = (*first.values, *second.values)
+    same = _positions(first.values, values)[first.cells] == _positions(second.values, values)[second.cells]
+    off = [answer.contrast <= ALIKE * scale for answer in (first, second)]
+    same = np.where(off[0] | off[1], off[0] & off[1], same)
+    same &= np.isfinite(first.contrast) & np.isfinite(second.contrast)
+    faint = (off[0] | off[1]) & (np.maximum(first.contrast, second.contrast) <= faintest)
+    differ = ~(same | faint | ~real).all(1)
+    return differ, ~(same | ~real).all(1) & ~differ
+
+
+def _departure(side: _ProgramSide, inputs: _Inputs) -> Difference | None:
+    """The inputs on which RASP says another thing than the compiled program gives, in single precision; None if there
+    are none. Where many have to be looked at one by one, it is on the first of them."""
+    step = max(1, MOST_PAIRS // inputs.max_seq_len**2)
+    most = min(MOST_ASKED, max(10, MOST_PAIRS_ASKED // inputs.max_seq_len**2))
+    found, asked, checked = [], 0, 0
+    for chunk in np.split(inputs.codes, range(step, len(inputs.codes), step)):
+        unsure = np.flatnonzero(~side.says_what_it_gives(chunk))[: most - asked]
+        asked += len(unsure)
+        made = side.run(chunk[unsure]) if len(unsure) else None
+        for row, codes in enumerate(chunk[unsure]):
+            assert made is not None
+            real = codes != PADDING
+            tokens = tuple(inputs.vocab[code] for code in codes[real])
+            said, given = _said(side, tokens), made.decode(row, real)
+            if said is None or not all(_are_alike(x, y, made.values is None) for x, y in zip(said, given, strict=True)):
+                found.append((tokens, said, given))
+        if asked == most:
+            checked += int(unsure[-1]) + 1
+            break
+        checked += len(chunk)
+    return Difference(len(found), checked, *found[0]) if found else None
+
+
+def _said(side: _ProgramSide, tokens: tuple[Value, ...]) -> tuple | None:
+    """What RASP says; None where it has no answer."""
+    try:
+        return tuple(answer(side.tables.program, tokens, side.compiled.causal))
+    except NoAnswerError:
+        return None
+
+
+def _are_alike(said: Value | None, given: Value | None, are_numbers: bool) -> bool:
+    if said is None or given is None:
+        return said is given
+    if are_numbers:
+        return abs(said - given) <= TOLERANCE  # type: ignore[operator]
+    return rounded(said) == rounded(given)
+
+
+def _largest_number(tables: Tables) -> float:
+    """Of all numerical s-ops, without its sign."""
+    lines = tables.program.lines
+    numerical = [place for place in tables.program.live_lines if lines[place].op.result is Type.NUMERICAL]
+    return max((tables[place].domain.magnitude for place in numerical), default=0)
 
 
 def _shrink(codes: np.ndarray, differs: Callable[[np.ndarray], bool]) -> np.ndarray:

@@ -30,6 +30,7 @@ from trade_hf.report.page import (
     counterexample_html,
     example_inputs,
     examples_html,
+    reservations_html,
     verdict_html,
 )
 from trade_hf.report.shape import shape_html
@@ -65,7 +66,9 @@ def decompile_answer(request: dict[str, Any], say: Say) -> dict[str, str]:
     return {
         "found": result.code,
         "lead": _lead(result, certificate),
-        "known": join([certificate_html(certificate), counterexample_html(result.verdict)]),
+        "known": join(
+            [certificate_html(certificate), counterexample_html(result.verdict), reservations_html(result.verdict)]
+        ),
         "places": _places(result.program, given, origins),
         "tokens": ", ".join(map(str, tokens)),
         "input": _on_input(result.program, given, tokens, origins),

@@ -7,6 +7,8 @@ position: s-ops should be off there. Some are not:
 - selector widths of one layer share the unit that cleans BOS (`craft/chamber/selector_width.py` names it alike), so two
   of them clean it twice.
 An aggregate that selects nothing then gives what stands at BOS, and a select takes BOS for one of its keys.
+
+And weights are float32, which holds whole numbers up to 2 ** 24.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from trade_hf.rasp.evaluate import step_at
 from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Type, Variable, type_of
-from trade_hf.rasp.tables import Table, Tables
+from trade_hf.rasp.tables import Table, Tables, UnsupportedError
 
 # What an s-op is at BOS: a code (-1: off) or a number (0: off); None where that depends on the input.
 AtBos = int | float | None
@@ -36,6 +40,22 @@ def may_depart(tables: Tables) -> bool:
             return True
         states[number] = None if number in twice else at_bos(lines, line, table, tables.by_variable, states)
     return False
+
+
+def check_numbers(tables: Tables, tolerance: float) -> None:
+    """Raises UnsupportedError for a number of the program that float32 does not hold to within `tolerance`: a value of
+    a numerical s-op, or a factor."""
+    for place in tables.program.live_lines:
+        line = tables.program.lines[place]
+        factors = line.function.factors if line.function else None
+        numbers = tables[place].values if line.op.result is Type.NUMERICAL else ()
+        for number in (*numbers, *(factors or ())):
+            if abs(float(np.float32(number)) - number) > tolerance:  # type: ignore[operator, arg-type]
+                held = float(np.float32(number))  # type: ignore[arg-type]
+                raise UnsupportedError(
+                    f"line {place + 1}: expected numbers that float32 holds to within {tolerance:g}, got {number}, "
+                    f"which it takes for {held:.0f}"
+                )
 
 
 def widths_cleaned_twice(tables: Tables) -> set[Variable]:

@@ -3,6 +3,9 @@
 Tracr runs inputs one by one through JAX (`transformer/model.py`, `transformer/attention.py`); here a batch of inputs of
 mixed lengths goes through at once. Attention is softmax(QK / sqrt(key_size)), with a causal mask if the model has one,
 the MLP is a ReLU, there is no layer norm.
+
+What nothing reads is left out of the sums, unless a number in the model may be too large for float32: infinity times
+zero is not zero, and then the output holds what Tracr's would, NaN or infinity.
 """
 
 from __future__ import annotations
@@ -19,8 +22,11 @@ from trade_hf.compiled.weights import TracrWeights
 from trade_hf.rasp.evaluate import PADDING
 from trade_hf.rasp.functions import Value
 
-# Below this, no output direction is on: the s-op is None in RASP (all its directions are 0 in the residual stream).
-UNDEFINED_BELOW = 0.5
+# Logits that are no further apart than this are alike: no output direction is on, as where the s-op is None in RASP.
+# Rounding leaves up to 2e-4 between them in another basis.
+ALIKE = 1e-3
+# A number in a model up to which no sum or product of the forward pass leaves float32, nor reaches a mask's -1e30.
+LARGEST = 1e29
 MAX_CELLS = 2**26  # float32 in one intermediate tensor: 256 MiB
 
 
@@ -44,11 +50,21 @@ class Output:
         return self.logits[..., 0] if self.values is None else self.logits.argmax(-1)
 
     @property
+    def contrast(self) -> np.ndarray:
+        """[batch, position]: how far the largest logit is above the smallest; for a single output, its size. In Tracr's
+        own scale it is 1 where an output direction is on and 0 where none is. NaN or infinite where a logit is; 1 for
+        a number."""
+        if self.values is None:
+            return np.ones(self.real.shape)
+        if len(self.values) == 1:
+            return np.abs(self.logits[..., 0])
+        with np.errstate(invalid="ignore"):  # infinity less infinity
+            return self.logits.max(-1) - self.logits.min(-1)
+
+    @property
     def undefined(self) -> np.ndarray:
         """[batch, position]: where no direction is on, which is how None looks from outside."""
-        if self.values is None:
-            return np.zeros(self.real.shape, bool)
-        return self.logits.max(-1) < UNDEFINED_BELOW
+        return self.contrast <= ALIKE
 
     def decode(self, row: int) -> list[Value]:
         """One input's outputs, as tracr's `apply(...).decoded[1:]`."""
@@ -72,9 +88,37 @@ def run(
     positions = inputs.shape[1] + 1
     widest = max(weights.num_heads * positions, weights.mlp_size, weights.num_heads * weights.key_size, weights.d_model)
     batch_size = max(1, min(batch_size, MAX_CELLS // (positions * widest)))
-    model = _Model(weights, dtype)
-    logits = [model(inputs[i : i + batch_size]) for i in range(0, len(inputs), batch_size)]
-    return Output(torch.cat(logits).numpy(), inputs != PADDING, weights.output_values)
+    model, real = _Model(weights, dtype), inputs != PADDING
+    logits = np.empty((*inputs.shape, weights.unembedding.shape[1]), str(dtype).removeprefix("torch."))
+    for rows in [np.arange(len(inputs))] if model.is_bounded else _by_length(real):
+        for start in range(0, len(rows), batch_size):
+            some = rows[start : start + batch_size]
+            logits[some] = model(inputs[some]).numpy()
+    return Output(logits, real, weights.output_values)
+
+
+def _by_length(real: np.ndarray) -> list[np.ndarray]:
+    """Inputs of one length each: what a model makes of padding may be infinite."""
+    lengths = real.sum(1)
+    return [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+
+
+def is_bounded(weights: TracrWeights) -> bool:
+    """Whether no number in the model, on any input, can be above LARGEST: by the triangle inequality, part by part."""
+
+    def given(reads: np.ndarray, layer: int, part: str) -> np.ndarray:
+        matrix, bias = (np.abs(weights.layer(layer, f"{part}/{kind}")).astype(np.float64) for kind in "wb")
+        return reads @ matrix + bias
+
+    stream = sum(np.abs(weights.tensors[f"{name}/embeddings"]).max(0) for name in ("token_embed", "pos_embed"))
+    largest = 0.0
+    for layer in range(weights.num_layers):
+        query, key, value = (given(stream, layer, f"attn/{name}") for name in ("query", "key", "value"))
+        stream = stream + given(value, layer, "attn/linear")
+        hidden = given(stream, layer, "mlp/linear_1")
+        stream = stream + given(hidden, layer, "mlp/linear_2")
+        largest = max(largest, query @ key, *(part.max() for part in (query, key, value, hidden, stream)))
+    return max(largest, (stream @ np.abs(weights.unembedding)).max()) <= LARGEST
 
 
 def residual_stream(weights: TracrWeights, inputs: np.ndarray) -> np.ndarray:
@@ -93,15 +137,17 @@ def attention(weights: TracrWeights, tokens: Sequence[Value]) -> np.ndarray:
 
 
 class _Model:
-    """A model's parameters, without what is all zeros: Tracr pads every layer to the size of the largest."""
+    """A model's parameters, without what is all zeros (Tracr pads every layer to the size of the largest) where that
+    makes no difference."""
 
     def __init__(self, weights: TracrWeights, dtype: torch.dtype = torch.float32) -> None:
-        self.weights = weights
+        self.weights, self.is_bounded = weights, is_bounded(weights)
         # Copied, since JAX's are read-only.
         tensors = {name: torch.tensor(tensor, dtype=dtype) for name, tensor in weights.tensors.items()}
         self.tokens, self.positions = tensors["token_embed/embeddings"], tensors["pos_embed/embeddings"]
         self.unembedding = torch.tensor(weights.unembedding, dtype=dtype)
-        self.layers = [_Layer(_part(tensors, number), weights) for number in range(weights.num_layers)]
+        parts = [_part(tensors, number) for number in range(weights.num_layers)]
+        self.layers = [_Layer(part, weights, self.is_bounded) for part in parts]
 
     @torch.inference_mode()
     def __call__(self, inputs: np.ndarray) -> Tensor:
@@ -148,32 +194,34 @@ def _part(tensors: dict[str, Tensor], number: int) -> dict[str, Tensor]:
 
 
 class _Layer:
-    def __init__(self, part: dict[str, Tensor], weights: TracrWeights) -> None:
-        self.heads = [_Head(part, weights.key_size, number) for number in range(weights.num_heads)]
-        self.bias, self.mlp = part["attn/linear/b"], _Mlp(part)
+    """A layer's parameters; `prunes` leaves out those that no product with a finite number makes anything of."""
+
+    def __init__(self, part: dict[str, Tensor], weights: TracrWeights, prunes: bool) -> None:
+        heads = [_Head(part, weights.key_size, number, prunes) for number in range(weights.num_heads)]
+        self.heads, self.moving = heads, [head for head in heads if head.moves]
+        self.moved = torch.cat([head.moved for head in heads])
+        self.bias, self.mlp = part["attn/linear/b"], _Mlp(part, prunes)
 
     def add_to(self, x: Tensor, shape: torch.Size, hidden: Tensor) -> None:
         """Add to `x` [batch · position, d_model] what the layer gives of it."""
-        attended = [(head.attend(x, shape, hidden), head.moved) for head in self.heads if head.moves]
-        for values, moved in attended:
-            x.addmm_(values, moved)
+        if self.moving:
+            x.addmm_(torch.cat([head.attend(x, shape, hidden) for head in self.moving], 1), self.moved)
         if self.bias.any():
             x += self.bias
         self.mlp.add_to(x)
 
 
 class _Head:
-    def __init__(self, part: dict[str, Tensor], key_size: int, number: int) -> None:
+    def __init__(self, part: dict[str, Tensor], key_size: int, number: int, prunes: bool) -> None:
         own = slice(number * key_size, (number + 1) * key_size)
         query, key, value = (
             (part[f"attn/{name}/w"][:, own], part[f"attn/{name}/b"][own]) for name in ("query", "key", "value")
         )
-        compares = _not_zero(*query) & _not_zero(*key)
         moved = part["attn/linear/w"][own]
-        written = moved.any(1)
+        compares, written = (_not_zero(*query) & _not_zero(*key), moved.any(1)) if prunes else (slice(None),) * 2
         self.query, self.key = ((w[:, compares], b[compares]) for w, b in (query, key))
         self.value, self.moved = (value[0][:, written], value[1][written]), moved[written]
-        self.moves, self.scale = bool(written.any()), key_size**-0.5
+        self.moves, self.scale = len(self.moved) > 0, key_size**-0.5
 
     def attend(self, x: Tensor, shape: torch.Size, hidden: Tensor) -> Tensor:
         """[batch · position, value]: what a head takes of `x` [batch · position, d_model], nothing of keys that are
@@ -188,8 +236,8 @@ class _Head:
 
 
 class _Mlp:
-    def __init__(self, part: dict[str, Tensor]) -> None:
-        used = part["mlp/linear_2/w"].any(1)
+    def __init__(self, part: dict[str, Tensor], prunes: bool) -> None:
+        used = part["mlp/linear_2/w"].any(1) if prunes else slice(None)
         self.first, self.bias = part["mlp/linear_1/w"][:, used], part["mlp/linear_1/b"][used]
         self.second, self.out = part["mlp/linear_2/w"][used], part["mlp/linear_2/b"]
 

@@ -42,12 +42,15 @@ class Evaluation:
       valid: [batch] whether Tracr compiles this input faithfully: no categorical aggregate mixes different values, no
         selector width is above EXACT_WIDTH, no None is compared or made a number, no number below 0 comes out of a map
         of a categorical s-op (Tracr's ReLU cuts it off), every number falls clearly into one step of a compiled map.
+      listed: [batch] whether every table holds each number that it is asked for. Where one does not, RASP gives None,
+        and Tracr's step function the entry next to it.
     """
 
     codes: np.ndarray
     values: tuple[Value, ...] | None
     real: np.ndarray
     valid: np.ndarray
+    listed: np.ndarray
 
     def decode(self, row: int) -> list[Value | None]:
         """One input's outputs as Python values."""
@@ -123,7 +126,7 @@ class Run:
         self.keys = self.real[:, None]  # [key, query, input], or what broadcasts to it: what can be selected
         if causal:
             self.keys = self.keys & np.triu(np.ones((len(codes), len(codes)), bool))[..., None]
-        self.valid = np.ones(len(inputs), bool)
+        self.valid, self.listed = np.ones((2, len(inputs)), bool)
         positions = np.broadcast_to(np.arange(len(codes), dtype=np.int16)[:, None], codes.shape)
         self.states: dict[Variable, np.ndarray] = {TOKENS: codes, INDICES: positions}
         self.with_none: set[Variable] = set()  # s-ops that are None somewhere
@@ -131,7 +134,7 @@ class Run:
     def again(self) -> Run:
         """A run on the same inputs, before any line."""
         run = copy(self)
-        run.valid = np.ones_like(self.valid)
+        run.valid, run.listed = np.ones((2, len(self.valid)), bool)
         run.states, run.with_none = {TOKENS: self.states[TOKENS], INDICES: self.states[INDICES]}, set()
         return run
 
@@ -145,7 +148,7 @@ class Run:
         """What the last line gives."""
         last = len(lines) - 1
         values = None if lines[last].op.result is Type.NUMERICAL else tables[last].values
-        return Evaluation(self.states[last].T, values, self.real.T, self.valid)
+        return Evaluation(self.states[last].T, values, self.real.T, self.valid, self.listed)
 
     def require(self, good: np.ndarray) -> None:
         """Mark inputs where `good` [position, input] fails at a real position as not valid."""
@@ -227,6 +230,8 @@ class Run:
         result = steps.results.take(step)
         if line.function.table is None:  # a table says nothing between its entries: nearest step
             clear &= np.abs(steps.numbers.take(step) - line.function.compute(numbers)) < 1e-6
+        else:
+            self.listed &= (np.isin(numbers, steps.listed) | self.padded).all(0)
         self.require(clear)
         return result
 
@@ -240,12 +245,14 @@ class _Steps:
       results: by step: codes of the s-op's values, or numbers.
       numbers: by step: the values themselves, where they are numbers.
       changes: by step: how many thresholds below it change the value.
+      listed: the numbers that the map has a value for.
     """
 
     thresholds: np.ndarray
     results: np.ndarray
     numbers: np.ndarray
     changes: np.ndarray
+    listed: np.ndarray
 
 
 def step_at(line: Line, number: float, domain: Domain, table: Table) -> Any:
@@ -281,6 +288,7 @@ def _find_steps(line: Line, domain: Domain, table: Table) -> _Steps:
         np.array(results, np.float64 if numerical else table.codes.dtype),
         np.array([float(value) if isinstance(value, int | float) else np.nan for value in values]),
         np.cumsum(changed),
+        np.array([x for x, _ in pairs], np.float64),
     )
 
 

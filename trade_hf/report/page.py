@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from trade_hf.provenance import LineOrigin
 
 EXAMPLES, EXAMPLE_LENGTH = 6, 8  # inputs that are shown, tokens in them at most
+NO_ANSWER = "no answer"
 MAX_ATTEMPTS = 20  # that are listed
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _PROVEN = tuple(status.value for status in PROVEN)
@@ -120,7 +121,7 @@ def _layers_html(program: Program, weights: TracrWeights, origins: Sequence[Line
 
 
 def _certificate_section(certificate: Certificate, verdict: Verdict) -> Html:
-    return join([certificate_html(certificate), counterexample_html(verdict)])
+    return join([certificate_html(certificate), counterexample_html(verdict), reservations_html(verdict)])
 
 
 def certificate_html(certificate: Certificate) -> Html:
@@ -133,6 +134,7 @@ def certificate_html(certificate: Certificate) -> Html:
         bound = f"at most {certificate.bound:.2g} of all inputs, with {certificate.confidence:.0%} confidence"
         pairs += [("May differ on", bound), ("Seed of the sample", certificate.seed)]
     pairs += [
+        ("Arithmetic", " and ".join(certificate.holds_in) or "nothing was run"),
         ("Tolerance for numbers", certificate.tolerance),
         ("SHA-256 of the weights", element("code", certificate.weights_sha256)),
         ("SHA-256 of the program", element("code", certificate.program_sha256)),
@@ -145,15 +147,39 @@ def certificate_html(certificate: Certificate) -> Html:
     return join([found, definitions(pairs), words, scrolling(element("pre", element("code", again)), "command")])
 
 
+def reservations_html(verdict: Verdict) -> Html:
+    """What the verdict is to be read with: where the precisions disagree, faint outputs, and where RASP itself says
+    something else; with the first input of each."""
+    titles = {
+        "elsewhere": "Where they differ in the other precision",
+        "faint": "Where the program gives None and the model something faint",
+        "departure": "Where RASP itself says something else than what Tracr makes of the program",
+    }
+    sides = {"departure": ("RASP", "Tracr's model")}
+    found = []
+    for name, difference in verdict.reservations.items():
+        if difference is not None:
+            rows = _rows_of_outputs(difference.first, difference.expected, difference.got)
+            head = ["position", "token", *sides.get(name, ("program", "model")), ""]
+            found.append(table(head, rows, f"{titles[name]}: {difference}"))
+    return join(found)
+
+
+def _rows_of_outputs(tokens: tuple, expected: tuple | None, got: tuple | None) -> list[list[object]]:
+    """What two sides give, position by position; nothing for a side that has no answer."""
+    sides = [side or (NO_ANSWER,) * len(tokens) for side in (expected, got)]
+    rows = []
+    for position, (token, ours, theirs) in enumerate(zip(tokens, *sides, strict=True)):
+        words = [NO_ANSWER if value is NO_ANSWER else shown(value) for value in (ours, theirs)]
+        rows.append([position, shown(token), *words, "≠" if ours != theirs else ""])
+    return rows
+
+
 def counterexample_html(verdict: Verdict) -> Html:
     """Where program and model differ, position by position; nothing if no such input is known."""
     if verdict.counterexample is None:
         return Html("")
-    rows = []
-    columns = zip(verdict.counterexample, verdict.expected or (), verdict.got or (), strict=True)
-    for position, (token, expected, got) in enumerate(columns):
-        differs = "≠" if expected != got else ""
-        rows.append([position, shown(token), shown(expected), shown(got), differs])
+    rows = _rows_of_outputs(verdict.counterexample, verdict.expected, verdict.got)
     head = ["position", "token", "program", "model", ""]
     return table(head, rows, "A counterexample: an input on which program and model differ")
 
