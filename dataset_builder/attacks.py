@@ -94,6 +94,7 @@ class Surgery:
         self.tensors = {name: tensor.copy() for name, tensor in weights.tensors.items()}
         self.unembedding = weights.unembedding.copy()
         self.labels = list(weights.residual_labels)
+        self.num_heads = weights.num_heads
 
     @property
     def last(self) -> int:
@@ -137,10 +138,11 @@ class Surgery:
             self.part(layer, "attn/value/w")[self.at(label), -1] = weight
         for label, weight in writes.items():
             self.part(layer, "attn/linear/w")[-1, self.at(label)] = weight
-        self.weights = replace(self.weights, num_heads=self.weights.num_heads + 1, tensors=dict(self.tensors))
+        self.num_heads += 1
 
     def done(self) -> TracrWeights:
-        return replace(self.weights, tensors=self.tensors, unembedding=self.unembedding, residual_labels=())
+        changed = {"tensors": self.tensors, "unembedding": self.unembedding, "num_heads": self.num_heads}
+        return replace(self.weights, residual_labels=(), **changed)
 
 
 Pair = tuple[Program | TracrWeights, TracrWeights]
@@ -222,6 +224,81 @@ def dust_in_a_bias(domain: Domain) -> Pair:
     return program, model.done()
 
 
+def _all_alike(model: Surgery, length: int, size: float) -> tuple[int, float]:
+    """A direction that holds `size` times the share of 2 among all tokens and BOS; and what that exceeds on one input
+    alone, the longest of nothing but 2."""
+    direction = model.direction()
+    model.head(0, {"tokens:2": 1.0}, {direction: size})
+    return direction, size * ((length - 1) / length + length / (length + 1)) / 2
+
+
+@_kind
+def fires_on_one_input_alone(domain: Domain) -> Pair:
+    program, model = _chain(domain)
+    share, least = _all_alike(model, domain.length, 1.0)
+    model.unit(model.last, {share: 1e3}, -1e3 * least, {"v5_:0": 10.0})
+    return program, model.done()
+
+
+@_kind
+def dust_that_fires_on_one_input_alone(domain: Domain) -> Pair:
+    program, model = _chain(domain)
+    share, least = _all_alike(model, domain.length, 9e-8)
+    model.unit(model.last, {share: MOST}, -MOST * least, {"v5_:0": 20.0})
+    return program, model.done()
+
+
+@_kind
+def little_is_written_on_one_input_alone(domain: Domain) -> Pair:
+    program, model = _chain(domain)
+    share, least = _all_alike(model, domain.length, 1.0)
+    between = model.direction()
+    model.unit(0, {share: 1e6}, -1e6 * least, {between: 9e-8})
+    model.unit(model.last, {between: MOST}, 0.0, {"v5_:0": 1.0})
+    return program, model.done()
+
+
+@_kind
+def little_before_a_factor_on_one_input_alone(domain: Domain) -> Pair:
+    model = Surgery(domain.compile(FACTOR))
+    share, least = _all_alike(model, domain.length, 1.0)
+    model.unit(0, {share: 1e6}, -1e6 * least, {"v1_": 9e-8})
+    return parse(FACTOR), model.done()
+
+
+@_kind
+def large_numbers_that_cancel_on_one_input_alone(domain: Domain) -> Pair:
+    program, model = _chain(domain)
+    share, least = _all_alike(model, domain.length, 1.0)
+    written = [label for label in model.labels if label.startswith("v5_")]
+    for layer, sign in ((1, 1), (model.last, -1)):
+        model.unit(layer, {share: 1e3}, -1e3 * least, dict.fromkeys(written, sign * HUGE))
+    return program, model.done()
+
+
+@_kind
+def overflow_on_one_input_alone(domain: Domain) -> Pair:
+    program, model = _chain(domain)
+    share, least = _all_alike(model, domain.length, 1.0)
+    first, second = model.direction(), model.direction()
+    model.unit(0, {share: MOST}, -MOST * least, {first: MOST})
+    model.unit(1, {first: MOST}, 0.0, {second: MOST})
+    model.unit(model.last, {second: MOST}, 0.0, {})
+    return program, model.done()
+
+
+@_kind
+def overflow_of_logits_that_move_nothing(domain: Domain) -> Pair:
+    program, model = _chain(domain)
+    first, second = model.direction(), model.direction()
+    model.unit(0, {}, MOST, {first: MOST})
+    model.unit(1, {first: MOST}, 0.0, {second: 1.0})
+    model.head(model.last, {}, {})
+    for name in ("query", "key"):
+        model.part(model.last, f"attn/{name}/w")[second, -1] = 1.0
+    return program, model.done()
+
+
 @_kind
 def coefficient_before_a_factor(domain: Domain) -> Pair:
     model = Surgery(domain.compile(FACTOR))
@@ -241,7 +318,7 @@ def coefficient_beside_a_long_reader(domain: Domain) -> Pair:
 @_kind
 def slope_of_one_unit(domain: Domain) -> Pair:
     model = Surgery(domain.compile(STEPS))
-    reads = model.part(model.last, "mlp/linear_1/w")[model.at("v1_")]
+    reads = model.part(1, "mlp/linear_1/w")[model.at("v1_")]
     reads[np.flatnonzero(reads)[-2]] *= np.float32(1.00008)
     return parse(STEPS), model.done()
 
@@ -250,7 +327,7 @@ def slope_of_one_unit(domain: Domain) -> Pair:
 def step_off_by_little_beside_a_long_reader(domain: Domain) -> Pair:
     model = Surgery(domain.compile(STEPS))
     unread = model.direction()
-    reads = model.part(model.last, "mlp/linear_1/w")
+    reads = model.part(1, "mlp/linear_1/w")
     slopes = np.flatnonzero(reads[model.at("v1_")])
     reads[model.at("v1_"), slopes[-1]] *= np.float32(0.9999)
     reads[unread] = 1000.0

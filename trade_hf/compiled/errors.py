@@ -15,7 +15,8 @@ from trade_hf.compiled.products import Matching
 from trade_hf.compiled.weights import TracrWeights
 
 SMALLEST = 1e-25  # more than all that is lost where results are below the smallest normal number of single precision
-LARGEST = 1e30  # sums of larger magnitudes could overflow
+# What is read may be as large: times the largest weight, and summed, it is far from single precision's largest number.
+LARGEST = 1e20
 MOST_WORK = 20_000_000_000  # multiplications
 CHUNK = 4_000_000  # entries of an array at once
 EXPONENTIAL = 32  # units of roundoff by which exp and the division of a softmax may be off, besides the sum
@@ -129,22 +130,22 @@ class Errors:
                 more = [c for c in columns.tolist() if c // size in partners and c not in some]
                 both.append((np.append(own, [NO_PARTNER] * len(more)).astype(int), np.array(some + more, int)))
             found.append(_PairedHead(head, *both))
-        for number in {int(c) // size for c in used[1]} - taken:
+        for number in sorted({int(c) // size for columns in used for c in columns} - taken):
             compared, moved = (columns[columns // size == number] for columns in used)
             pairs_of_none = [(np.full(len(columns), NO_PARTNER), columns) for columns in (compared, moved)]
             found.append(_PairedHead(None, *pairs_of_none))
         return found
 
     def _used_columns(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        """Columns of the model that compare anything, and those that move anything."""
+        """Columns of the model that compare anything, and those that move anything: where only one side of them is not
+        zero, too, for what overflows is no number, times zero neither."""
         if layer >= self.weights.num_layers:
             return np.empty(0, int), np.empty(0, int)
         reads = [
             self.weights.layer(layer, f"attn/{name}/w").any(0) | (self.weights.layer(layer, f"attn/{name}/b") != 0)
             for name in _ATTENTION
         ]
-        moves = reads[2] & self.weights.layer(layer, "attn/linear/w").any(1)
-        return np.flatnonzero(reads[0] & reads[1]), np.flatnonzero(moves)
+        return np.flatnonzero(reads[0] | reads[1]), np.flatnonzero(reads[2])
 
     def _pair_units(self, layer: int) -> list[_PairedUnits]:
         pairs = dict(self.matching[layer].units.tolist())
@@ -157,8 +158,10 @@ class Errors:
             taken |= {*partners.tolist()}
             found.append(_PairedUnits(group, (group.units, partners), _alike(np.concatenate(group.reads), partners)))
         if layer < self.weights.num_layers:
-            writes = self.weights.layer(layer, "mlp/linear_2/w").any(1)
-            more = np.array([unit for unit in np.flatnonzero(writes).tolist() if unit not in taken], int)
+            first = self.weights.layer(layer, "mlp/linear_1/w").any(0) | (
+                self.weights.layer(layer, "mlp/linear_1/b") != 0
+            )
+            more = np.array([unit for unit in np.flatnonzero(first).tolist() if unit not in taken], int)
             if len(more):
                 found.append(_PairedUnits(None, (np.full(len(more), NO_PARTNER), more), np.arange(len(more))))
         return found
@@ -324,9 +327,9 @@ class Errors:
         """By how much a logit of the head may be off. Raises UnboundedError if nothing of the softmax is left."""
         off = {name: self._off(self.at[layer, number, name]) for name in ("query", "key")}
         both = float(off["query"] @ off["key"])
+        if not both < LARGEST:
+            raise UnboundedError("logits of a head may overflow")
         if head.ideal is None:
-            if not both < LARGEST:
-                raise UnboundedError("logits of a head may overflow")
             return 0.0  # it moves nothing, whatever it attends to
         states = {name: np.abs(_padded(getattr(head.ideal, name), len(off["key"]))) for name in ("queries", "keys")}
         apart = both + sum(
