@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -45,7 +44,7 @@ def items_of(mutations: int, seed: int) -> list[Attack | Mutations]:
 
 
 def row_of(item: Attack | Mutations, number: int = 0) -> dict[str, Any]:
-    """What is found of one attack, or of one batch of mutations."""
+    """What is found of one attack, or of one batch of mutations. `number`, its place in the list, is not used."""
     return attack_row(item) if isinstance(item, Attack) else mutations_row(item)
 
 
@@ -146,8 +145,3 @@ def mutations_row(batch: Mutations) -> dict[str, Any]:
                 for one, other in zip(meant, answers_of(model, inputs, dtype), strict=True)
             )
     return {"count": count, "certified": certified, "wrong": wrong, "by_status": dict(statuses)}
-
-
-def some_attacks(kinds: int) -> list[Attack]:
-    """Over the small domain, in both bases: the first few kinds."""
-    return list(islice((attack for attack in attacks() if attack.domain is SMALL), 2 * kinds))

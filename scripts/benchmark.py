@@ -14,6 +14,7 @@ Run: python scripts/benchmark.py compile --programs 1000 --json --out results/co
      python scripts/benchmark.py bounds --programs 500 --json --out results/bounds.json
      python scripts/benchmark.py serve --programs 20 --rounds 10 --json --out results/serve.json
      python scripts/benchmark.py space --programs 20 --rounds 10 --json --out results/space.json
+     python scripts/benchmark.py attacks --mutations 5000 --json --out results/attacks.json
      python scripts/benchmark.py read --corpus FOLDER --config base --json --out results/corpus-read.json
 """
 
@@ -41,13 +42,14 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import attack_study
 from records import code, keep_row, kept_rows
 
 from dataset_builder.brute_force import differing, outputs_in_rasp, outputs_of_model
@@ -71,12 +73,15 @@ from trade_hf.rasp.tables import UnsupportedError, tabulate
 from trade_hf.rasp.text import to_text
 from trade_hf.verification import CONFIDENCE, TOLERANCE, verify, verify_programs
 
+T = TypeVar("T")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=sorted(STUDIES))
     parser.add_argument("--programs", type=int, default=200)
     parser.add_argument("--mutants", type=int, default=1000)
+    parser.add_argument("--mutations", type=int, default=5000, help="of models, at random, beside the attacks")
     parser.add_argument("--config", choices=sorted(CONFIGS), default="base", help="of the corpus: what is sampled")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="of a corpus build")
     parser.add_argument("--corpus", type=Path, help="the folder to read from")
@@ -135,8 +140,13 @@ def compile_study(samples: list[Sample], args: argparse.Namespace) -> dict[str, 
     }
 
 
+def attacks_study(args: argparse.Namespace) -> dict[str, Any]:
+    """Models that are made to differ from a program, and random mutations: which are certified, and is that true?"""
+    return attack_study.summary(resumed(attack_study.row_of, attack_study.items_of(args.mutations, args.seed), args))
+
+
 def resumed(
-    measure: Callable[[Sample, int], dict[str, Any]], samples: list[Sample], args: argparse.Namespace
+    measure: Callable[[T, int], dict[str, Any]], samples: Sequence[T], args: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """A row for each sample; those of an earlier run of the same study, seed and code that was killed are kept."""
     progress, what = progress_of(args), f"{args.study} on {args.config}, seed {args.seed}, code {code()}"
@@ -788,6 +798,7 @@ def canonical_study(samples: Iterator[Sample], programs: int, wanted: int, draw:
 
 Study = Callable[[argparse.Namespace, Iterator[Sample]], dict[str, Any]]
 STUDIES: dict[str, Study] = {
+    "attacks": lambda args, _: attacks_study(args),
     "bounds": lambda args, samples: bounds_study(samples, args.programs, Draw(args.seed)),
     "canonical": lambda args, samples: canonical_study(samples, args.programs, args.mutants, Draw(args.seed)),
     "compile": lambda args, samples: compile_study(list(islice(samples, args.programs)), args),
