@@ -378,23 +378,26 @@ class _Attention:
     ) -> tuple[np.ndarray, float, bool]:
         """As `_attended`, for one largest logit. Logits that are near it have their share, all others leak."""
         near = levels[(levels <= top) & (levels > top - NEAR)]
+        options = [self._level(logits, level, is_optional=bool(level < top or top == bos)) for level in near]
+        if (count := math.prod(option.count for option in options)) > MAX_AVERAGES:
+            raise UnboundedError(f"{self.name} may average values in {count:,} ways")
         far = levels[levels <= top - NEAR]
         leak = self.longest * math.exp(far[0] - top) if len(far) else 0.0
-        options, differ = [], False
-        for level in near:
-            chosen = np.flatnonzero((logits == level)[self.joint.keys])
-            values = self.written[ORDINARY][np.unique(self.joint.values[chosen])]
-            is_mixed = self.joint.can_differ(chosen)
-            options.append((values, self.joint.most(chosen, self.longest), is_mixed, level < top or top == bos))
-            differ |= is_mixed
         share = math.exp(bos - top)
-        is_mean = differ or len(near) > 1
+        is_mean = len(near) > 1 or any(option.is_mixed for option in options)
         if bos <= top - NEAR and not (is_mean and share > NO_SHARE):
             leak, share = leak + share, 0.0
         is_mean |= share > 0 and len(near) > 0
         leak += 2 * ROUNDED if is_mean else 0.0
-        weights = np.exp(near - top)
-        return _means(options, weights, bos_value, share, is_mean, self.name), leak, is_mean
+        if not is_mean:
+            return options[0].values if options else bos_value[None], leak, False
+        return _means(options, np.exp(near - top), bos_value, share), leak, True
+
+    def _level(self, logits: np.ndarray, level: float, is_optional: bool) -> _Level:
+        chosen = np.flatnonzero((logits == level)[self.joint.keys])
+        values = self.written[ORDINARY][np.unique(self.joint.values[chosen])]
+        most = self.joint.most(chosen, self.longest)
+        return _Level(values, most, self.joint.can_differ(chosen), is_optional)
 
 
 def _with_own_key(sources: list[Source], query: _Part, key: _Part) -> np.ndarray:
@@ -545,39 +548,47 @@ def _count(sources: list[Source], numbers: set[int]) -> int:
     return math.prod(len(sources[number].states[ORDINARY]) for number in numbers)
 
 
-_Level = tuple[np.ndarray, int, bool, bool]  # values, how many keys at most, whether values differ, whether none may be
+@dataclass(frozen=True, eq=False)
+class _Level:
+    """Keys of one logit.
+
+    Attributes:
+      values: [value, d_model] what they can write.
+      most: how many such keys there can be.
+      is_mixed: whether they can write different values.
+      is_optional: whether there may be none.
+    """
+
+    values: np.ndarray
+    most: int
+    is_mixed: bool
+    is_optional: bool
+
+    @property
+    def count(self) -> int:
+        """How many sums there are."""
+        kinds = len(self.values)
+        several = sum(math.comb(n + kinds - 1, kinds - 1) for n in range(1, self.most + 1))
+        return (several if self.is_mixed else kinds * self.most) + self.is_optional
+
+    def sums(self) -> tuple[np.ndarray, np.ndarray]:
+        """All sums [sum, d_model] of what such keys write together, and [sum] of how many."""
+        kinds, numbers = len(self.values), np.arange(not self.is_optional, self.most + 1)
+        if not self.is_mixed:
+            return (self.values * numbers[:, None, None]).reshape(-1, self.values.shape[1]), numbers.repeat(kinds)
+        counts = np.array([c for n in numbers.tolist() for c in _compositions(n, kinds)])
+        return counts @ self.values, counts.sum(1)
 
 
-def _means(
-    levels: list[_Level], weights: np.ndarray, bos: np.ndarray, share: float, is_mean: bool, name: str
-) -> np.ndarray:
-    """All means of values of keys, each level's times its weight, and of `bos` times `share`. Raises UnboundedError."""
-    if not is_mean:
-        return levels[0][0] if levels else bos[None]
+def _means(levels: list[_Level], weights: np.ndarray, bos: np.ndarray, share: float) -> np.ndarray:
+    """All means of values of keys, each level's times its weight, and of `bos` times `share`."""
     sums, counts = share * bos[None], np.array([share])
-    for (values, most, is_mixed, is_optional), weight in zip(levels, weights, strict=True):
-        some, number = _sums(values, most, is_mixed, MAX_AVERAGES // len(sums), name)
-        if is_optional:
-            some, number = np.concatenate([some, np.zeros((1, some.shape[1]))]), np.append(number, 0)
+    for level, weight in zip(levels, weights, strict=True):
+        some, number = level.sums()
         sums = (sums[:, None] + weight * some).reshape(-1, sums.shape[1])
         counts = (counts[:, None] + weight * number).reshape(-1)
     sums, counts = sums[counts > 0], counts[counts > 0]
     return np.unique(np.round(sums / counts[:, None], DIGITS) + 0.0, axis=0)
-
-
-def _sums(values: np.ndarray, most: int, is_mixed: bool, limit: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """All sums [sum, column] of 1 to `most` of some values, any of them several times, and [sum] of how many; of one
-    value alone if they are not mixed."""
-    kinds = len(values)
-    if not is_mixed:
-        numbers = np.arange(1, most + 1)
-        if kinds * most > limit:
-            raise UnboundedError(f"{name} may average up to {most} keys of any of {kinds} values")
-        return (values * numbers[:, None, None]).reshape(-1, values.shape[1]), numbers.repeat(kinds)
-    if sum(math.comb(n + kinds - 1, kinds - 1) for n in range(1, most + 1)) > limit:
-        raise UnboundedError(f"{name} may average up to {most} of {kinds} values")
-    counts = np.array([c for n in range(1, most + 1) for c in _compositions(n, kinds)])
-    return counts @ values, counts.sum(1)
 
 
 def _compositions(total: int, kinds: int) -> list[tuple[int, ...]]:
