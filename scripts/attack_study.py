@@ -23,6 +23,7 @@ from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.verification import Verdict, verify, verify_weights
 
 MOST_RUN = 2_000  # inputs of a domain that are all run, by the verifier and by the judge
+RUN_BY_TRACR = 3  # of the inputs on which the maker knows that the two differ; each takes a second or two
 SAMPLED = 300  # of a larger one, beside those on which the maker knows that the two differ
 AT_A_TIME = 50  # mutations
 BASES = (lambda weights, seed: weights, permute, rotate, skew)
@@ -69,7 +70,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def attack_row(attack: Attack, with_tracr: bool = True) -> dict[str, Any]:
     """What the verifier says of one pair, and whether the pair differs: in each precision, and by tracr's code."""
     compiled = attack.program if isinstance(attack.program, TracrWeights) else attack.domain.compile(attack.program)
-    inputs, known = _inputs(attack), attack.triggers
+    inputs, known = _inputs(attack), attack.triggers[:RUN_BY_TRACR]
     values = compiled.output_values, attack.model.output_values
     meant = (
         [_in_rasp(attack, tokens) for tokens in inputs] if attack.is_rasp else answers_of(compiled, inputs, np.float64)
