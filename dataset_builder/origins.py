@@ -27,7 +27,7 @@ def true_places(
         tensors[f"{prefix}mlp/linear_1/b"] = np.arange(compiled.mlp_size, dtype=np.float32)
     tagged = change(replace(compiled, tensors=tensors))
     places: dict[int, set[tuple]] = {n: set() for n in program.live_lines if program.lines[n].op is not Op.SELECT}
-    for layer, owners in enumerate(owners_of(program, compiled.input_vocab, compiled.max_seq_len)):
+    for layer, owners in enumerate(owners_of(program, compiled)):
         heads, units = (tagged.layer(layer, name).tolist() for name in ("attn/query/b", "mlp/linear_1/b"))
         for head, line in enumerate(owners.heads):
             places[line].add(("head", layer, heads[:: compiled.key_size].index(head)))

@@ -75,8 +75,9 @@ class Sample:
     def spelled(self) -> Program:
         return spell(self.program, self.vocab, self.max_seq_len, self.structure.output_values)
 
-    def compile(self) -> TracrWeights:
-        return compile_program(self.spelled, self.vocab, self.max_seq_len)
+    def compile(self, **options: Any) -> TracrWeights:
+        """As `compile_program`, whose options they are."""
+        return compile_program(self.spelled, self.vocab, self.max_seq_len, **options)
 
 
 # Relative frequencies of operations; those that do not fit what is in the pool are left out.

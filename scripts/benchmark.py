@@ -51,6 +51,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import attack_study
 from records import code, keep_row, kept_rows
+from tracr_options import TRACRS, TracrOptions
 
 from dataset_builder.brute_force import differing, outputs_in_rasp, outputs_of_model
 from dataset_builder.corpus import CONFIGS, CorpusConfig, distinct_rows
@@ -89,6 +90,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200, help="of each round")
     parser.add_argument("--concurrency", type=int, default=16, help="requests at a time")
     parser.add_argument("--seed", type=int, default=0)
+    TracrOptions.add_to(parser)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     args = parser.parse_args()
@@ -126,10 +128,12 @@ def compile_study(samples: list[Sample], args: argparse.Namespace) -> dict[str, 
 
     It takes 2 to 4 s a program, nearly all of it tracr's; a study that was killed goes on where it was.
     """
-    rows = resumed(compare_with_tracr, samples, args)
+    options = TracrOptions.of(args)
+    rows = resumed(partial(compare_with_tracr, options=options), samples, args)
     ours, tracr = (statistics.median(row[name] for row in rows) for name in ("ours_ms", "tracr_ms"))
     return {
         "programs": len(samples),
+        **options.record,
         "ours_ms": round(ours, 3),
         "tracr_ms": round(tracr, 1),
         "ratio": round(tracr / ours),
@@ -149,7 +153,8 @@ def resumed(
     measure: Callable[[T, int], dict[str, Any]], samples: Sequence[T], args: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """A row for each sample; those of an earlier run of the same study, seed and code that was killed are kept."""
-    progress, what = progress_of(args), f"{args.study} on {args.config}, seed {args.seed}, code {code()}"
+    progress = progress_of(args)
+    what = f"{args.study} on {args.config}, seed {args.seed}, {TracrOptions.of(args)}, code {code()}"
     rows = kept_rows(progress, what)[: len(samples)]
     for number in tqdm(range(len(rows), len(samples)), args.study, len(samples), initial=len(rows), disable=None):
         rows.append({"of": what, **measure(samples[number], number)})
@@ -157,7 +162,9 @@ def resumed(
     return rows
 
 
-def compare_with_tracr(sample: Sample, number: int, inputs_each: int = 5) -> dict[str, Any]:
+def compare_with_tracr(
+    sample: Sample, number: int, inputs_each: int = 5, options: TracrOptions = TRACRS
+) -> dict[str, Any]:
     """One program: times, whether any tensor differs, and, of the first RUN, on how many inputs the outputs do."""
     import jax
     from tracr.compiler import compiling
@@ -167,16 +174,20 @@ def compare_with_tracr(sample: Sample, number: int, inputs_each: int = 5) -> dic
     if number % 100 == 99:
         jax.clear_caches()  # which hold some 17 MB of each program
     program = sample.spelled
-    ours, ours_ms = timed(compile_program, program, sample.vocab, sample.max_seq_len)
+    compile_ours = partial(compile_program, **options.ours)
+    ours, ours_ms = timed(compile_ours, program, sample.vocab, sample.max_seq_len)
     sop = to_tracr(program)
-    model, tracr_ms = timed(compiling.compile_rasp_to_model, sop, set(sample.vocab), sample.max_seq_len)
+    compile_theirs = partial(compiling.compile_rasp_to_model, **options.tracrs)
+    model, tracr_ms = timed(compile_theirs, sop, set(sample.vocab), sample.max_seq_len)
     theirs = from_tracr_model(model)
     same = ours.tensors.keys() == theirs.tensors.keys() and all(
         np.array_equal(ours.tensors[name], theirs.tensors[name]) for name in ours.tensors
     )
+    same &= (ours.vocab, ours.bos, ours.pad) == (theirs.vocab, theirs.bos, theirs.pad)
     # One length, so that JAX compiles each model once.
     inputs = np.random.default_rng(number).integers(0, len(sample.vocab), (inputs_each, sample.max_seq_len))
-    meant, given = evaluate(program, inputs, sample.vocab, sample.max_seq_len), run(ours, inputs)
+    meant = evaluate(program, inputs, sample.vocab, sample.max_seq_len, exactness=options.exactness)
+    given = run(ours, inputs)
     evaluator = forward = 0
     inputs = inputs if number < RUN else inputs[:0]
     for i, codes in enumerate(inputs):

@@ -51,6 +51,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from records import code, environment, hash_of, keep_row, kept_rows
+from tracr_options import TRACRS, TracrOptions
 
 from dataset_builder.interpbench import interpbench_programs
 from dataset_builder.library import LibraryProgram, library_programs
@@ -153,6 +154,7 @@ def main() -> None:
     parser.add_argument("--method", help="score this decompiler, MODULE:FUNCTION, in place of a checkpoint")
     parser.add_argument("--seconds", type=float, default=30.0, help="of --method for one model")
     parser.add_argument("--memory", type=float, default=4.0, help="of --method, in GB")
+    TracrOptions.add_to(parser)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     args = parser.parse_args()
@@ -199,35 +201,43 @@ def progress_beside(out: Path) -> Path:
 
 def run_one(args: argparse.Namespace, split: str, variant: str, limit: int, out: Path | None) -> dict[str, Any]:
     """One split in one variant; written to `out`, with what was scored so far beside it."""
-    progress = out and progress_beside(out)
+    progress, options = out and progress_beside(out), TracrOptions.of(args)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
     if args.method:
         limits = Limits(args.seconds, int(args.memory * 2**30))
-        result = evaluate_method(args.method, split, variant, limit, limits, progress)
-    elif split == "library":
-        result = evaluate_programs(list(library_programs()), args.checkpoint, split, variant, progress)
-    elif split == "interpbench":
-        result = evaluate_programs(_interpbench(args.interpbench), args.checkpoint, split, variant, progress)
+        result = evaluate_method(args.method, split, variant, limit, limits, progress, options)
+    elif split in ("library", "interpbench"):
+        items = list(library_programs()) if split == "library" else _interpbench(args.interpbench)
+        result = evaluate_programs(items, args.checkpoint, split, variant, progress, options)
     else:
-        result = evaluate_checkpoint(args.checkpoint, split, variant, limit, progress, not args.greedy)
+        result = evaluate_checkpoint(args.checkpoint, split, variant, limit, progress, not args.greedy, options)
+    result |= options.record
     if out:
         write_text(out, json.dumps(result, indent=2) + "\n")
     return result
 
 
 def evaluate_checkpoint(
-    checkpoint: Path, split: str, variant: str, limit: int, progress: Path | None = None, decompiles: bool = True
+    checkpoint: Path,
+    split: str,
+    variant: str,
+    limit: int,
+    progress: Path | None = None,
+    decompiles: bool = True,
+    options: TracrOptions = TRACRS,
 ) -> dict[str, Any]:
     """All figures of one checkpoint on the first `limit` programs of a split; of its greedy programs alone unless
     `decompiles`. What was scored is kept in `progress`, if given, and a run that was killed goes on from there."""
     items, model = pinned(split, limit), load_model(checkpoint)
-    what = f"{_hash_of_weights(checkpoint)} on {split}, {variant}, {decompiles}, code {code()}"
+    what = f"{_hash_of_weights(checkpoint)} on {split}, {variant}, {decompiles}, {options}, code {code()}"
     rows = kept_rows(progress, what)[:limit]
     bar = tqdm(total=len(items), initial=len(rows), desc=f"{split}, {variant}", disable=None)
     for first in range(len(rows), len(items), BATCH):
         batch = items[first : first + BATCH]
-        originals = [compile_program(i.sample.program, i.sample.vocab, i.sample.max_seq_len) for i in batch]
+        originals = [
+            compile_program(i.sample.program, i.sample.vocab, i.sample.max_seq_len, **options.ours) for i in batch
+        ]
         weights = [VARIANTS[variant](original, first + i) for i, original in enumerate(originals)]
         forced = teacher_forced(weights, [to_ids(item.sample.program) for item in batch], model)
         greedy = greedy_programs(weights, model)
@@ -271,15 +281,23 @@ METHOD_SHARES = ("exact", "equivalent", "compiles")
 
 
 def evaluate_method(
-    name: str, split: str, variant: str, limit: int, limits: Limits, progress: Path | None
+    name: str,
+    split: str,
+    variant: str,
+    limit: int,
+    limits: Limits,
+    progress: Path | None,
+    options: TracrOptions = TRACRS,
 ) -> dict[str, Any]:
     """What a decompiler gives for the first `limit` models of a split, without a look at the programs."""
     items = pinned(split, limit)
-    rows = kept_rows(progress, what := f"{name} on {split}, {variant}, {limits}, code {code()}")[:limit]
+    rows = kept_rows(progress, what := f"{name} on {split}, {variant}, {limits}, {options}, code {code()}")[:limit]
     with Method(name, limits) as method, TemporaryDirectory() as folder:
         for number in tqdm(range(len(rows), len(items)), name, len(items), initial=len(rows), disable=None):
             sample = items[number].sample
-            weights = replace(VARIANTS[variant](sample.compile(), number), residual_labels=())  # they name the lines
+            weights = replace(
+                VARIANTS[variant](sample.compile(**options.ours), number), residual_labels=()
+            )  # they name the lines
             path = Path(folder) / f"{number}.safetensors"
             weights.save(path)
             outcome = method.run(path)
@@ -323,18 +341,23 @@ _interpbench = functools.cache(interpbench_programs)  # read once for all varian
 
 
 def evaluate_programs(
-    items: list[LibraryProgram], checkpoint: Path, split: str, variant: str, progress: Path | None
+    items: list[LibraryProgram],
+    checkpoint: Path,
+    split: str,
+    variant: str,
+    progress: Path | None,
+    options: TracrOptions = TRACRS,
 ) -> dict[str, Any]:
     """Programs that nobody here wrote, over their own vocabularies and lengths. What was scored is kept in `progress`,
     as in `evaluate_checkpoint`."""
     meant = hashlib.sha256(
         repr([(item.name, to_text(item.program), item.vocab) for item in items]).encode()
     ).hexdigest()
-    what = f"{_hash_of_weights(checkpoint)} on {split} {meant}, {variant}, code {code()}"
+    what = f"{_hash_of_weights(checkpoint)} on {split} {meant}, {variant}, {options}, code {code()}"
     rows = kept_rows(progress, what)[: len(items)]
     left = range(len(rows), len(items))
     for number in tqdm(left, f"{split}, {variant}", len(items), initial=len(rows), disable=None):
-        rows.append({"of": what, **_foreign_row(items[number], checkpoint, variant, number)})
+        rows.append({"of": what, **_foreign_row(items[number], checkpoint, variant, number, options)})
         keep_row(progress, rows[-1])
     rows = [{key: value for key, value in row.items() if key != "of"} for row in rows]
     certified = [row["certified"] for row in rows]
@@ -356,8 +379,13 @@ def evaluate_programs(
     }
 
 
-def _foreign_row(item: LibraryProgram, checkpoint: Path, variant: str, seed: int) -> dict[str, Any]:
-    weights = _compiled_elsewhere(item) if variant == "tracr" else VARIANTS[variant](_compiled_here(item), seed)
+def _foreign_row(
+    item: LibraryProgram, checkpoint: Path, variant: str, seed: int, options: TracrOptions
+) -> dict[str, Any]:
+    if variant == "tracr":
+        weights = _compiled_elsewhere(item, options)
+    else:
+        weights = VARIANTS[variant](_compiled_here(item, options), seed)
     result = decompile(weights, checkpoint)
     proven = result.verdict.is_verified
     return {
@@ -373,15 +401,17 @@ def _foreign_row(item: LibraryProgram, checkpoint: Path, variant: str, seed: int
     }
 
 
-def _compiled_here(item: LibraryProgram) -> TracrWeights:
-    return compile_program(item.program, item.vocab, item.max_seq_len, causal=item.causal)
+def _compiled_here(item: LibraryProgram, options: TracrOptions) -> TracrWeights:
+    return compile_program(item.program, item.vocab, item.max_seq_len, causal=item.causal, **options.ours)
 
 
-def _compiled_elsewhere(item: LibraryProgram) -> TracrWeights:
+def _compiled_elsewhere(item: LibraryProgram, options: TracrOptions) -> TracrWeights:
     """By the tracr package, from the s-op itself."""
     from tracr.compiler import compiling
 
-    model = compiling.compile_rasp_to_model(item.sop, set(item.vocab), item.max_seq_len, causal=item.causal)
+    model = compiling.compile_rasp_to_model(
+        item.sop, set(item.vocab), item.max_seq_len, causal=item.causal, **options.tracrs
+    )
     return from_tracr_model(model)
 
 

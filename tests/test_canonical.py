@@ -1,6 +1,7 @@
 """Canonical form: idempotent, behaviour-preserving, and equal exactly when the compiled weights are."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -125,7 +126,7 @@ def test_identity_of_weights_is_blind_to_order_only(samples):
         if weights.tensors[name].any():
             tensor = weights.tensors[name].copy()
             tensor[tuple(np.argwhere(tensor)[0])] += 1
-            changed = type(weights)(**{**vars(weights), "tensors": {**weights.tensors, name: tensor}})
+            changed = replace(weights, tensors={**weights.tensors, name: tensor})
             assert not are_identical(weights, changed)
 
 

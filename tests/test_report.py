@@ -237,7 +237,10 @@ def test_attention_is_what_the_program_says():
     assert patterns.shape == (reverse.num_layers, reverse.num_heads, 4, 4)
     np.testing.assert_allclose(patterns[-1, 0, 1:, 1:], np.eye(3)[::-1], atol=1e-4)
     drawn = Page(attention_html(weights, (3, 1, 1)))
-    assert "layer 0 head 0" in drawn.text and "BOS to BOS; 3 to BOS; 1 to BOS" in drawn.text
+    assert (
+        "layer 0 head 0" in drawn.text
+        and "compiler_bos to compiler_bos; 3 to compiler_bos; 1 to compiler_bos" in drawn.text
+    )
     for tokens in ((), (0,) * 6, (7,)):
         with pytest.raises(ValueError, match="expected 1 to 5 tokens of the model's vocabulary"):
             attention(weights, tokens)

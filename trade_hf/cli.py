@@ -85,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--output", type=Path, required=True, help="the safetensors file to write")
     sub.add_argument("--format", choices=("tracr", "transformer-lens"), default="tracr", help="names of the tensors")
     sub.add_argument("--causal", action="store_true", help="with a causal mask, as Tracr's causal=True")
+    sub.add_argument("--bos", metavar="NAME", help="as Tracr's compiler_bos (default compiler_bos)")
+    sub.add_argument("--pad", metavar="NAME", help="as Tracr's compiler_pad (default compiler_pad)")
+    sub.add_argument("--exactness", type=float, metavar="N", help="as Tracr's mlp_exactness (default 100)")
     _add_domain(sub)
 
     sub = command(
@@ -138,14 +141,15 @@ def _seconds(text: str) -> float:
 
 
 def _distinct_vocab(text: str) -> tuple[Value, ...]:
-    from trade_hf.compiled.weights import BOS, PAD
-
     vocab = parse_vocab(text)
     if len(set(vocab)) != len(vocab):
         raise UsageError(f"--vocab: expected distinct tokens, got {text}")
-    if reserved := {BOS, PAD} & set(vocab):
-        raise UsageError(f"--vocab must not contain {reserved.pop()!r}, which Tracr keeps for itself")
     return vocab
+
+
+def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options that were given, by name."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def _print(data: Any, text: str, as_json: bool) -> None:
@@ -235,7 +239,8 @@ def _compile(args: argparse.Namespace) -> int:
 
     check_output(args.output)
     vocab = _distinct_vocab(args.vocab)
-    weights = compile_program(read_program(args.program), vocab, args.max_seq_len, causal=args.causal)
+    how = _given(args, "bos", "pad", "exactness")
+    weights = compile_program(read_program(args.program), vocab, args.max_seq_len, causal=args.causal, **how)
     if args.format == "transformer-lens":
         save_for_transformer_lens(weights, args.output)
     else:
@@ -248,7 +253,7 @@ def _verify(args: argparse.Namespace) -> int:
     from trade_hf.certificate import certify
     from trade_hf.verification import verify
 
-    how = {name: getattr(args, name) for name in ("limit", "samples", "seed") if getattr(args, name) is not None}
+    how = _given(args, "limit", "samples", "seed")
     if args.certificate:
         if how.keys() - {"limit"}:
             raise UsageError(f"--{min(how.keys() - {'limit'})}: the certificate holds its own")
@@ -285,11 +290,14 @@ def _recheck(args: argparse.Namespace) -> int:
 
 def _sample(args: argparse.Namespace) -> int:
     from dataset_builder.sampler import SamplerConfig, sample_programs
+    from trade_hf.compiled.compiler import check_names
+    from trade_hf.compiled.weights import BOS, PAD
     from trade_hf.rasp.canonical import hash_canonical
     from trade_hf.rasp.tables import sort_values
     from trade_hf.rasp.text import to_text
 
     vocab = tuple(sort_values(_distinct_vocab(args.vocab)))
+    check_names(vocab, BOS, PAD)
     if args.n < 0 or not 1 <= args.min_lines <= args.max_lines <= 15 or not 1 <= args.max_seq_len <= 12:
         raise UsageError("expected -n of at least 0, 1 ≤ --min-lines ≤ --max-lines ≤ 15 and --max-seq-len from 1 to 12")
     config = SamplerConfig(vocab, args.max_seq_len, args.min_lines, args.max_lines)

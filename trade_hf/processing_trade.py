@@ -150,7 +150,7 @@ class _Builder:
 
     def embeddings(self) -> None:
         weights = self.weights
-        plain = [token for token in weights.vocab if token not in (weights.bos, weights.pad)]
+        plain = weights.input_vocab
         numeric = all(isinstance(token, int | float) for token in plain)
         for token, row in zip(weights.vocab, weights.tensors["token_embed/embeddings"], strict=True):
             if token == weights.bos:
@@ -182,7 +182,7 @@ class _Builder:
 
     def outputs(self) -> None:
         values = self.weights.output_values
-        plain = [token for token in self.weights.vocab if token not in (self.weights.bos, self.weights.pad)]
+        plain = self.weights.input_vocab
         if values is not None and not all(isinstance(value, int | float) for value in values):
             values = [plain.index(value) if value in plain else None for value in values]
         for column, reader in enumerate(self.weights.unembedding.T):

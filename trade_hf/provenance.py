@@ -70,7 +70,7 @@ def provenance(program: Program, weights: TracrWeights) -> tuple[LineOrigin, ...
     _, there = _matched(compiled, weights)
     heads: dict[int, list[Component]] = {}
     units: dict[tuple[int, int], list[int]] = {}
-    for layer, owners in enumerate(owners_of(program, weights.input_vocab, weights.max_seq_len)):
+    for layer, owners in enumerate(owners_of(program, weights)):
         for head, line in enumerate(owners.heads):
             heads.setdefault(line, []).append(Component(layer, "head", head=there.heads[layer][head]))
         for unit, lines in enumerate(owners.units):

@@ -41,12 +41,12 @@ import numpy as np
 import torch
 
 from trade_hf.compiled.comparison import TOLERANCE, compare
-from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.compiler import compile_like, compile_program
 from trade_hf.compiled.faithful import check_numbers, may_depart
 from trade_hf.compiled.forward import ALIKE, Output, run
 from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.weights import COLDNESS, TracrWeights, WeightsError
-from trade_hf.rasp.evaluate import PADDING, all_inputs, count_inputs, evaluate, random_inputs
+from trade_hf.rasp.evaluate import EXACTNESS, PADDING, all_inputs, count_inputs, evaluate, random_inputs
 from trade_hf.rasp.functions import Value
 from trade_hf.rasp.program import Program, Type
 from trade_hf.rasp.reference import NoAnswerError, answer
@@ -280,7 +280,7 @@ class Verifier:
         return replace(verdict, departure=_departure(self._side(program), self.inputs.looked_at))
 
     def _side(self, program: Program) -> _ProgramSide:
-        return _ProgramSide(program, self.inputs.vocab, self.inputs.max_seq_len, self.weights.causal)
+        return _ProgramSide(program, compile_like(program, self.weights))
 
 
 def verify_programs(
@@ -297,7 +297,7 @@ def verify_programs(
     Raises UnsupportedError for a program that Tracr cannot compile, WeightsError for one that is too large.
     """
     vocab = tuple(sort_values(set(vocab)))
-    one, other = (_ProgramSide(program, vocab, max_seq_len) for program in (first, second))
+    one, other = (_ProgramSide(program, compile_program(program, vocab, max_seq_len)) for program in (first, second))
     return _compare(one, other, _Inputs(vocab, max_seq_len, limit, samples, seed))
 
 
@@ -352,20 +352,21 @@ class _Answer:
 
 
 class _ProgramSide:
-    """Raises UnsupportedError for a program that Tracr cannot compile."""
+    """A program, with what Tracr makes of it. Raises UnsupportedError for one that Tracr cannot compile."""
 
     is_model = False
 
-    def __init__(self, program: Program, vocab: tuple[Value, ...], max_seq_len: int, causal: bool = False) -> None:
-        self.tables = tabulate(program, vocab, max_seq_len)
-        self.compiled = compile_program(program, vocab, max_seq_len, causal=causal)
+    def __init__(self, program: Program, compiled: TracrWeights) -> None:
+        self.tables = tabulate(program, compiled.input_vocab, compiled.max_seq_len)
+        self.compiled = compiled
         # In wide heads, the softmax leaves so much on BOS that averages are others than in RASP.
-        leak = max_seq_len * math.exp(-BOS_LOGIT / math.sqrt(self.compiled.key_size))
-        self.departs = may_depart(self.tables) or leak > TOLERANCE
+        leak = compiled.max_seq_len * math.exp(-BOS_LOGIT / math.sqrt(compiled.key_size))
+        steepness = max(1.0, compiled.exactness / EXACTNESS)  # a step multiplies what is left by it
+        self.departs = may_depart(self.tables, compiled.exactness) or leak * steepness > TOLERANCE
 
     def __call__(self, inputs: np.ndarray) -> dict[str, _Answer]:
         """By precision: what RASP says, but where that is not to be had from Tracr, what Tracr makes of it."""
-        meant = evaluate(self.tables, inputs, causal=self.compiled.causal)
+        meant = evaluate(self.tables, inputs, causal=self.compiled.causal, exactness=self.compiled.exactness)
         contrast = np.ones(meant.codes.shape) if meant.values is None else (meant.codes >= 0).astype(np.float64)
         said = _Answer(meant.codes, contrast, meant.values)
         rows = np.flatnonzero(~meant.valid | self.departs)
@@ -375,7 +376,7 @@ class _ProgramSide:
 
     def says_what_it_gives(self, inputs: np.ndarray) -> np.ndarray:
         """[input]: whether RASP certainly says what the compiled program gives."""
-        meant = evaluate(self.tables, inputs, causal=self.compiled.causal)
+        meant = evaluate(self.tables, inputs, causal=self.compiled.causal, exactness=self.compiled.exactness)
         return meant.valid & meant.listed & (not self.departs) & (_largest_number(self.tables) <= MOST_EXACT)
 
     def run(self, inputs: np.ndarray, dtype: torch.dtype = torch.float32) -> _Answer:

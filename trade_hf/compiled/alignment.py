@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from trade_hf.compiled.transforms import WRITERS, all_readers, change_basis, residual_vectors
-from trade_hf.compiled.weights import COLDNESS, UNEMBED, TracrWeights
+from trade_hf.compiled.weights import UNEMBED, TracrWeights
 
 NEAR = 0.2  # of a length: rows are equal, or a number is 0 or 1
 SMALLEST = 0.02  # length of a row that tells a direction
@@ -151,8 +151,8 @@ class _Directions:
         constants = read[:, self.weights.vocab.index(self.weights.pad)]
         amounts = constants - (read - constants[:, None]).sum(1)
         sizes = np.linalg.norm(outside, axis=1)
-        # The units of a threshold, whose biases may hide what else they read, read a number with COLDNESS.
-        alone = (np.abs(constants) > 0.5) & (np.linalg.norm(self.readers, axis=1) < 1.02 * COLDNESS)
+        # The units of a threshold, whose biases may hide what else they read, read a number with their slope.
+        alone = (np.abs(constants) > 0.5) & (np.linalg.norm(self.readers, axis=1) < 1.02 * self.weights.exactness)
         alone &= np.abs(sizes - length * np.abs(amounts)) < NEAR * sizes
         if not alone.any():
             raise NotTracrsError

@@ -15,15 +15,16 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
+from trade_hf.compiled.exactness import EXACTNESS, MAX_EXACTNESS
 from trade_hf.compiled.sparse import SparseWeights
 from trade_hf.compiled.weights import BOS, COLDNESS, PAD, TracrWeights
 from trade_hf.rasp.functions import Value
 from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable
-from trade_hf.rasp.tables import Domain, Table, Tables, UnsupportedError, tabulate
+from trade_hf.rasp.tables import Domain, Table, Tables, UnsupportedError, sort_values, tabulate
 
 ONE = "one"
 CLEAN_BOS = "_hidden_clean_bos_"  # one name for all selector widths of a layer, so that tracr adds them up
@@ -42,6 +43,9 @@ def compile_program(
     max_seq_len: int,
     labels: Sequence[str] | None = None,
     causal: bool = False,
+    bos: Value = BOS,
+    pad: Value = PAD,
+    exactness: float = EXACTNESS,
 ) -> TracrWeights:
     """Compile `program` as `tracr.compiler.compiling.compile_rasp_to_model` does.
 
@@ -52,15 +56,29 @@ def compile_program(
       labels: tracr's label for each line (name, underscore, number); their order is that of residual directions.
         By default `v1_`, `v2_`, …, which sort as tracr's do for s-ops named `v1`, `v2`, ….
       causal: as tracr's `causal`: a mask over the same weights.
+      bos, pad: as tracr's `compiler_bos` and `compiler_pad`: two tokens that the vocabulary does not hold.
+      exactness: as tracr's `mlp_exactness`: the slope of the steps that a map of numbers is made of.
 
-    Raises UnsupportedError for what Tracr cannot compile, ValueError for a vocabulary that holds BOS or pad.
+    Raises UnsupportedError for what Tracr cannot compile, ValueError for a vocabulary that holds BOS or pad and for an
+    exactness that is not above 0.
     """
-    return compile_sparse(program, vocab, max_seq_len, labels).dense(causal)
+    return compile_sparse(program, vocab, max_seq_len, labels, bos, pad, exactness).dense(causal)
 
 
 def compile_like(program: Program, weights: TracrWeights) -> TracrWeights:
-    """Compile `program` for a model's vocabulary, length and mask. Raises as `compile_program`."""
-    return compile_program(program, weights.input_vocab, weights.max_seq_len, causal=weights.causal)
+    """Compile `program` as a model is: for its vocabulary, length, mask, names of BOS and pad, and exactness.
+
+    Raises as `compile_program`.
+    """
+    return compile_program(
+        program,
+        weights.input_vocab,
+        weights.max_seq_len,
+        causal=weights.causal,
+        bos=weights.bos,
+        pad=weights.pad,
+        exactness=weights.exactness,
+    )
 
 
 @dataclass(frozen=True)
@@ -76,49 +94,49 @@ class LayerOwners:
     units: tuple[tuple[int, ...], ...]
 
 
-def owners_of(program: Program, vocab: Iterable[Value], max_seq_len: int) -> list[LayerOwners]:
-    """What each layer of `compile_program(program, vocab, max_seq_len)` is made of; what Tracr pads is left out."""
-    return _Compilation(tabulate(program, set(vocab), max_seq_len), None).owners()
+def owners_of(program: Program, weights: TracrWeights) -> list[LayerOwners]:
+    """What each layer of `compile_like(program, weights)` is made of; what Tracr pads is left out."""
+    tables = tabulate(program, weights.input_vocab, weights.max_seq_len)
+    return _Compilation(tables, None, weights.bos, weights.pad).owners()
 
 
 def compile_sparse(
-    program: Program, vocab: Iterable[Value], max_seq_len: int, labels: Sequence[str] | None = None
+    program: Program,
+    vocab: Iterable[Value],
+    max_seq_len: int,
+    labels: Sequence[str] | None = None,
+    bos: Value = BOS,
+    pad: Value = PAD,
+    exactness: float = EXACTNESS,
 ) -> SparseWeights:
     """As `compile_program`, and only what is not zero: several times faster."""
     vocab = set(vocab)
-    for special in (BOS, PAD):
-        if special in vocab:
-            raise ValueError(f"the vocabulary must not contain {special!r}, the compiler's own token")
+    check_names(vocab, bos, pad)
     if not vocab or max_seq_len < 1:
         raise ValueError("expected at least one token in the vocabulary and a length of at least 1")
-    return _Compilation(tabulate(program, vocab, max_seq_len), labels).weights()
+    if not 0 < exactness <= MAX_EXACTNESS:
+        raise ValueError(f"exactness: expected a number above 0 and up to {MAX_EXACTNESS:g}, got {exactness}")
+    return _Compilation(tabulate(program, vocab, max_seq_len), labels, bos, pad, exactness).weights()
+
+
+def check_names(vocab: Iterable[Value], bos: Value, pad: Value) -> None:
+    """Raises ValueError where BOS and pad have one name, or one of them that of a token."""
+    if bos == pad:
+        raise ValueError(f"expected two names for BOS and pad, got {bos!r} for both")
+    for special, option in ((bos, "bos"), (pad, "pad")):
+        if special in vocab:
+            raise ValueError(
+                f"the vocabulary must not contain {special!r}, the compiler's own token: choose another {option}"
+            )
 
 
 # ---------------------------------------------------------------- order of directions
 
 
-class _Order:
-    """Sorts values as tracr sorts directions of one name: by their text where they do not compare."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __lt__(self, other: _Order) -> bool:
-        try:
-            return self.value < other.value
-        except TypeError:
-            return str(self.value) < str(other.value)
-
-
-def _places(values: Sequence[Any]) -> np.ndarray:
+def _places(values: Sequence[Value]) -> np.ndarray:
     """Where each value stands in order."""
-    try:
-        order = sorted(range(len(values)), key=values.__getitem__)
-    except TypeError:
-        order = sorted(range(len(values)), key=lambda i: _Order(values[i]))
-    places = np.empty(len(values), np.int64)
-    places[order] = np.arange(len(values))
-    return places
+    place = {value: i for i, value in enumerate(sort_values(values))}
+    return np.array([place[value] for value in values], np.int64)
 
 
 _ZEROS = np.zeros(4096, np.int64)
@@ -170,7 +188,7 @@ def _mapped(places: np.ndarray, table: Table, codes: np.ndarray) -> tuple[np.nda
 
 
 @functools.lru_cache(maxsize=1_000)
-def _token_places(vocab: Domain, specials: tuple[str, ...]) -> tuple[np.ndarray, tuple[Value, ...], dict[str, int]]:
+def _token_places(vocab: Domain, specials: tuple[Value, ...]) -> tuple[np.ndarray, tuple[Value, ...], dict[Value, int]]:
     """Where the tokens stand among themselves and `specials`; all of them in order; where `specials` stand."""
     everything = (*vocab.values, *specials)
     places = _places(everything)
@@ -217,8 +235,10 @@ _Mlp = dict[str, _Units]
 class _Compilation:
     """One run of the compiler; its methods are tracr's passes, in order."""
 
-    def __init__(self, tables: Tables, labels: Sequence[str] | None) -> None:
-        self.tables = tables
+    def __init__(
+        self, tables: Tables, labels: Sequence[str] | None, bos: Value, pad: Value, exactness: float = EXACTNESS
+    ) -> None:
+        self.tables, self.bos_token, self.pad_token, self.exactness = tables, bos, pad, exactness
         self.program = tables.program
         self.sops = [n for n in self.program.live_lines if self.program.lines[n].op is not Op.SELECT]
         self.numerical = {n for n in self.sops if self.program.lines[n].op.result is Type.NUMERICAL}
@@ -247,8 +267,8 @@ class _Compilation:
             if self.program.lines[number].op in (Op.SELECTOR_WIDTH, Op.SELECTOR_WIDTH_NUMERICAL):
                 sizes[self._fraction(number)] = 1
         self.offsets, self.d_model = _offsets(sizes)
-        places, self.tokens, specials = _token_places(tokens, (BOS, PAD))
-        self.bos: Places = (self.offsets["tokens"] + specials[BOS], _zeros(1))
+        places, self.tokens, specials = _token_places(tokens, (self.bos_token, self.pad_token))
+        self.bos: Places = (self.offsets["tokens"] + specials[self.bos_token], _zeros(1))
         self.at: dict[Variable, Places] = {TOKENS: (self.offsets["tokens"], places)}
         for variable in (INDICES, *self.sops):
             values = _zeros(1) if variable in self.numerical else _places_of(self.tables[variable].domain)
@@ -345,7 +365,8 @@ class _Compilation:
         size = 2 * len(inputs) - 2
         units, (written, places) = (0, _count(size)), self.at[number]
         start, steps = _Units(1, [(self._one(1), (0, _zeros(1)), 1.0)]), _Units(size)
-        steps.first = [((source, _zeros(size)), units, COLDNESS), (self._one(size), units, threshold_biases(inputs))]
+        biases = threshold_biases(inputs, self.exactness)
+        steps.first = [((source, _zeros(size)), units, self.exactness), (self._one(size), units, biases)]
         if number in self.numerical:
             start.second = [((0, _zeros(1)), (written, _zeros(1)), float(outputs[0]))]
             rises = [float(sign * (b - a)) for a, b in itertools.pairwise(outputs) for sign in (1, -1)]
@@ -375,8 +396,8 @@ class _Compilation:
     def key_columns(self, keys: Variable) -> tuple[Places, int]:
         """The columns of W_Q and W_K that stand for each key, and for BOS, which sorts among the tokens."""
         if keys == TOKENS:
-            places, _, specials = _token_places(self.tables[TOKENS].domain, (BOS,))
-            return (0, places), specials[BOS]
+            places, _, specials = _token_places(self.tables[TOKENS].domain, (self.bos_token,))
+            return (0, places), specials[self.bos_token]
         places = self.at[keys][1]
         return ((1, places), 0) if self.labels[keys] > "tokens" else ((0, places), len(places))
 
@@ -476,6 +497,8 @@ class _Compilation:
             values=values,
             num_heads=num_heads,
             vocab=self.tokens,
+            bos=self.bos_token,
+            pad=self.pad_token,
             max_seq_len=self.tables.max_seq_len,
             output_values=None if output in self.numerical else _in_order(self.tables[output].domain),
             output_directions=list(range(offset, offset + len(outputs))),
@@ -528,10 +551,10 @@ def _offsets(sizes: dict[str, int]) -> tuple[dict[str, int], int]:
 
 
 @functools.lru_cache(maxsize=10_000)
-def threshold_biases(inputs: tuple[float, ...]) -> np.ndarray:
+def threshold_biases(inputs: tuple[float, ...], exactness: float) -> np.ndarray:
     """Biases of the two units of each threshold between two inputs."""
     thresholds = np.array([(a + b) / 2 for a, b in itertools.pairwise(inputs)], np.float64)
-    return np.stack([1 - COLDNESS * thresholds, -(COLDNESS * thresholds)], 1).ravel()
+    return np.stack([1 - exactness * thresholds, -(exactness * thresholds)], 1).ravel()
 
 
 @functools.cache

@@ -26,8 +26,8 @@ def describe(weights: Any, output_directions: list[int] | None) -> dict[str, Any
     return {
         "format": FORMAT,
         "vocab": list(weights.vocab),
-        "bos": getattr(weights, "bos", BOS),
-        "pad": getattr(weights, "pad", PAD),
+        "bos": weights.bos,
+        "pad": weights.pad,
         "max_seq_len": weights.max_seq_len,
         "num_heads": weights.num_heads,
         "input_encoding": "categorical",
@@ -149,6 +149,11 @@ def read_values(meta: dict, key: str) -> tuple[Value, ...] | None:
     if len(values) > LIMITS["outputs"]:
         raise WeightsError(f"{key} has {len(values):,} values; the limit is {LIMITS['outputs']:,}")
     return tuple(_hashable(value, key) for value in values)
+
+
+def read_name(meta: dict, key: str, default: Value) -> Value:
+    """What BOS or pad is called. Raises WeightsError for what is no token."""
+    return default if meta.get(key) is None else _hashable(meta[key], key)
 
 
 def _hashable(value: Any, key: str, depth: int = 0) -> Value:

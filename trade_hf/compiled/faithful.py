@@ -18,18 +18,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from trade_hf.rasp.evaluate import step_at
-from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Type, Variable, type_of
+from trade_hf.rasp.evaluate import EXACTNESS, counts_up_to, step_at, too_close
+from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Type, Variable, type_of, variable_name
 from trade_hf.rasp.tables import Table, Tables, UnsupportedError
 
 # What an s-op is at BOS: a code (-1: off) or a number (0: off); None where that depends on the input.
 AtBos = int | float | None
 OFF = -1
 INPUTS_AT_BOS: dict[Variable, AtBos] = {TOKENS: OFF, INDICES: OFF}
+_MAPS = (Op.MAP, Op.MAP_NUMERICAL)
 _WIDTHS = (Op.SELECTOR_WIDTH, Op.SELECTOR_WIDTH_NUMERICAL)
 
 
-def may_depart(tables: Tables) -> bool:
+def may_depart(tables: Tables, exactness: float = EXACTNESS) -> bool:
     """Whether a program's compiled model may differ from it. False is certain; where it is True there may yet be no
     input on which an aggregate selects nothing."""
     lines, states = tables.program.lines, dict(INPUTS_AT_BOS)
@@ -38,7 +39,8 @@ def may_depart(tables: Tables) -> bool:
         line, table = lines[number], tables[number]
         if reads_bos(line, table, tables.by_variable, states):
             return True
-        states[number] = None if number in twice else at_bos(lines, line, table, tables.by_variable, states)
+        state = at_bos(lines, line, table, tables.by_variable, states, exactness)
+        states[number] = None if number in twice else state
     return False
 
 
@@ -56,6 +58,20 @@ def check_numbers(tables: Tables, tolerance: float) -> None:
                     f"line {place + 1}: expected numbers that float32 holds to within {tolerance:g}, got {number}, "
                     f"which it takes for {held:.0f}"
                 )
+
+
+def limits(tables: Tables, exactness: float = EXACTNESS) -> tuple[str, ...]:
+    """What the compiled model of a program cannot tell apart at an exactness, in words, line by line: widths beyond
+    what it counts, and numbers that are nearer than two steps are wide."""
+    lines, found = tables.program.lines, []
+    for number in tables.program.live_lines:
+        line, name = lines[number], variable_name(number)
+        if line.op in _WIDTHS and counts_up_to(exactness) < tables.max_seq_len:
+            found.append(f"{name} counts up to {counts_up_to(exactness)} of {tables.max_seq_len}")
+        elif line.op in _MAPS and type_of(lines, line.args[0]) is Type.NUMERICAL:
+            close = too_close(line, tables[line.args[0]].domain, tables[number], exactness)
+            found += [f"{name} may take {one:.4g} for {other:.4g}" for one, other in close[:1]]
+    return tuple([f"at exactness {exactness:g}, {limit}" for limit in found])
 
 
 def widths_cleaned_twice(tables: Tables) -> set[Variable]:
@@ -90,6 +106,7 @@ def at_bos(
     table: Table,
     tables: Mapping[Variable, Table],
     states: Mapping[Variable, AtBos],
+    exactness: float = EXACTNESS,
 ) -> AtBos:
     """What a line is at BOS, given what its arguments are there; of a selector, that of its queries."""
     known = [states[argument] for argument in line.args]
@@ -113,7 +130,7 @@ def at_bos(
         case Op.SEQUENCE_MAP:
             return table.entries[int(given[0]) * len(tables[line.args[1]].domain) + int(given[1])]
         case _ if type_of(lines, line.args[0]) is Type.NUMERICAL:
-            return step_at(line, given[0], tables[line.args[0]].domain, table)
+            return step_at(line, given[0], tables[line.args[0]].domain, table, exactness)
         case _ if given[0] == OFF:
             return off
     entry = table.entries[int(given[0])]

@@ -20,6 +20,7 @@ import numpy as np
 from trade_hf.compiled.encodings import NEAR, ON, Encodings
 from trade_hf.compiled.reading import (
     MAX_NUMERICAL_MAPS,
+    SLOPE,
     SMALL,
     GaveUpError,
     Reader,
@@ -293,7 +294,7 @@ class Lifter:
     def _maps_of_a_number(self, layer: int, source: Written, state: State) -> Iterator[tuple[int, int]]:
         """As `_maps_of_codes`, of a number: two units stand at each threshold."""
         reader = self.readers[layer]
-        units = int((np.abs(reader.first @ source.vectors[0] - COLDNESS) < 1).sum())
+        units = int((np.abs(reader.first @ source.vectors[0] / self.weights.exactness - 1) < SLOPE).sum())
         if not units:
             return
         maps, over = divmod(units, max(1, 2 * (len(source.numbers) - 1)))

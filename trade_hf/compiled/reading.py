@@ -29,6 +29,7 @@ from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Vari
 from trade_hf.rasp.tables import first_appearance, sort_values
 
 SMALL = 1e-3  # of a number
+SLOPE = 0.01  # of a slope: how far one may be off
 CLOSE = 1e-4  # of thresholds, which are then one
 ROUNDING = 3e-6  # of a number's size, where it was changed to another basis and back
 CHANCE = 0.005  # times its denominator: a fraction so near is no chance
@@ -346,7 +347,7 @@ class Reader:
 
         Raises UnreadableError where these are no step functions of it.
         """
-        units = np.flatnonzero(np.abs(self.first @ direction - COLDNESS) < 1)
+        units = np.flatnonzero(np.abs(self.first @ direction / self.weights.exactness - 1) < SLOPE)
         at, added = self._thresholds(units)
         nothing = np.zeros(self.weights.d_model)
         if sum(map(len, added)) == (len(inputs) - 1) * maps and not any(len(some) % maps for some in added):
@@ -378,7 +379,7 @@ class Reader:
             if not len(lower):
                 raise UnreadableError("a threshold of one unit alone")
             is_left[lower[off[lower].argmin()]] = False
-            threshold = (1 - float(biases[upper])) / COLDNESS
+            threshold = (1 - float(biases[upper])) / self.weights.exactness
             if not at or threshold - at[-1] > CLOSE:
                 at.append(threshold)
                 added.append([])
@@ -624,7 +625,7 @@ def _values_between(inputs: tuple[float, ...], thresholds: list[float]) -> list[
     for first in inputs:
         values = [first]
         for threshold in thresholds:
-            near = [x for x in inputs if x > values[-1] and abs((x + values[-1]) / 2 - threshold) < NEAR / COLDNESS]
+            near = [x for x in inputs if x > values[-1] and abs((x + values[-1]) / 2 - threshold) < SMALL]
             if not near:
                 break
             values.append(near[0])

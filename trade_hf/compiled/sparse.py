@@ -21,7 +21,7 @@ class SparseWeights:
       shapes: each tensor's shape, by name, in Tracr's order.
       places: [entry] ascending, where each non-zero entry stands when all tensors are flattened one after the other.
       values: [entry] float32. An entry of -0.0 is kept: Tracr has some.
-      num_heads, vocab, max_seq_len, output_values, residual_labels: as in TracrWeights.
+      num_heads, vocab, bos, pad, max_seq_len, output_values, residual_labels: as in TracrWeights.
       output_directions: the residual direction of each column of the unembedding, which is one-hot.
     """
 
@@ -30,6 +30,8 @@ class SparseWeights:
     values: np.ndarray
     num_heads: int
     vocab: tuple[Value, ...]
+    bos: Value
+    pad: Value
     max_seq_len: int
     output_values: tuple[Value, ...] | None
     output_directions: list[int]
@@ -75,6 +77,8 @@ class SparseWeights:
             tensors={name: flat[start:end].reshape(shape) for (name, shape), start, end in parts},
             num_heads=self.num_heads,
             vocab=self.vocab,
+            bos=self.bos,
+            pad=self.pad,
             max_seq_len=self.max_seq_len,
             output_values=self.output_values,
             unembedding=unembedding,

@@ -4,7 +4,7 @@ Lengths and angles of what is written say nothing there. What holds in any basis
 writes and another reads, and whether vectors are parallel or linearly independent. So directions are found in the order
 in which a model writes them. What heads and the units of categorical maps write are directions as they are. Step
 functions write the differences of directions, which are added up along the thresholds. A number's scale is told by its
-readers, which take it as it is or with Tracr's slope of 100.
+readers, which take it as it is or with the slope of the model's steps.
 
 `alignment.py` does the same by lengths and angles, where the basis is orthogonal, and bears noise.
 """
@@ -21,7 +21,7 @@ import numpy as np
 from trade_hf.compiled.alignment import MOST_DIRECTIONS, MOST_ROWS, NotTracrsError, align
 from trade_hf.compiled.reading import GaveUpError, Patience
 from trade_hf.compiled.transforms import all_readers, change_coordinates, residual_vectors
-from trade_hf.compiled.weights import COLDNESS, UNEMBED, TracrWeights
+from trade_hf.compiled.weights import UNEMBED, TracrWeights
 
 SMALL = 1e-3  # of a vector's length: what is left of it where it is none of its own
 NEAR = 0.1  # of a product: it is 0, 1 or, in hundreds, 100
@@ -174,7 +174,7 @@ class _Directions:
         biases, reads = first @ self.pad, first @ self.found.T
         reads[:, self.constant] = 0
         strongest = np.abs(reads).argmax(1)
-        is_step = np.abs(reads[np.arange(len(reads)), strongest] / COLDNESS - 1) < NEAR
+        is_step = np.abs(reads[np.arange(len(reads)), strongest] / self.weights.exactness - 1) < NEAR
         is_start = (np.abs(biases - 1) < NEAR) & (np.abs(reads).max(1) < NEAR)
         is_own = ~is_step & ~is_start & (np.abs(reads[:, self.weights.vocab.index(self.weights.bos)]) < NEAR)
         is_linear = is_own & np.isin(strongest, strongest[is_own & _takes_away(reads)]) & (np.abs(biases) < NEAR)
@@ -236,20 +236,20 @@ class _Directions:
         if not all(chain.is_possible for chain in chains):
             return math.inf
         values = np.concatenate([np.zeros((0, len(self.span))), *(c.values for c in chains if not c.is_number)])
-        plain, sloped = values @ self.plain, np.abs(values @ self.hidden) > COLDNESS / 2
+        plain, sloped = values @ self.plain, np.abs(values @ self.hidden) > self.weights.exactness / 2
         below = np.clip(values @ self.readers, -1, 0)
         bare = sum(not chain.has_start for chain in chains)
         return float(np.minimum(np.abs(plain), np.abs(plain - 1)).sum() + sloped.sum() - below.sum() + SMALL * bare)
 
     def scale(self, row: np.ndarray) -> float:
-        """How many times a number's direction a row is, from what reads it: as it is, or 100 times where it is compared
-        with thresholds. 1 where nothing does."""
+        """How many times a number's direction a row is, from what reads it: as it is, or times
+        the slope where it is compared with thresholds. 1 where nothing does."""
         plain, hidden = (_nonzero(row @ readers) for readers in (self.plain, self.hidden))
         sizes = np.abs(np.concatenate([plain, hidden]))
         if not len(sizes):
             return 1.0
         is_read_as_it_is = len(plain) or ((hidden > 0).any() and (hidden < 0).any())
-        size = float(sizes.min()) if is_read_as_it_is else float(np.median(sizes)) / COLDNESS
+        size = float(sizes.min()) if is_read_as_it_is else float(np.median(sizes)) / self.weights.exactness
         return -size if plain.sum() + hidden.sum() < -NEAR else size
 
 

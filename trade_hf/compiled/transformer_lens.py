@@ -151,8 +151,8 @@ def from_transformer_lens(
     vocab: Sequence[Value],
     output_values: Sequence[Value] | None,
     max_seq_len: int | None = None,
-    bos: str = BOS,
-    pad: str | None = PAD,
+    bos: Value = BOS,
+    pad: Value | None = PAD,
 ) -> TracrWeights:
     """The weights of a Tracr model that is held as a HookedTransformer or a TransformerBridge.
 

@@ -11,6 +11,7 @@ import json
 import operator
 import os
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,10 @@ from trade_hf.compiled.description import (
     one_hot_columns,
     read_description,
     read_integer,
+    read_name,
     read_values,
 )
+from trade_hf.compiled.exactness import exactness_of
 from trade_hf.compiled.tensor_files import LIMITS as LIMITS
 from trade_hf.compiled.tensor_files import MAX_BYTES as MAX_BYTES
 from trade_hf.compiled.tensor_files import MAX_HEADER_BYTES as MAX_HEADER_BYTES
@@ -36,9 +39,9 @@ from trade_hf.compiled.tensor_files import WeightsError as WeightsError
 from trade_hf.compiled.tensor_files import read_file, read_tensors
 from trade_hf.compiled.tensor_files import write_file as write_file
 from trade_hf.rasp.functions import Value, plain
+from trade_hf.rasp.tables import sort_values
 
-# The attention logit of a selected key, times the root of the key size, and the slope of the units of a threshold.
-COLDNESS = 100.0
+COLDNESS = 100.0  # the attention logit of a selected key, times the root of the key size: tracr's `softmax_coldness`
 
 MAX_WEIGHT = 1e9  # products of two, summed, stay far from float32's largest number
 _ATTENTION = ("key", "linear", "query", "value")
@@ -68,15 +71,16 @@ class TracrWeights:
     output_values: tuple[Value, ...] | None
     unembedding: np.ndarray
     residual_labels: tuple[str, ...] = field(default=())
-    bos: str = BOS
-    pad: str = PAD
+    bos: Value = BOS
+    pad: Value = PAD
     causal: bool = False
 
     def __post_init__(self) -> None:
         numbers = {"num_heads": operator.index(self.num_heads), "max_seq_len": operator.index(self.max_seq_len)}
         outputs = self.output_values
         outputs = None if outputs is None else tuple(map(plain, outputs))
-        for name, value in {**numbers, "vocab": tuple(map(plain, self.vocab)), "output_values": outputs}.items():
+        names = {"vocab": tuple(map(plain, self.vocab)), "bos": plain(self.bos), "pad": plain(self.pad)}
+        for name, value in {**numbers, **names, "output_values": outputs}.items():
             object.__setattr__(self, name, value)
         _check(self)
 
@@ -96,10 +100,16 @@ class TracrWeights:
     def mlp_size(self) -> int:
         return self.tensors["transformer/layer_0/mlp/linear_1/w"].shape[1]
 
-    @property
+    @cached_property
     def input_vocab(self) -> tuple[Value, ...]:
-        """The tokens that an input can hold, in the order of the embedding."""
-        return tuple(token for token in self.vocab if token not in (self.bos, self.pad))
+        """The tokens that an input can hold, in order of their values (`sort_values`), which need not be that of the
+        embedding's rows."""
+        return tuple(sort_values(token for token in self.vocab if token not in (self.bos, self.pad)))
+
+    @cached_property
+    def exactness(self) -> float:
+        """The slope of the steps that maps of numbers are made of, tracr's `mlp_exactness`, read from the weights."""
+        return exactness_of(self)
 
     def layer(self, number: int, part: str) -> np.ndarray:
         """A layer's tensor, such as `layer(0, "attn/query/w")`."""
@@ -172,8 +182,8 @@ class TracrWeights:
             output_values=output_values,
             unembedding=unembedding,
             residual_labels=tuple(map(str, labels)) if isinstance(labels, list) else (),
-            bos=str(meta.get("bos", BOS)),
-            pad=PAD if meta.get("pad", PAD) is None else str(meta.get("pad", PAD)),
+            bos=read_name(meta, "bos", BOS),
+            pad=read_name(meta, "pad", PAD),
             causal=plain(meta.get("causal", False)),
         )
         check_limits(weights)
@@ -241,6 +251,8 @@ def _check(weights: TracrWeights) -> None:
     if weights.output_values == ():
         raise WeightsError("expected output_values of at least one value, got none")
     _check_embeddings(tensors)
+    if weights.bos == weights.pad:
+        raise WeightsError(f"expected two names for BOS and pad, got {weights.bos!r} for both")
     for name, token in (("bos", weights.bos), ("pad", weights.pad)):
         if weights.vocab.count(token) != 1:
             hint = f"{name} or --{name} names another one" + ("; None or --no-pad for no row" if name == "pad" else "")

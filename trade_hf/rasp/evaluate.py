@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -22,13 +23,18 @@ from trade_hf.rasp.tables import Domain, Table, Tables, tabulate
 
 PADDING = -1  # token code after the end of an input
 NONE = -1  # value code of None
-# A compiled step rises over this width and is at its height at the threshold itself (MLP exactness 100).
-STEP_WIDTH = 0.01
+EXACTNESS = 100.0  # tracr's default of `mlp_exactness`: a compiled step rises over a width of 1 / EXACTNESS
 ROUNDING = 1e-6
 MOST_KEPT = 1_000_000  # tokens of all inputs of a domain that is kept once listed: 8 MB
-# Widths up to this come out exactly: Tracr reads a width w off 1 / (w + 1), and of larger ones the next step has begun
-# to rise there, since it is nearer than STEP_WIDTH.
-EXACT_WIDTH = max(w for w in range(1, 100) if (1 / w - 1 / (w + 1)) / 2 >= STEP_WIDTH)
+
+
+def counts_up_to(exactness: float) -> int:
+    """The largest width that a compiled selector width tells from all others.
+
+    Tracr reads a width w off 1 / (w + 1), and the step to the next smaller one rises from halfway between on. Up to
+    w · (w + 1) ≤ exactness / 2 it is at its height there.
+    """
+    return int((math.sqrt(1 + 2 * exactness) - 1) / 2 + ROUNDING)
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,9 @@ class Evaluation:
       values: what the codes stand for; None for a numerical output.
       real: [batch, position] whether the position lies within the input.
       valid: [batch] whether Tracr compiles this input faithfully: no categorical aggregate mixes different values, no
-        selector width is above EXACT_WIDTH, no None is compared or made a number, no number below 0 comes out of a map
-        of a categorical s-op (Tracr's ReLU cuts it off), every number falls clearly into one step of a compiled map.
+        selector width is above what it can count (`counts_up_to`), no None is compared or made a number, no number
+        below 0 comes out of a map of a categorical s-op (Tracr's ReLU cuts it off), every number falls clearly into one
+        step of a compiled map.
       listed: [batch] whether every table holds each number that it is asked for. Where one does not, RASP gives None,
         and Tracr's step function the entry next to it.
     """
@@ -95,7 +102,12 @@ def random_inputs(vocab_size: int, max_seq_len: int, count: int, seed: int, min_
 
 
 def evaluate(
-    program: Program | Tables, inputs: np.ndarray, vocab: tuple = (), max_seq_len: int = 0, causal: bool = False
+    program: Program | Tables,
+    inputs: np.ndarray,
+    vocab: tuple = (),
+    max_seq_len: int = 0,
+    causal: bool = False,
+    exactness: float = EXACTNESS,
 ) -> Evaluation:
     """Run a program on token codes [batch, position] (`PADDING` after the end of an input).
 
@@ -104,9 +116,10 @@ def evaluate(
       inputs: indices into the sorted vocabulary.
       vocab, max_seq_len: needed where a bare program is given.
       causal: selectors select no key after the query, as in tracr's `rasp/causal_eval.py`.
+      exactness: of the compiled model: it decides which inputs are valid, and nothing else.
     """
     tables = program if isinstance(program, Tables) else tabulate(program, vocab, max_seq_len)
-    run = Run(inputs, causal)
+    run = Run(inputs, causal, exactness)
     for number in tables.program.live_lines:
         run.add(tables.program.lines, number, tables.by_variable)
     return run.output(tables.program.lines, tables.by_variable)
@@ -119,7 +132,8 @@ class Run:
     nothing, but codes are codes there too.
     """
 
-    def __init__(self, inputs: np.ndarray, causal: bool = False) -> None:
+    def __init__(self, inputs: np.ndarray, causal: bool = False, exactness: float = EXACTNESS) -> None:
+        self.step_width, self.largest_width = 1 / exactness, counts_up_to(exactness)
         codes = np.ascontiguousarray(inputs.T, np.int16)
         self.real = codes != PADDING
         self.padded = ~self.real
@@ -208,8 +222,8 @@ class Run:
                 return (args[0] * args[1][:, None]).sum(0) / np.maximum(_width(args[0]), 1)
             case _:
                 width = _width(args[0])
-                if len(width) > EXACT_WIDTH:
-                    self.require(width <= EXACT_WIDTH)
+                if len(width) > self.largest_width:
+                    self.require(width <= self.largest_width)
                 return width if line.op is Op.SELECTOR_WIDTH else width.astype(np.float64)
 
     def aggregate(self, line: Line, chosen: np.ndarray, codes: np.ndarray) -> np.ndarray:
@@ -226,7 +240,7 @@ class Run:
         assert line.function is not None
         steps = _steps_of(line, domain, table)
         step = steps.thresholds.searchsorted(numbers + ROUNDING, side="right")
-        clear = steps.changes.take(step) == steps.changes.take(steps.thresholds.searchsorted(numbers + STEP_WIDTH))
+        clear = steps.changes.take(step) == steps.changes.take(steps.thresholds.searchsorted(numbers + self.step_width))
         result = steps.results.take(step)
         if line.function.table is None:  # a table says nothing between its entries: nearest step
             clear &= np.abs(steps.numbers.take(step) - line.function.compute(numbers)) < 1e-6
@@ -255,12 +269,24 @@ class _Steps:
     listed: np.ndarray
 
 
-def step_at(line: Line, number: float, domain: Domain, table: Table) -> Any:
+def step_at(line: Line, number: float, domain: Domain, table: Table, exactness: float) -> Any:
     """What the compiled step function of a map of numbers gives: a code or a number; None on a rising step."""
     steps = _steps_of(line, domain, table)
     step = steps.thresholds.searchsorted(number + ROUNDING, side="right")
-    is_clear = steps.changes[step] == steps.changes[steps.thresholds.searchsorted(number + STEP_WIDTH)]
+    is_clear = steps.changes[step] == steps.changes[steps.thresholds.searchsorted(number + 1 / exactness)]
     return steps.results[step].item() if is_clear else None
+
+
+def too_close(line: Line, domain: Domain, table: Table, exactness: float) -> list[tuple[float, float]]:
+    """Neighbours among the values that a map of numbers is made for, which it gives different results for although the
+    compiled step from one to the other is wider than from one of them to the middle."""
+    undefined = None if line.op is Op.MAP_NUMERICAL else NONE
+    pairs = [(x, entry) for x, entry in zip(domain.values, table.entries, strict=True) if entry != undefined]
+    return [
+        (float(one), float(other))  # type: ignore[arg-type]
+        for (one, before), (other, after) in itertools.pairwise(pairs)
+        if before != after and other - one < 2 / exactness - ROUNDING  # type: ignore[operator]
+    ]
 
 
 def _steps_of(line: Line, domain: Domain, table: Table) -> _Steps:

@@ -174,12 +174,31 @@ class Tables:
 
 
 def sort_values(values: Iterable[Value]) -> list[Value]:
-    """Ascending, or by their text where they do not compare, as tracr's `craft/bases.py` orders directions."""
+    """The one order of values, here and in tracr's `craft/bases.py`: two are compared as such, or by their text where
+    they do not compare, as 10 and "x".
+
+    Such an order may run in a circle (9 < 10 < "10a" < 9), or tie (1 and "1"). What tracr makes of one hangs on the
+    order of a set, which differs from run to run, and may be a model that is wrong; here it hangs on nothing but the
+    values.
+    """
     values = list(values)
     try:
         return sorted(values)  # type: ignore[type-var]
     except TypeError:
-        return sorted(values, key=str)
+        return sorted(sorted(values, key=lambda value: (str(value), type(value).__name__)), key=_InTracrsOrder)
+
+
+class _InTracrsOrder:
+    """A value that is less than another as a direction of its is in tracr."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __lt__(self, other: _InTracrsOrder) -> bool:
+        try:
+            return self.value < other.value
+        except TypeError:
+            return str(self.value) < str(other.value)
 
 
 def tabulate(program: Program, vocab: Iterable[Value], max_seq_len: int) -> Tables:

@@ -153,7 +153,7 @@ def attention_html(weights: TracrWeights, tokens: Sequence[Value], origins: Sequ
     """
     patterns = attention(weights, tokens)
     heads = [(layer, head) for layer, head in np.ndindex(patterns.shape[:2]) if _writes(weights, layer, head)]
-    labels = ["BOS", *map(shown, tokens)]
+    labels = [shown(token) for token in (weights.bos, *tokens)]
     lines = _lines_of_heads(origins)
     figures = [
         element(
@@ -188,7 +188,7 @@ def _writes(weights: TracrWeights, layer: int, head: int) -> bool:
 
 def pattern_svg(pattern: np.ndarray, labels: Sequence[str], title: str) -> Html:
     """One head's pattern [query, key] as SVG."""
-    short = [label if len(label) <= 8 else label[:7] + "…" for label in labels]
+    short = [label if len(label) <= 12 else label[:11] + "…" for label in labels]
     longest = max(map(len, short))
     margin = 7 * longest + 8
     upright = longest > 3
