@@ -102,6 +102,16 @@ v3 = rasp.numerical(rasp.Aggregate(v2, v1, default=0))""",
             VOCAB,
             8,
         ),
+        # No token is less than itself: there is no key for what is true.
+        (
+            """v1 = rasp.Map(lambda x: x, rasp.tokens)
+v2 = rasp.SequenceMap(lambda x, y: x < y, rasp.tokens, v1)
+v3 = rasp.Map(lambda x: x * 2, v2)
+v4 = rasp.Select(v3, rasp.indices, lambda k, q: q == k + 1)
+v5 = rasp.SelectorWidth(v4)""",
+            VOCAB[:3],
+            4,
+        ),
         # The longest inputs are longer than the width of a selector is told; what then comes out is still one value.
         (next(case.lines for case in CASES if case.name == "reverse"), VOCAB[:3], 9),
     ],

@@ -300,7 +300,7 @@ class _Attention:
     Attributes:
       written: [state, d_model] what the values write, at ordinary positions and at BOS.
       joint: what keys and values can be at one position.
-      own: [query] the least logit of a query with the key at its own position.
+      own: [query] the least logit of a query with the key at its own position; infinite for one that no position has.
     """
 
     name: str
@@ -365,12 +365,12 @@ class _Attention:
         """For each logit that can be the largest: the states [state, d_model] that then come out, the leak, and whether
         different values are averaged."""
         logits = np.round(self.key.states[ORDINARY] @ query, LOGIT_DIGITS)
-        levels = np.unique(logits)[::-1]
+        levels = np.unique(logits[self.joint.keys])[::-1]  # of keys that there can be
         for bos, bos_value in itertools.product(
             np.round(self.key.states[BOS] @ query, LOGIT_DIGITS), self.written[BOS]
         ):
             for top in (*levels[levels > bos], bos):
-                if top >= own - SAME_LOGIT or top == levels[0]:
+                if top >= own - SAME_LOGIT:
                     yield self._mixed(logits, levels, top, bos, bos_value)
 
     def _mixed(
