@@ -13,7 +13,25 @@ from trade_hf.compiled.weights import TracrWeights
 
 NEAR = 0.1
 ON = 0.5  # of a product: something is read
+MOST_COMPARED = 4096  # hidden units of a layer that are held against each other
 STEEP = 5.0  # times a direction's length: a threshold's slope, which is 10 at least
+
+
+def _has_partner(first: np.ndarray, biases: np.ndarray, among: np.ndarray, is_threshold: bool) -> np.ndarray:
+    """[unit] of those `among` whether another one of them is the second of a threshold's pair, or its opposite; of more
+    than MOST_COMPARED units nothing is said."""
+    found, places = np.zeros(len(first), bool), np.flatnonzero(among)
+    if not 0 < len(places) <= MOST_COMPARED:
+        return found
+    rows, squares = first[places], (first[places] ** 2).sum(1)
+    products = (rows @ rows.T) * (-2 if is_threshold else 2)
+    distances = squares[:, None] + squares + products  # squares of distances, or of sums
+    if is_threshold:
+        steps = np.abs(np.abs(biases[places, None] - biases[places]) - 1)
+        found[places] = ((steps < NEAR) & (distances < 2)).any(1)
+    else:
+        found[places] = (distances < NEAR).any(1)
+    return found
 
 
 class Encodings:
@@ -29,14 +47,10 @@ class Encodings:
         for layer in range(weights.num_layers):
             first = weights.layer(layer, "mlp/linear_1/w").T.astype(np.float64)
             biases, lengths = first @ pad, np.linalg.norm(first, axis=1)
-            products = first @ first.T
-            apart = lengths[:, None] ** 2 + lengths**2 - 2 * products  # squares of distances
-            is_threshold = (lengths > STEEP) & (
-                (np.abs(np.abs(biases[:, None] - biases) - 1) < NEAR) & (apart < 2)
-            ).any(1)
+            is_threshold = (lengths > STEEP) & _has_partner(first, biases, lengths > STEEP, is_threshold=True)
             is_plain = ~is_threshold & (np.abs(biases) < NEAR) & (lengths > NEAR)
-            opposite = lengths[:, None] ** 2 + lengths**2 + 2 * products < NEAR
-            is_linear = is_plain & (np.abs(lengths - 1) < NEAR) & opposite.any(1)
+            is_unit = is_plain & (np.abs(lengths - 1) < NEAR)
+            is_linear = is_unit & _has_partner(first, biases, is_unit, is_threshold=False)
             thresholds.append(first[is_threshold])
             numbers.append(first[is_linear])
             values.append(first[is_plain & ~is_linear])

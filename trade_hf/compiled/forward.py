@@ -27,7 +27,7 @@ from trade_hf.rasp.functions import Value
 ALIKE = 1e-3
 # A number in a model up to which no sum or product of the forward pass leaves float32, nor reaches a mask's -1e30.
 LARGEST = 1e29
-MAX_CELLS = 2**26  # float32 in one intermediate tensor: 256 MiB
+MAX_CELLS = 2**24  # numbers in one intermediate tensor: 64 MiB in float32, and there are several at a time
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,10 @@ class _Directions:
         tokens, constant = self.tokens, np.zeros_like(self.pad)
         if np.abs(self.pad @ self.readers).max() > NEAR:
             constant = self.pad - unread @ np.random.RandomState(0).standard_normal(unread.shape[1])
-        self.add(np.concatenate([tokens - constant, self.positions[1:]]))
+        self.add(tokens - constant)
+        if len(self.found) != len(tokens):  # a token's number is that of its direction
+            raise NotTracrsError
+        self.add(self.positions[1:])
         before = len(self.found)
         self.add(constant[None])
         self.constant = slice(before, len(self.found))

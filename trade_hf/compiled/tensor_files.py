@@ -26,7 +26,7 @@ LIMITS = {
     "heads": 2048,  # of all layers
     "head_width": 16_384,  # of a layer: heads times key size
     "hidden_units": 131_072,  # of all layers
-    "d_model": 4096,
+    "d_model": 2048,
     "parameters": 50_000_000,
     "vocab": MAX_VOCAB,
     "max_seq_len": MAX_SEQ_LEN,

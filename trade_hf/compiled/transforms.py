@@ -150,8 +150,12 @@ def compress(weights: TracrWeights, dimensions: int) -> TracrWeights:
 
 def read_directions(weights: TracrWeights) -> np.ndarray:
     """[d_model, direction] orthonormal directions of the residual stream that anything reads."""
-    sizes, directions = _principal(weights)
-    return directions[sizes > READ].T
+    readers = _unit_readers(weights)
+    if len(readers) >= weights.d_model:
+        sizes, directions = _principal(weights)
+    else:  # as in a model with far more directions than its parts read
+        sizes, directions = np.linalg.svd(readers, full_matrices=False)[1:]
+    return directions[sizes > READ].T.astype(np.float32)
 
 
 def readable_dimensions(weights: TracrWeights) -> int:
@@ -161,10 +165,16 @@ def readable_dimensions(weights: TracrWeights) -> int:
 
 def _principal(weights: TracrWeights) -> tuple[np.ndarray, np.ndarray]:
     """Singular values, descending, and directions [number, d_model] of all that reads, each vector of length 1."""
-    readers = all_readers(residual_vectors(weights))
-    readers /= np.maximum(np.linalg.norm(readers, axis=1, keepdims=True), 1e-9)
+    readers = _unit_readers(weights)
     squares, directions = np.linalg.eigh(readers.T @ readers)
     return np.sqrt(np.maximum(squares[::-1], 0)), directions.T[::-1].astype(np.float32)
+
+
+def _unit_readers(weights: TracrWeights) -> np.ndarray:
+    """[reader, d_model] all that reads anything, each vector of length 1."""
+    readers = all_readers(residual_vectors(weights))
+    lengths = np.linalg.norm(readers, axis=1, keepdims=True)
+    return (readers / np.maximum(lengths, 1e-9))[lengths[:, 0] > 0]
 
 
 def add_noise(weights: TracrWeights, level: float, seed: int) -> TracrWeights:
