@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from dataset_builder.library import library_programs
 from dataset_builder.rows import SCHEMA, to_row, to_table
-from dataset_builder.sampler import LINE, Sample, SamplerConfig, sample_programs
+from dataset_builder.sampler import LINE, WIDE, Sample, SamplerConfig, sample_programs
 from dataset_builder.splits import LONG, SHARES, UP_TO_TEN, split_of
 from trade_hf.files import write_text, write_whole
 from trade_hf.rasp.canonical import canonical_hash, hash_canonical
@@ -55,7 +55,6 @@ class CorpusError(ValueError):
 
 
 # Vocabularies of 2 to 12 numbers or strings, inputs of up to 3 to 12 tokens.
-WIDE = SamplerConfig(vocab_sizes=(2, 12), max_seq_lens=(3, 12), max_d_model=224)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from dataset_builder.sampler import Sample, SamplerConfig
+from dataset_builder.sampler import WIDE, Sample, SamplerConfig
 from dataset_builder.splits import stream
 from trade_hf.compiled.transforms import add_noise, compress, readable_dimensions, rotate, skew
 from trade_hf.compiled.weights import TracrWeights
@@ -194,6 +194,7 @@ class OnlineExamples(IterableDataset):
       encoder: the model's `config.encoder`.
       lines_before: the model's `config.lines_before`.
       long_share: of the programs come from the longer half of the config's lengths alone.
+      wide_share: of the programs have a vocabulary and a length of their own, words among the tokens.
       noisy_share, lossy_share: of the models have noise, in some basis, or have lost some of the dimensions that are
         read. What loses nothing is the same to a circuit.
       order: of small and large batches; processes that train together take the same, or they wait for each other.
@@ -212,6 +213,7 @@ class OnlineExamples(IterableDataset):
         lines_before: int = 0,
         long_share: float = 0.0,
         order: int | str = 0,
+        wide_share: float = 0.0,
         noisy_share: float = 0.0,
         lossy_share: float = 0.0,
     ) -> None:
@@ -219,7 +221,7 @@ class OnlineExamples(IterableDataset):
             raise ValueError(f"lines_before: expected the encoder 'circuit' or 'units', got {encoder!r}")
         self.seed, self.batch_size, self.reuse, self.config = seed, batch_size, reuse, config
         self.encoder, self.lines_before, self.long_share, self.order = encoder, lines_before, long_share, order
-        self.noisy_share, self.lossy_share = noisy_share, lossy_share
+        self.wide_share, self.noisy_share, self.lossy_share = wide_share, noisy_share, lossy_share
         self.known = torch.zeros(NUMBERS, dtype=torch.bool).share_memory_()
 
     def __iter__(self) -> Iterator[Example]:
@@ -254,9 +256,14 @@ class OnlineExamples(IterableDataset):
     def fresh(self, seed: str, rng: random.Random, numbers: Iterator[int]) -> Iterator[Example]:
         """Each once, in the order in which they are drawn."""
         longer = replace(self.config, min_lines=(self.config.min_lines + self.config.max_lines + 1) // 2)
+        wide = replace(WIDE, min_lines=self.config.min_lines, max_lines=self.config.max_lines)
         of_all, of_longer = stream("train", seed, self.config), stream("train", f"{seed}-longer", longer)
+        of_wide = stream("train", f"{seed}-wide", wide)
         for number in numbers:
-            item = next(of_longer if rng.random() < self.long_share else of_all)
+            if rng.random() < self.wide_share:
+                item = next(of_wide)
+            else:
+                item = next(of_longer if rng.random() < self.long_share else of_all)
             self.known[number % NUMBERS] = False
             weights = item.sample.compile()
             example = example_of(item.sample.program, weights, self.encoder, self.spoiled(weights, rng))

@@ -57,6 +57,9 @@ class SamplerConfig:
         return cls(**settings)
 
 
+WIDE = SamplerConfig(vocab_sizes=(2, 12), max_seq_lens=(3, 12), max_d_model=224)  # of all sizes, words among tokens
+
+
 class SamplingError(ValueError):
     """Settings that next to no program meets."""
 

@@ -54,7 +54,7 @@ class Recipe:
       minutes: of the whole run, in place of `max_steps` (see clock.py).
       fall: the last share of the minutes, in which the learning rate falls.
       muon_learning_rate: for the matrices of the layers (see muon.py); None: AdamW for all.
-      reuse, long_share, noisy_share, lossy_share: of data made on the fly (see `OnlineExamples`).
+      reuse, long_share, wide_share, noisy_share, lossy_share: of data made on the fly (see `OnlineExamples`).
       validation_size, validation_long_size: programs; the long ones are of 11 to 15 lines.
     """
 
@@ -63,6 +63,7 @@ class Recipe:
     muon_learning_rate: float | None = None
     reuse: int = 1
     long_share: float = 0.0
+    wide_share: float = 0.0
     noisy_share: float = 0.0
     lossy_share: float = 0.0
     validation_size: int = 200
@@ -247,6 +248,7 @@ def stream_of(
         lines_before=model.lines_before,
         long_share=recipe.long_share,
         order=drawn,
+        wide_share=recipe.wide_share,
         noisy_share=recipe.noisy_share,
         lossy_share=recipe.lossy_share,
     )

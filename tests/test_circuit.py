@@ -17,7 +17,7 @@ from dataset_builder.sampler import sample_programs
 from trade_hf.circuit import circuit as circuit_module
 from trade_hf.circuit import units as units_module
 from trade_hf.circuit.circuit import Circuit
-from trade_hf.circuit.units import HIDDEN, OUTPUT, QUERY_KEY, VALUE_OUTPUT, to_circuit_units
+from trade_hf.circuit.units import HIDDEN, OUTPUT, QUERY_KEY, TOKEN_UNIT, VALUE_OUTPUT, to_circuit_units
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.transforms import (
@@ -201,10 +201,12 @@ def test_a_model_beyond_a_limit_is_refused(monkeypatch, module, limit, most, mes
         to_units_of_circuit(weights)
 
 
-def test_a_stream_draws_noisy_and_lossy_models():
-    stream = OnlineExamples("test", batch_size=4, encoder="circuit", lines_before=3, noisy_share=0.5, lossy_share=0.3)
+def test_a_stream_draws_all_sizes_and_noisy_and_lossy_models():
+    shares = {"wide_share": 0.5, "noisy_share": 0.5, "lossy_share": 0.3}
+    stream = OnlineExamples("test", batch_size=4, encoder="circuit", lines_before=3, **shares)
     examples = list(islice(iter(stream), 48))
     assert {example.lines_before for example in examples} == {0, 1, 2, 3}
+    assert len({(example.units.features[:, 0] == TOKEN_UNIT).sum() for example in examples}) > 4
     weights = compile_program(CASES[0].program, VOCAB, LENGTH)
     drawn = [stream.spoiled(weights, Random(number)) for number in range(60)]
     assert 0.05 < np.mean([one is None for one in drawn]) < 0.4
