@@ -33,6 +33,7 @@ from trade_hf.compiled.transforms import (
 from trade_hf.compiled.weights import WeightsError
 from trade_hf.processing_trade import to_units_of_circuit
 from trade_hf.rasp.program import variable_name
+from trade_hf.rasp.text import parse
 from trade_hf.tokenization_rasp import LINE_SIZE, VOCABULARY, to_ids
 
 LOSSLESS = {
@@ -151,6 +152,35 @@ def signature(units):
     """A number for each unit, of its features and its sorted products with all others; ascending."""
     rows = np.concatenate([units.features, np.sort(units.edges, 1).reshape(len(units.features), -1)], 1)
     return np.sort(rows @ np.random.RandomState(0).standard_normal(rows.shape[1]))
+
+
+def test_other_programs_have_other_units():
+    found = {tuple(np.round(signature(to_units_of_circuit(sample.compile())), 3)) for sample in SAMPLES}
+    assert len(found) == len({sample.program for sample in SAMPLES})
+
+
+@pytest.mark.parametrize(
+    ("text", "one", "other"),
+    [
+        # Of queries all of which select the same, a constant of positions tells as much as tokens do.
+        (
+            "program = rasp.SelectorWidth(rasp.Select(rasp.tokens, {}, rasp.Comparison.TRUE))",
+            "rasp.tokens",
+            "rasp.indices",
+        ),
+        # Values that all readers treat alike.
+        (
+            "v1 = rasp.SequenceMap(lambda x, y: {}, rasp.tokens, rasp.indices)\n"
+            "program = rasp.Map(lambda x: x == 0, v1)",
+            "max(x, y)",
+            "x + y",
+        ),
+    ],
+)
+def test_what_units_do_not_tell(text, one, other):
+    """The model of one program has the circuit of the other's."""
+    models = [compile_program(parse(text.format(part)), range(5), 5) for part in (one, other)]
+    assert np.allclose(*[signature(to_units_of_circuit(model)) for model in models], atol=1e-3)
 
 
 @pytest.mark.parametrize("level", [0.001, 0.01, 0.03])
