@@ -3,6 +3,8 @@
 Run: python scripts/evaluate.py --split test --limit 500 --variant permuted --json --out results/test-permuted.json
      python scripts/evaluate.py --split library --json --out results/library.json   (the tracr package's own programs;
                                                           in the variant `tracr` compiled by it too, else by us)
+     python scripts/evaluate.py --split unusual --variant rotated --json --out results/unusual-rotated.json
+                                                          (500 programs unlike the sampler's: unusual.py)
      python scripts/evaluate.py --all --json --out results   (every split and variant; an hour on one core)
      python scripts/evaluate.py --interpbench CLONE --json --out results   (the programs of InterpBench, from a clone of
                                                           github.com/FlyingPumba/circuits-benchmark, in five variants)
@@ -33,6 +35,7 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import itertools
 import json
 import math
 import sys
@@ -56,7 +59,8 @@ from tracr_options import TRACRS, TracrOptions
 from dataset_builder.interpbench import interpbench_programs
 from dataset_builder.library import LibraryProgram, library_programs
 from dataset_builder.splits import PINNED, pinned
-from trade_hf.compiled.bridge import from_tracr_model
+from dataset_builder.unusual import unusual_programs
+from trade_hf.compiled.bridge import from_tracr_model, to_tracr
 from trade_hf.compiled.compiler import compile_like, compile_program
 from trade_hf.compiled.denoise import denoise
 from trade_hf.compiled.forward import run
@@ -112,6 +116,8 @@ ALL = {
     "library-compressed": ("library", "compressed", 0),
     "library-noisy-0.001": ("library", "noisy-0.001", 0),
     "library-noisy-0.01": ("library", "noisy-0.01", 0),
+    **{f"unusual-{variant}": ("unusual", variant, 500) for variant in ("permuted", "rotated", "compressed")},
+    "unusual-tracr": ("unusual", "tracr", 100),  # compiled by the tracr package, which takes some seconds each
 }
 INTERPBENCH = {
     f"interpbench-{variant}": ("interpbench", variant, 0)
@@ -138,7 +144,9 @@ SHARES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT)
-    parser.add_argument("--split", choices=[*sorted(PINNED), "library", "interpbench"], help="test if not given")
+    parser.add_argument(
+        "--split", choices=[*sorted(PINNED), "library", "unusual", "interpbench"], help="test if not given"
+    )
     parser.add_argument("--variant", choices=sorted(VARIANTS), help="permuted if not given")
     parser.add_argument("--limit", type=int, help="programs of a split; 500, with --all as many as stand in ALL")
     parser.add_argument(
@@ -170,6 +178,8 @@ def main() -> None:
         parser.error("expected --limit of at least 1")
     if args.seconds <= 0 or args.memory <= 0:
         parser.error("expected --seconds and --memory above 0")
+    if args.split == "unusual" and (args.method or args.greedy):
+        parser.error("--split unusual: expected neither --method nor --greedy beside it")
     if args.split == "library" and (args.method or args.greedy or args.limit):
         parser.error("--split library: expected neither --method, --greedy nor --limit beside it")
     runs = {"": (args.split or "test", args.variant or "permuted", 500, args.out)}
@@ -207,9 +217,13 @@ def run_one(args: argparse.Namespace, split: str, variant: str, limit: int, out:
     if args.method:
         limits = Limits(args.seconds, int(args.memory * 2**30))
         result = evaluate_method(args.method, split, variant, limit, limits, progress, options)
-    elif split in ("library", "interpbench"):
-        items = list(library_programs()) if split == "library" else _interpbench(args.interpbench)
-        result = evaluate_programs(items, args.checkpoint, split, variant, progress, options)
+    elif split in ("library", "unusual", "interpbench"):
+        read: dict[str, Callable[[], Iterable[LibraryProgram]]] = {
+            "library": library_programs,
+            "unusual": lambda: itertools.islice(unusual_programs(0), limit),
+            "interpbench": lambda: _interpbench(args.interpbench),
+        }
+        result = evaluate_programs(list(read[split]()), args.checkpoint, split, variant, progress, options)
     else:
         result = evaluate_checkpoint(args.checkpoint, split, variant, limit, progress, not args.greedy, options)
     result |= options.record
@@ -373,6 +387,8 @@ def evaluate_programs(
             for name in ("equivalent_in_one_precision", "wrongly_certified")
         },
         "interval_95": {"certified_equivalence": wilson(sum(certified), len(certified))},
+        "altered": sum(row["altered"] for row in rows),
+        "by_kind": {kind: share["share"] for kind, share in _by_kind(rows, "certified").items()},
         "decompile_seconds": spread([row["seconds"] for row in rows]),
         "environment": environment(),
         "programs": rows,
@@ -398,6 +414,8 @@ def _foreign_row(
         "certified": proven,
         "equivalent_in_one_precision": result.status is Status.EQUIVALENT_IN_ONE_PRECISION,
         "wrongly_certified": proven and _differs(result.program, weights),
+        # Rounding has altered the model in this variant: its own program is not proven to be what it does either.
+        "altered": not proven and not verify(item.program, weights).is_verified,
     }
 
 
@@ -409,8 +427,9 @@ def _compiled_elsewhere(item: LibraryProgram, options: TracrOptions) -> TracrWei
     """By the tracr package, from the s-op itself."""
     from tracr.compiler import compiling
 
+    sop = to_tracr(item.program) if item.sop is None else item.sop
     model = compiling.compile_rasp_to_model(
-        item.sop, set(item.vocab), item.max_seq_len, causal=item.causal, **options.tracrs
+        sop, set(item.vocab), item.max_seq_len, causal=item.causal, **options.tracrs
     )
     return from_tracr_model(model)
 
@@ -518,6 +537,7 @@ def _by(groups: Callable[[dict[str, Any]], Iterable[Any]], rows: list[dict[str, 
     }
 
 
+_by_kind = partial(_by, lambda row: [row["name"].rstrip("_0123456789 ")])
 _by_lines = partial(_by, lambda row: [row["lines"]])
 _by_operation = partial(_by, lambda row: set(row["operations"]))
 
