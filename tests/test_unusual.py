@@ -28,23 +28,37 @@ v2 = rasp.Select(rasp.indices, rasp.indices, rasp.Comparison.LEQ)
 v3 = rasp.numerical(rasp.Aggregate(v2, v1, default=0))
 v4 = rasp.numerical(rasp.Map(lambda x: x * 2, rasp.tokens))
 """
+
+
+def always(given, values):
+    """A table that gives one value."""
+    return f"lambda x: {dict.fromkeys(values, given)}.get(x)"
+
+
+SHARES = (0, 0.25, 1 / 3, 0.5, 1)  # values of v3
 LOST = {
     "a map of a number to one value": SHARE
-    + """v5 = rasp.Map(lambda x: 3, v3)
+    + f"v5 = rasp.Map({always(3, SHARES)}, v3)"
+    + """
 program = rasp.SequenceMap(lambda x, y: x + y, v5, rasp.tokens)""",
     "a numerical map of a number to one value": SHARE
-    + """v5 = rasp.numerical(rasp.Map(lambda x: 3, v3))
+    + f"v5 = rasp.numerical(rasp.Map({always(3, SHARES)}, v3))"
+    + """
 program = rasp.numerical(rasp.LinearSequenceMap(v4, v5, 1, 2))""",
-    "a numerical map of values to one value": """v1 = rasp.numerical(rasp.Map(lambda x: 1, rasp.tokens))
+    "a numerical map of values to one value": f"v1 = rasp.numerical(rasp.Map({always(1, VOCAB)}, rasp.tokens))"
+    """
 v2 = rasp.numerical(rasp.Map(lambda x: x * 2, rasp.tokens))
 program = rasp.numerical(rasp.LinearSequenceMap(v1, v2, 3, 1))""",
-    "a map of values to one value, beside another": """v1 = rasp.Map(lambda x: 1, rasp.tokens)
+    "a map of values to one value, beside another": f"v1 = rasp.Map({always(1, VOCAB)}, rasp.tokens)"
+    """
 v2 = rasp.Map(lambda x: x % 2, rasp.tokens)
 program = rasp.SequenceMap(lambda x, y: x + y, v1, v2)""",
-    "a number that is 0 everywhere": """v1 = rasp.numerical(rasp.Map(lambda x: 0, rasp.indices))
+    "a number that is 0 everywhere": f"v1 = rasp.numerical(rasp.Map({always(0, range(LENGTH))}, rasp.indices))"
+    """
 v2 = rasp.numerical(rasp.Map(lambda x: x, rasp.tokens))
 program = rasp.numerical(rasp.LinearSequenceMap(v1, v2, 3, 1))""",
-    "a map of a number that is 0 everywhere": """v1 = rasp.numerical(rasp.Map(lambda x: 0, rasp.indices))
+    "a map of a number that is 0 everywhere": f"v1 = rasp.numerical(rasp.Map({always(0, range(LENGTH))}, rasp.indices))"
+    """
 v2 = rasp.Map(lambda x: {0: 2}.get(x), v1, simplify=False)
 program = rasp.SequenceMap(lambda x, y: x + y, v2, rasp.tokens)""",
     "two linear maps of the same pair": SHARE
@@ -60,17 +74,21 @@ v9 = rasp.Map(lambda x: x > 2, v6)
 v10 = rasp.Map(lambda x: x < 1, v7)
 v11 = rasp.SequenceMap(lambda x, y: x + y, v8, v9)
 program = rasp.SequenceMap(lambda x, y: x - y, v10, v11)""",
-    "sums equal up to rounding": """v1 = rasp.numerical(rasp.Map(lambda x: {0: 0.1, 1: 0.3, 2: 0.2, 3: 0}.get(x), rasp.tokens))
+    "sums equal up to rounding": """v1 = rasp.numerical(rasp.Map(
+    lambda x: {0: 0.1, 1: 0.3, 2: 0.2, 3: 0}.get(x), rasp.tokens))
 v2 = rasp.numerical(rasp.Map(lambda x: {0: 0.2, 1: 0, 2: 0.1, 3: 0.3}.get(x), rasp.indices))
 v3 = rasp.numerical(rasp.LinearSequenceMap(v1, v2, 1, 1))
 program = rasp.Map(lambda x: x > 0.25, v3)""",
     "a logarithm, which is no fraction": """v1 = rasp.numerical(rasp.Map(
     lambda x: {0: 0.6931471805599453, 1: 1.0986122886681098, 2: 0.30102999566, 3: 1}.get(x), rasp.tokens))
-v2 = rasp.numerical(rasp.Map(lambda x: {0.6931471805599453: 2, 1.0986122886681098: 1, 0.30102999566: 0, 1: 4}.get(x), v1))
+v2 = rasp.numerical(rasp.Map(
+    lambda x: {0.6931471805599453: 2, 1.0986122886681098: 1, 0.30102999566: 0, 1: 4}.get(x), v1))
 program = v2""",
-    "fractions that are close": """v1 = rasp.numerical(rasp.Map(lambda x: {0: 0.25, 1: 0.3, 2: 0.28, 3: 0.5}.get(x), rasp.tokens))
+    "fractions that are close": """v1 = rasp.numerical(rasp.Map(
+    lambda x: {0: 0.25, 1: 0.3, 2: 0.28, 3: 0.5}.get(x), rasp.tokens))
 program = rasp.numerical(rasp.Map(lambda x: {0.25: 0.5, 0.28: 0.55, 0.3: 0.6, 0.5: 0.58}.get(x), v1))""",
-    "numbers of some hundred": """v1 = rasp.numerical(rasp.Map(lambda x: {0: 470, 1: 250, 2: 999, 3: 512.5}.get(x), rasp.tokens))
+    "numbers of some hundred": """v1 = rasp.numerical(rasp.Map(
+    lambda x: {0: 470, 1: 250, 2: 999, 3: 512.5}.get(x), rasp.tokens))
 v2 = rasp.numerical(rasp.Map(lambda x: x * 3, rasp.indices))
 program = rasp.numerical(rasp.LinearSequenceMap(v1, v2, 1, -3))""",
     "several maps of one number in one layer": """v1 = rasp.Select(rasp.indices, rasp.tokens, rasp.Comparison.LEQ)

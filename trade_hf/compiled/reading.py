@@ -204,6 +204,8 @@ class Reader:
                     yield from self._map_of_numbers(group, state)
                 else:
                     yield from self._maps(group, state.written[line.args[0]])
+            case Op.SEQUENCE_MAP if line.args[0] == line.args[1]:
+                raise UnreadableError("a sequence map of an s-op with itself: its units are a map's")
             case Op.SEQUENCE_MAP:
                 yield from self._sequence_maps(group, *(state.written[argument] for argument in line.args))
             case Op.LINEAR_SEQUENCE_MAP:
