@@ -35,6 +35,7 @@ def always(given, values):
     return f"lambda x: {dict.fromkeys(values, given)}.get(x)"
 
 
+TENTHS = (0.1, 0.3, 0.2, 0)
 SHARES = (0, 0.25, 1 / 3, 0.5, 1)  # values of v3
 LOST = {
     "a map of a number to one value": SHARE
@@ -74,11 +75,11 @@ v9 = rasp.Map(lambda x: x > 2, v6)
 v10 = rasp.Map(lambda x: x < 1, v7)
 v11 = rasp.SequenceMap(lambda x, y: x + y, v8, v9)
 program = rasp.SequenceMap(lambda x, y: x - y, v10, v11)""",
-    "sums equal up to rounding": """v1 = rasp.numerical(rasp.Map(
-    lambda x: {0: 0.1, 1: 0.3, 2: 0.2, 3: 0}.get(x), rasp.tokens))
-v2 = rasp.numerical(rasp.Map(lambda x: {0: 0.2, 1: 0, 2: 0.1, 3: 0.3}.get(x), rasp.indices))
+    "sums equal up to rounding": f"""v1 = rasp.numerical(rasp.Map(
+    lambda x: {dict(enumerate(TENTHS))}.get(x), rasp.tokens))
+v2 = rasp.numerical(rasp.Map(lambda x: {dict(enumerate(TENTHS[::-1]))}.get(x), rasp.indices))
 v3 = rasp.numerical(rasp.LinearSequenceMap(v1, v2, 1, 1))
-program = rasp.Map(lambda x: x > 0.25, v3)""",
+program = rasp.Map(lambda x: { {x + y: int(x + y > 0.25) for x in TENTHS for y in TENTHS} }.get(x), v3)""",
     "a logarithm, which is no fraction": """v1 = rasp.numerical(rasp.Map(
     lambda x: {0: 0.6931471805599453, 1: 1.0986122886681098, 2: 0.30102999566, 3: 1}.get(x), rasp.tokens))
 v2 = rasp.numerical(rasp.Map(
