@@ -1,6 +1,8 @@
 """The model: unmoved by the basis, generates within the grammar, learns, saves and loads."""
 
+import itertools
 import re
+import time
 from collections import Counter
 from itertools import islice
 
@@ -12,9 +14,10 @@ from transformers import AutoTokenizer
 from dataset_builder.online import OnlineExamples, collate_examples, to_example, with_lines_before
 from dataset_builder.sampler import SamplerConfig
 from trade_hf.compiled.compiler import compile_program
-from trade_hf.compiled.transforms import permute, rotate
+from trade_hf.compiled.transforms import permute, rotate, skew
 from trade_hf.configuration_trade import TraDeConfig
 from trade_hf.decompiler import Likeness, decompile, load_model
+from trade_hf.limits import EndedBy
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import (
     COLUMNS,
@@ -147,14 +150,40 @@ def test_an_untrained_model_still_writes_programs(tiny_checkpoint, samples, spoi
     assert result.candidates == 2 and result.code.startswith("from tracr.rasp import rasp")
 
 
-def test_no_model_is_lost_to_a_machine_that_stood_still(tiny_checkpoint, samples):
-    """The time is over before the first candidate, and what is read from the weights is tried all the same."""
-    weights = compile_program(samples[0].program, samples[0].vocab, samples[0].max_seq_len)
-    result = decompile(weights, tiny_checkpoint, budget_seconds=0)
-    assert result.source is not Source.WRITTEN and result.verdict.is_verified
-    assert decompile(weights, tiny_checkpoint, max_candidates=1, budget_seconds=0).candidates == 1
+def test_the_result_does_not_hang_on_how_fast_the_machine_is(tiny_checkpoint, samples, spoiled, monkeypatch):
+    """Between any two looks at the clock a minute passes, or no time at all."""
+    turned = skew(samples[1].compile(), 0)
+    found = []
+    for seconds in (60, 0):
+        monkeypatch.setattr(time, "monotonic", itertools.count(0, seconds).__next__)
+        results = [decompile(model, tiny_checkpoint, max_steps=2_000) for model in (turned, spoiled)]
+        found.append([(r.program, r.verdict, r.ended_by, r.candidates) for r in results])
+    assert found[0] == found[1]
+    assert [ended_by for *_, ended_by, _ in found[0]] == [EndedBy.FOUND, EndedBy.STEPS]
+
+
+def test_what_ended_a_search_is_said(tiny_checkpoint, samples, spoiled):
+    read = samples[0].compile()
+    few = decompile(spoiled, tiny_checkpoint, max_candidates=3)
+    assert (few.ended_by, few.candidates) == (EndedBy.CANDIDATES, 3)
+    in_no_time = decompile(spoiled, tiny_checkpoint, budget_seconds=0)
+    assert (in_no_time.ended_by, in_no_time.candidates) == (EndedBy.TIME, 1)
+    in_no_steps = decompile(spoiled, tiny_checkpoint, max_steps=0)
+    assert (in_no_steps.ended_by, in_no_steps.candidates) == (EndedBy.STEPS, 1)
+    assert decompile(read, tiny_checkpoint).ended_by is EndedBy.FOUND
+    assert decompile(read, tiny_checkpoint, budget_seconds=0).to_dict()["ended_by"] == "time"
     with pytest.raises(ValueError, match="max_candidates: expected at least 1, got 0"):
-        decompile(weights, tiny_checkpoint, max_candidates=0)
+        decompile(read, tiny_checkpoint, max_candidates=0)
+
+
+def test_a_time_limit_is_kept(tiny_checkpoint, samples, monkeypatch):
+    """A clock on which a minute passes each time that one looks: after the limit there are few looks."""
+    turned = rotate(samples[2].compile(), 0)
+    looks = itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: 60.0 * next(looks))
+    result = decompile(turned, tiny_checkpoint, budget_seconds=600)
+    assert result.ended_by is EndedBy.TIME
+    assert next(looks) < 600 / 60 + 10
 
 
 def test_the_search_departs_from_the_greedy_program_by_what_it_gives_up(tiny_checkpoint, samples):

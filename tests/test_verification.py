@@ -1,7 +1,6 @@
 """Verdicts: proofs where there are any, counterexamples that hold, never a wrong "equivalent"."""
 
 import itertools
-import time
 from collections import Counter
 from dataclasses import replace
 
@@ -17,12 +16,21 @@ from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.faithful import may_depart
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.transforms import add_noise, permute, rotate, skew
+from trade_hf.limits import Limits
 from trade_hf.rasp.canonical import canonicalise
 from trade_hf.rasp.evaluate import all_inputs, count_inputs, evaluate, random_inputs
 from trade_hf.rasp.reference import answer
 from trade_hf.rasp.tables import UnsupportedError, tabulate
 from trade_hf.rasp.text import parse
-from trade_hf.verification import TOLERANCE, Status, Verifier, verify, verify_programs, verify_weights
+from trade_hf.verification import (
+    TOLERANCE,
+    Status,
+    Verifier,
+    steps_of_input,
+    verify,
+    verify_programs,
+    verify_weights,
+)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -195,27 +203,39 @@ def test_larger_heads_are_not_identical(size):
         assert verdict.status is (Status.REFUTED if differ else Status.EQUIVALENT)
 
 
-def test_what_takes_too_long_is_compared_on_a_sample():
-    program = next(case for case in CASES if case.name == "reverse").program
-    turned = rotate(compile_program(program, VOCAB[:4], 8), 0)
-    verdict = Verifier(turned, deadline=time.monotonic()).verify(program)
-    assert verdict.status is Status.EQUIVALENT_IN_ONE_PRECISION and verdict.checked == 1_000 < verdict.inputs == 87_380
-    in_time = Verifier(turned, deadline=time.monotonic() + 600).verify(program)
-    assert in_time.status is Status.EQUIVALENT and in_time.checked == 87_380
+REVERSE = next(case for case in CASES if case.name == "reverse").program
+
+
+@pytest.mark.parametrize(
+    ("inputs", "seconds", "status", "checked"),
+    [
+        (87_380, None, Status.EQUIVALENT, 87_380),
+        (87_380, 600, Status.EQUIVALENT, 87_380),
+        (87_379, None, Status.EQUIVALENT_IN_ONE_PRECISION, 10_000),
+        (9_999, None, Status.EQUIVALENT_IN_ONE_PRECISION, 1_000),
+        (-1, None, Status.EQUIVALENT_IN_ONE_PRECISION, 1_000),
+        (87_380, 0, Status.EQUIVALENT_IN_ONE_PRECISION, 256),
+    ],
+)
+def test_what_takes_more_than_the_limits_is_compared_on_a_sample(inputs, seconds, status, checked):
+    """Steps for so many inputs, and so many seconds."""
+    turned = rotate(compile_program(REVERSE, VOCAB[:4], 8), 0)
+    limits = Limits((inputs + 0.5) * steps_of_input(turned), seconds)
+    verdict = Verifier(turned, limits=limits).verify(REVERSE)
+    assert (verdict.status, verdict.checked, verdict.inputs) == (status, checked, 87_380)
+
+
+def test_a_smaller_sample_bounds_less():
     once = parse("program = rasp.Map(lambda x: x + 1, rasp.tokens)")
     twice = parse(
         "v1 = rasp.Map(lambda x: x + 2, rasp.tokens)\nprogram = rasp.Map(lambda x: x - 1, v1, simplify=False)"
     )
     given = compile_program(twice, VOCAB, 9)
-    few, many = (Verifier(given, deadline=time.monotonic() + s).verify(once) for s in (0, 600))
-    assert few.status is many.status is Status.AGREES and (few.checked, many.checked) == (1_000, 10_000)
-    assert few.bound > many.bound
-
-
-def test_what_is_nearly_done_is_brought_to_its_end():
-    program = next(case for case in CASES if case.name == "reverse").program
-    turned = rotate(compile_program(program, VOCAB, 6), 0)  # 19,530 inputs, of which a sample has 10,000
-    assert Verifier(turned, deadline=time.monotonic()).verify(program).status is Status.EQUIVALENT
+    limits = (Limits(seconds=0), Limits(steps=0), Limits())
+    verdicts = [Verifier(given, limits=some).verify(once) for some in limits]
+    assert [(v.status, v.checked) for v in verdicts] == [(Status.AGREES, n) for n in (256, 1_000, 10_000)]
+    bounds = [v.bound for v in verdicts]
+    assert sorted(bounds, reverse=True) == bounds and len({*bounds}) == 3
 
 
 def test_counterexamples_of_a_sample_are_made_short():

@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("decompile", _decompile, f"recover the program of a model and check it {EXIT_STATUS}")
     sub.add_argument("file", type=Path, help="a compiled model's safetensors file, or the folder of a trained one")
     sub.add_argument("--checkpoint", type=Path, help="the neural model (default: the one that ships)")
+    sub.add_argument("--time-limit", type=_seconds, metavar="SECONDS", help="of the search (default: none)")
     sub.add_argument("--report", type=Path, metavar="FILE", help="write a page about program and model, as HTML")
     sub.add_argument("--figure", type=Path, metavar="FILE", help="draw where in the model each line is, as SVG")
     add_known(sub)
@@ -168,7 +169,7 @@ def _decompile(args: argparse.Namespace) -> int:
     if args.file.is_dir():
         return decompile_folder(args)
     weights = read_model(args.file, args)
-    result = decompile(weights, args.checkpoint or DEFAULT_CHECKPOINT)
+    result = decompile(weights, args.checkpoint or DEFAULT_CHECKPOINT, budget_seconds=args.time_limit)
     origins = _origins(result.program, weights)
     rows = None if origins is None else [_origin_row(origin, sure) for origin, sure in origins]
     places = "".join(f"\n# {row['line']:<4}{row['where']}" for row in rows or ())

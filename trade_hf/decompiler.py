@@ -13,7 +13,6 @@ import math
 import os
 import time
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Unpack, overload
 
@@ -27,6 +26,7 @@ from trade_hf.compiled.formats import Known, to_weights
 from trade_hf.compiled.products import do_parts_correspond
 from trade_hf.compiled.transforms import compress
 from trade_hf.compiled.weights import TracrWeights
+from trade_hf.limits import EndedBy, LimitError, Limits
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import to_units
 from trade_hf.rasp.canonical import canonicalise_spoken, spell
@@ -38,11 +38,13 @@ from trade_hf.verification import LEAST_SAMPLED, SAMPLED_INPUTS, Status, Verdict
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "trade-base"
 MAX_CANDIDATES = 200
-BUDGET_SECONDS = 5.0
-FIRST = 8  # candidates that are tried even where the time is over, as on a machine that stood still
-LAST_SECONDS = 1.0  # for the verdict on the model as it was given, where the search took all of the time
+MAX_STEPS = 50_000  # of the search, as limits.py counts them: some 5 s on one core
+LAST_STEPS = 50_000  # for the verdict on the model as it was given, where noise or a change of basis was taken off
+SEARCH_SHARE = 0.8  # of the time limit, if there is one; the rest is for that verdict
+COMPARED = 1_000  # pairs of units whose products are compared in a step
 FURTHER = 60  # candidates that are looked at after one that is equivalent
 A_FEW = 8  # after one whose units read and write as the model's do, where noise or a turn was taken off
+DIGITS = 4  # of a distance of signatures: what differs by rounding alone is as far
 LIKE_IN_NOISE = 0.1  # largest difference of two signatures that are alike, where noise was taken off but for thresholds
 
 
@@ -72,6 +74,7 @@ class Decompilation:
       verdict: how far program and weights are known to agree.
       attempts: all programs that were tried, in order.
       chosen: the number of the attempt that `program` is.
+      ended_by: why no further programs were tried.
       seconds: time taken.
     """
 
@@ -79,6 +82,7 @@ class Decompilation:
     verdict: Verdict
     attempts: tuple[Attempt, ...]
     chosen: int
+    ended_by: EndedBy
     seconds: float
 
     @property
@@ -117,6 +121,8 @@ class Decompilation:
             "code": self.code,
             **{name: row[name] for name in ("status", "proven", "certificate", *self.verdict.reservations)},
             "score": None if math.isnan(self.score) else round(self.score, 4),
+            "candidates": self.candidates,
+            "ended_by": self.ended_by.value,
         }
 
     def __str__(self) -> str:
@@ -125,7 +131,7 @@ class Decompilation:
     def __repr__(self) -> str:
         return (
             f"Decompilation({len(self.program)} lines, {self.certificate}, log-likelihood {self.score:.4g}, "
-            f"{self.candidates} tried, {self.seconds:.3g} s)"
+            f"{self.candidates} tried, ended by {self.ended_by.value}, {self.seconds:.3g} s)"
         )
 
     def _repr_html_(self) -> str:
@@ -165,7 +171,8 @@ def decompile(
     source: Any,
     checkpoint: str | os.PathLike = DEFAULT_CHECKPOINT,
     max_candidates: int = MAX_CANDIDATES,
-    budget_seconds: float = BUDGET_SECONDS,
+    budget_seconds: float | None = None,
+    max_steps: float = MAX_STEPS,
     domain: None = None,
     **known: Unpack[Known],
 ) -> Decompilation: ...
@@ -179,7 +186,8 @@ def decompile(
     source: Any,
     checkpoint: str | os.PathLike = DEFAULT_CHECKPOINT,
     max_candidates: int = MAX_CANDIDATES,
-    budget_seconds: float = BUDGET_SECONDS,
+    budget_seconds: float | None = None,
+    max_steps: float = MAX_STEPS,
     domain: Any = None,
     **known: Unpack[Known],
 ) -> Any:
@@ -190,8 +198,7 @@ def decompile(
         TransformerLens (see `compiled/formats.py`). For a trained model: its folder, or, with `domain`, a
         HookedTransformer or GPT-2 of transformers.
       checkpoint: folder of the neural model.
-      max_candidates: see `decompile_with`.
-      budget_seconds: see `decompile_with`.
+      max_candidates, budget_seconds, max_steps: see `decompile_with`.
       domain: a trained model's inputs and answers (see `trained/domain.py`).
       known: what the source does not tell, such as `vocab` and `output_values` (see `Known`).
     """
@@ -202,14 +209,15 @@ def decompile(
             raise ImportError("a trained model can be read where trade-hf is installed") from None
         return decompile_trained(source, domain)
     weights = to_weights(source, **known)
-    return decompile_with(load_model(checkpoint), weights, max_candidates, budget_seconds)
+    return decompile_with(load_model(checkpoint), weights, max_candidates, budget_seconds, max_steps)
 
 
 def decompile_with(
     model: TraDeForConditionalGeneration,
     given: TracrWeights,
     max_candidates: int = MAX_CANDIDATES,
-    budget_seconds: float = BUDGET_SECONDS,
+    budget_seconds: float | None = None,
+    max_steps: float = MAX_STEPS,
 ) -> Decompilation:
     """Recover a RASP program with a neural model in memory, and check it.
 
@@ -217,8 +225,10 @@ def decompile_with(
       model: as `load_model` or `prepare` gives it.
       given: the compiled transformer.
       max_candidates: how many programs are checked at most.
-      budget_seconds: no further candidate is checked after this time, but for the first 8; and what could not be
-        compared on all inputs by then is compared on a sample, of as many as there is time for.
+      budget_seconds: a limit of the wall clock; None: there is none, and the result is the same on every machine. At
+        least one candidate is checked, on as many inputs as there is time for.
+      max_steps: of the search, as `limits.py` counts them. What cannot be compared on all inputs in the steps that are
+        left, or in the time, is compared on a sample.
 
     A candidate with identical weights is returned, in canonical form. Where one is found that gives the same and yet is
     not the model's own program, a few more are looked at; where none is proven, the one with the strongest verdict is
@@ -229,49 +239,72 @@ def decompile_with(
     if max_candidates < 1:
         raise ValueError(f"max_candidates: expected at least 1, got {max_candidates}")
     start = time.monotonic()
-    end = start + budget_seconds
-    weights = denoise(given)
+    end = math.inf if budget_seconds is None else start + budget_seconds
+    limits = Limits(max_steps, None if budget_seconds is None else SEARCH_SHARE * budget_seconds)
+    weights = _denoised(given, limits)
     likeness, is_clean = Likeness(weights), weights is not given
-    # Where noise or a turn was taken off, the verdict that counts is another one, at the end.
-    verifier = Verifier(weights, samples=LEAST_SAMPLED if is_clean else SAMPLED_INPUTS, deadline=end)
+    # Where noise or a change of basis was taken off, the verdict that counts is another one, at the end.
+    verifier = Verifier(weights, samples=LEAST_SAMPLED if is_clean else SAMPLED_INPUTS, limits=limits)
     attempts: list[Attempt] = []
     best: tuple[tuple, int, Candidate] | None = None
-    last = max_candidates
-    for candidate in islice(propose(weights, model), max_candidates):
-        is_late = len(attempts) >= FIRST and time.monotonic() > end
-        if len(attempts) >= last or is_late:
-            break
-        program, verdict = _checked(candidate.program, verifier)
-        attempts.append(Attempt(program, verdict, candidate.score, candidate.source))
-        is_own = not is_clean and _is_own(program, verdict, weights)
-        is_compared = verdict.status.is_on_all_inputs or (is_clean and verdict.reason is None)
-        distance = 0.0 if is_own else likeness.distance(program) if is_compared else math.inf
-        fits = is_own or (is_clean and distance < LIKE_IN_NOISE)
-        strength = (verdict.status.strength, -distance)
-        if best is None or strength > best[0]:
-            best = strength, len(attempts) - 1, candidate
-        is_same = verdict.status is Status.IDENTICAL or (
-            is_clean and not verdict.status.is_on_all_inputs and _is_own(program, verdict, weights)
-        )
-        if is_same or (fits and not is_aligned(weights)):
-            break
-        if verdict.is_verified or verdict.status.is_on_all_inputs or fits:
-            last = min(last, len(attempts) + (A_FEW if fits and is_clean else FURTHER))
+    last, ended_by = max_candidates, EndedBy.EXHAUSTED
+    try:
+        for candidate in propose(weights, model, limits):
+            program, verdict = _checked(candidate.program, verifier)
+            attempts.append(Attempt(program, verdict, candidate.score, candidate.source))
+            is_own = not is_clean and _is_own(program, verdict, weights)
+            is_compared = verdict.status.is_on_all_inputs or (is_clean and verdict.reason is None)
+            distance = math.inf
+            if is_own:
+                distance = 0.0
+            elif is_compared:
+                limits.spend(len(likeness.signature) ** 2 / COMPARED)
+                distance = likeness.distance(program)
+            fits = is_own or (is_clean and distance < LIKE_IN_NOISE)
+            strength = (verdict.status.strength, -round(distance, DIGITS))
+            if best is None or strength > best[0]:
+                best = strength, len(attempts) - 1, candidate
+            is_same = verdict.status is Status.IDENTICAL or (
+                is_clean and not verdict.status.is_on_all_inputs and _is_own(program, verdict, weights)
+            )
+            if is_same or (fits and not is_aligned(weights)):
+                ended_by = EndedBy.FOUND
+                break
+            if verdict.is_verified or verdict.status.is_on_all_inputs or fits:
+                last = min(last, len(attempts) + (A_FEW if fits and is_clean else FURTHER))
+            if len(attempts) >= last:
+                ended_by = EndedBy.CANDIDATES if last == max_candidates else EndedBy.SETTLED
+                break
+            limits.check()
+    except LimitError as reached:
+        ended_by = reached.ended_by
     assert best is not None, "the grammar lets the model end every program"
     _, chosen, candidate = best
     program, verdict = attempts[chosen].program, attempts[chosen].verdict
-    last_end = max(end, time.monotonic() + LAST_SECONDS)
     if verdict.is_verified or verdict.status.is_on_all_inputs:
         canonical = canonicalise_spoken(candidate.program, weights.input_vocab, weights.max_seq_len)
         if canonical != candidate.program:  # what is returned is what was compared
-            printed, its_verdict = _checked(canonical, Verifier(weights, deadline=last_end))
+            printed, its_verdict = _checked(canonical, Verifier(weights, limits=_what_is_left(end)))
             if its_verdict.status.strength >= verdict.status.strength:
                 program, verdict = printed, its_verdict
     if is_clean:
-        verifier = Verifier(given, deadline=last_end)
+        verifier = Verifier(given, limits=_what_is_left(end))
         verdict = verifier.compare(program)
     verdict = verifier.with_departure(program, verdict)
-    return Decompilation(program, verdict, tuple(attempts), chosen, time.monotonic() - start)
+    return Decompilation(program, verdict, tuple(attempts), chosen, ended_by, time.monotonic() - start)
+
+
+def _denoised(weights: TracrWeights, limits: Limits) -> TracrWeights:
+    """As `denoise`; the model itself where that takes more than the limits."""
+    try:
+        return denoise(weights, limits)
+    except LimitError:
+        return weights
+
+
+def _what_is_left(end: float) -> Limits:
+    """For a last verdict: steps of its own, and the time up to `end`."""
+    return Limits(LAST_STEPS, None if end == math.inf else end - time.monotonic())
 
 
 def _is_own(program: Program, verdict: Verdict, weights: TracrWeights) -> bool:

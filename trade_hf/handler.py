@@ -1,6 +1,6 @@
 """The handler for Inference Endpoints: JSON in, JSON out; it goes to the Hub beside the checkpoint (`remote_code.py`).
 
-In:  {"inputs": "<a safetensors file in base64>", "parameters": {"max_candidates": 200, "budget_seconds": 5}}
+In:  {"inputs": "<a safetensors file in base64>", "parameters": {"max_candidates": 200, "budget_seconds": 20}}
      or a list of such files as "inputs"; "parameters" may be left out.
 Out: {"code": …, "status": …, "proven": …, "certificate": …, "score": …}, or a list of these.
 
@@ -136,7 +136,7 @@ def _parameters(given: Any, seconds: float) -> dict[str, float]:
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             raise ValueError(f"parameters: expected a number above 0 for {name}")
     candidates = max(1, int(min(given.get("max_candidates", MAX_CANDIDATES), MAX_CANDIDATES)))
-    return {"max_candidates": candidates, "budget_seconds": min(given.get("budget_seconds", 5.0), seconds)}
+    return {"max_candidates": candidates, "budget_seconds": min(given.get("budget_seconds", seconds), seconds)}
 
 
 # ---------------------------------------------------------------- the worker

@@ -24,7 +24,7 @@ from trade_hf.processing_trade import TraDeProcessor
 from trade_hf.tokenization_rasp import build_tokenizer
 from trade_hf.with_code import add_code
 
-SEARCH = ("max_candidates", "budget_seconds")
+SEARCH = ("max_candidates", "budget_seconds", "max_steps")
 
 
 class RaspDecompilationPipeline(Pipeline):
@@ -48,8 +48,7 @@ class RaspDecompilationPipeline(Pipeline):
 
         Args:
           inputs: see the class.
-          max_candidates: how many programs are checked at most, for each input.
-          budget_seconds: no further candidate is checked after this time, but for the first 8, for each input.
+          max_candidates, budget_seconds, max_steps: for each input, see `decompile_with`.
         """
         if isinstance(inputs, list) and not inputs:
             return []
@@ -65,7 +64,7 @@ class RaspDecompilationPipeline(Pipeline):
     def _sanitize_parameters(self, are_several: bool = False, **kwargs: Any) -> tuple[dict, dict, dict]:
         unknown = sorted(kwargs.keys() - {*SEARCH})
         if unknown:
-            raise ValueError(f"expected the parameters {' and '.join(SEARCH)}, got {', '.join(unknown)}")
+            raise ValueError(f"expected the parameters {', '.join(SEARCH)}, got {', '.join(unknown)}")
         return {"are_several": are_several}, kwargs, {}
 
     def preprocess(self, source: Any, are_several: bool) -> dict[str, TracrWeights | str]:

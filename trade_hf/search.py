@@ -28,6 +28,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from trade_hf.compiled.lifting import lift
 from trade_hf.compiled.reading import Reader
 from trade_hf.compiled.weights import TracrWeights
+from trade_hf.limits import PASS, TOKEN, Limits
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import TraDeProcessor, pad_labels
 from trade_hf.rasp.canonical import Structure, name_functions
@@ -85,18 +86,27 @@ def _inputs(batch: list[TracrWeights], model: TraDeForConditionalGeneration) -> 
     return dict(processor()(batch, encoder=model.config.encoder).to(model.device))
 
 
-def propose(weights: TracrWeights, model: TraDeForConditionalGeneration) -> Iterator[Candidate]:
+def propose(
+    weights: TracrWeights, model: TraDeForConditionalGeneration, limits: Limits | None = None
+) -> Iterator[Candidate]:
     """Distinct candidates. Each that the network writes is followed by what it becomes with the functions read from the
-    weights; after the first come those that are read from the weights altogether. There is an end, but far off."""
+    weights; after the first come those that are read from the weights altogether. There is an end, but far off.
+
+    The first comes in any case. Raises LimitError after it, once `limits` are reached.
+    """
+    limits = limits or Limits()
     inputs = _encoded(_inputs([weights], model), model)
     count = itertools.count()
-    lifted = _lifted(weights, inputs, model)
+    lifted = _lifted(weights, inputs, model, limits)
     waiting: list[tuple[float, int, float, tuple[int, ...]]] = [(0.0, next(count), 0.0, ())]
     seen: set[Program] = set()
     skeletons: set[tuple] = set()
     while waiting:
         best = [heapq.heappop(waiting) for _ in range(min(AT_ONCE, len(waiting)))]
+        if seen:
+            limits.check()
         written = _complete(model, inputs, [prefix for *_, prefix in best])
+        limits.spend(TOKEN * max(len(one.ids) for one in written))
         for (_, _, given_up, prefix), one in zip(best, written, strict=True):
             candidate = _candidate(one)
             if candidate is None:
@@ -105,7 +115,7 @@ def propose(weights: TracrWeights, model: TraDeForConditionalGeneration) -> Iter
             if skeleton in skeletons:
                 continue
             skeletons.add(skeleton)
-            reader = Reader(candidate.program.lines, weights)
+            reader = Reader(candidate.program.lines, weights, limits=limits)
             for version in itertools.chain([candidate], _read(candidate, reader)):
                 if version.program not in seen:
                     seen.add(version.program)
@@ -135,9 +145,9 @@ def _read(candidate: Candidate, reader: Reader) -> Iterator[Candidate]:
         yield Candidate(program, candidate.score, Source.FUNCTIONS_READ)
 
 
-def lifted_programs(weights: TracrWeights) -> Iterator[Program]:
-    """Programs that are read from the weights, without the network."""
-    yield from _named(itertools.islice(lift(weights), MAX_LIFTED))
+def lifted_programs(weights: TracrWeights, limits: Limits | None = None) -> Iterator[Program]:
+    """Programs that are read from the weights, without the network. Raises LimitError as `lift`."""
+    yield from _named(itertools.islice(lift(weights, limits), MAX_LIFTED))
 
 
 def _named(structures: Iterable[Structure]) -> Iterator[Program]:
@@ -147,8 +157,11 @@ def _named(structures: Iterable[Structure]) -> Iterator[Program]:
             yield name_functions(structure)
 
 
-def _lifted(weights: TracrWeights, inputs: dict[str, Any], model: TraDeForConditionalGeneration) -> Iterator[Candidate]:
-    for program in lifted_programs(weights):
+def _lifted(
+    weights: TracrWeights, inputs: dict[str, Any], model: TraDeForConditionalGeneration, limits: Limits
+) -> Iterator[Candidate]:
+    for program in lifted_programs(weights, limits):
+        limits.spend(PASS)
         yield Candidate(program, _likelihood(program, inputs, model), Source.LIFTED)
 
 

@@ -7,8 +7,8 @@ Four ways:
   can reach an output, whatever basis the residual stream has (`compiled/comparison.py`). This is looked for where not
   all inputs were run and those that were agree.
 - equivalent: both give the same on every input of every length up to the maximum.
-- agrees: the same on a stated number of inputs, where there are too many to run them all (in the time, if there is a
-  deadline): all of the shortest lengths and a seeded sample of the others, with a bound on the share of inputs that may
+- agrees: the same on a stated number of inputs, where there are too many to run them all (within `limits`, if there are
+  any): all of the shortest lengths and a seeded sample of the others, with a bound on the share of inputs that may
   differ.
 Otherwise a counterexample, one that no shorter one was found for.
 
@@ -46,6 +46,7 @@ from trade_hf.compiled.faithful import check_numbers, may_depart
 from trade_hf.compiled.forward import ALIKE, Output, run
 from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.weights import COLDNESS, TracrWeights, WeightsError
+from trade_hf.limits import MULTIPLICATIONS, Limits
 from trade_hf.rasp.evaluate import EXACTNESS, PADDING, all_inputs, count_inputs, evaluate, random_inputs
 from trade_hf.rasp.functions import Value
 from trade_hf.rasp.program import Program, Type
@@ -68,6 +69,7 @@ OUT_OF_SCALE = f"the model is outside Tracr's scale: all of its logits are alike
 BOS_LOGIT = COLDNESS / 2  # of a selected key above BOS, times the root of the key size
 FRACTION_DIGITS = 9  # of the values of a categorical output: 2.2 % 2 is not quite 0.2
 FIRST_CHUNK, CHUNK = 256, 16_384  # most programs that are wrong are so at once
+CHUNK_IN_TIME = 1_024  # where there is a time limit
 MOST_PAIRS = 4_000_000  # of positions, of all inputs of a chunk: what a selector and a head hold
 
 
@@ -230,8 +232,8 @@ def verify(
 class Verifier:
     """A model that programs are compared with, one after the other: what it gives on the first inputs is kept.
 
-    `deadline`, of `time.monotonic()`: a comparison on all inputs that would not end by then is one on a sample, and one
-    on a sample that would not either is one on LEAST_SAMPLED inputs.
+    Within `limits`, a comparison on all inputs that takes too many steps, or would not end in time, is one on a sample,
+    and where that is too much as well, one on LEAST_SAMPLED inputs; of these, as many as there is time for.
     """
 
     def __init__(
@@ -240,9 +242,9 @@ class Verifier:
         limit: int = EXHAUSTIVE_LIMIT,
         seed: int = 0,
         samples: int = SAMPLED_INPUTS,
-        deadline: float = math.inf,
+        limits: Limits | None = None,
     ) -> None:
-        self.weights, self.deadline = weights, deadline
+        self.weights, self.limits = weights, limits or Limits()
         vocab = tuple(sort_values(weights.input_vocab))
         self.inputs = _Inputs(vocab, weights.max_seq_len, limit, samples, seed)
         self.model = _ModelSide(weights, vocab)
@@ -261,7 +263,7 @@ class Verifier:
             return Verdict(Status.NOT_COMPARABLE, 0, inputs.total, reason=f"the program does not compile: {error}")
         if are_identical(side.compiled, weights):
             return Verdict(Status.IDENTICAL, inputs.total, inputs.total)
-        verdict = _compare_in_time(side, self.model, inputs, self.deadline)
+        verdict = _compare_within(self.limits, side, self.model, inputs)
         if verdict.status is not Status.AGREES or verdict.faint is not None:
             return verdict
         proof = compare(side.compiled, weights)
@@ -486,28 +488,51 @@ class _Inputs:
         """A small sample of them, where there are more."""
         return replace(self, limit=1, samples=min(self.samples, LEAST_SAMPLED))
 
-    def bound(self) -> float | None:
-        """Clopper–Pearson for no difference seen: n drawn show none with (1 - p) ** n if a share p differs."""
-        if self.is_complete:
+    def bound(self, checked: int) -> float | None:
+        """Clopper–Pearson for no difference in the first `checked` inputs: n drawn show none with (1 - p) ** n if a
+        share p differs."""
+        if checked == self.total:
             return None
         short = count_inputs(len(self.vocab), self.complete_length)
-        return (1 - (1 - CONFIDENCE) ** (1 / (self.samples - short))) * (1 - short / self.total)
+        if checked <= short:
+            return 1 - checked / self.total
+        return (1 - (1 - CONFIDENCE) ** (1 / (checked - short))) * (1 - short / self.total)
 
 
-def _compare_in_time(first: _Side, second: _Side, inputs: _Inputs, deadline: float) -> Verdict:
-    """On all inputs or the sample that is asked for, if that ends before the deadline; else on fewer."""
+def _compare_within(limits: Limits, first: _Side, second: _ModelSide, inputs: _Inputs) -> Verdict:
+    """On all inputs or the sample that is asked for, if that ends before the limits; else on fewer."""
+    each = steps_of_input(second.weights)
     for some in (inputs, inputs.sampled) if inputs.is_complete else (inputs,):
-        with contextlib.suppress(TimeoutError):
-            return _compare(first, second, some, deadline)
-    return _compare(first, second, inputs.least)
+        if each * (some.total if some.is_complete else some.samples) <= limits.steps:
+            with contextlib.suppress(TimeoutError):
+                return _compare(first, second, some, limits, each)
+    return _compare(first, second, inputs.least, limits, each, ends_early=True)
 
 
-def _compare(first: _Side, second: _Side, inputs: _Inputs, deadline: float = math.inf) -> Verdict:
-    """Raises TimeoutError as soon as it is to be expected that it would not end before the deadline, and that one on
-    fewer inputs would take less."""
+def steps_of_input(weights: TracrWeights) -> float:
+    """Steps, as `limits.py` counts them, that one input of the greatest length takes in both precisions."""
+    length, parameters = weights.max_seq_len + 1, sum(tensor.size for tensor in weights.tensors.values())
+    attended = weights.num_layers * weights.num_heads * weights.key_size * length
+    return len(PRECISIONS) * length * (parameters + attended) / MULTIPLICATIONS
+
+
+def _compare(
+    first: _Side,
+    second: _Side,
+    inputs: _Inputs,
+    limits: Limits | None = None,
+    each: float = 0.0,
+    ends_early: bool = False,
+) -> Verdict:
+    """Compare two sides, and spend `each` steps for an input.
+
+    Raises TimeoutError as soon as it is to be expected that it would not end in time, and that one on fewer inputs
+    would take less. With `ends_early` it ends when the time is over, after FIRST_CHUNK inputs or more.
+    """
+    limits = limits or Limits()
     codes = inputs.codes
     most, fewer = max(1, MOST_PAIRS // inputs.max_seq_len**2), inputs.samples if inputs.is_complete else LEAST_SAMPLED
-    step = min(CHUNK if deadline == math.inf or inputs.is_complete else LEAST_SAMPLED, most)
+    step = min(CHUNK if limits.end == math.inf else FIRST_CHUNK if ends_early else CHUNK_IN_TIME, most)
     starts = [0, *range(min(FIRST_CHUNK, most), len(codes), step), len(codes)]
     comparison = _Comparison(first, second, inputs)
     for start, end in itertools.pairwise(starts):
@@ -515,8 +540,11 @@ def _compare(first: _Side, second: _Side, inputs: _Inputs, deadline: float = mat
         if start <= FIRST_CHUNK:
             begun = now
         left = len(codes) - start
-        if start > FIRST_CHUNK and left > fewer and now + (now - begun) * left / (start - FIRST_CHUNK) > deadline:
+        if ends_early and start and now > limits.end:
+            break
+        if start > FIRST_CHUNK and left > fewer and now + (now - begun) * left / (start - FIRST_CHUNK) > limits.end:
             raise TimeoutError
+        limits.spend(each * (end - start))
         verdict = comparison.add(codes[start:end])
         if verdict is not None:
             return verdict
@@ -582,13 +610,13 @@ class _Comparison:
         if not self.is_on.any() and not self.is_zero:
             return self._without_run(Status.NOT_COMPARABLE, OUT_OF_SCALE)
         agreeing = self._agreeing()
-        if not self.inputs.is_complete:
+        if self.checked < self.inputs.total:
             status = Status.AGREES
         elif self.faint.count:
             status = Status.EQUIVALENT_BUT_FOR_NONE
         else:
             status = Status.EQUIVALENT if len(agreeing) > 1 else Status.EQUIVALENT_IN_ONE_PRECISION
-        verdict = Verdict(status, self.checked, self.inputs.total, self.inputs.bound())
+        verdict = Verdict(status, self.checked, self.inputs.total, self.inputs.bound(self.checked))
         verdict = replace(verdict, faint=self.faint.difference(self.checked))
         if len(agreeing) > 1:
             return verdict

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from trade_hf.compiled.ties import basis_of, first_of_largest
 from trade_hf.compiled.transforms import WRITERS, all_readers, change_basis, residual_vectors
 from trade_hf.compiled.weights import UNEMBED, TracrWeights
 
@@ -78,12 +79,13 @@ class _Directions:
         self.add_read()
         if len(self.found) > self.d_model:
             raise NotTracrsError
-        left, lengths, right = np.linalg.svd(self.found)
+        left, lengths, right = np.linalg.svd(self.found, full_matrices=False)
         if np.abs(lengths - 1).max() > NEAR:
             raise NotTracrsError
-        nearest = left @ right[: len(left)]  # the closest directions that are at right angles
+        nearest = left @ right  # the closest directions that are at right angles
         self.turn_numbers(nearest)
-        return np.concatenate([nearest, right[len(left) :]]).astype(np.float32)
+        outside = basis_of(np.eye(self.d_model) - nearest.T @ nearest, self.d_model - len(nearest))
+        return np.concatenate([nearest, outside]).astype(np.float32)
 
     def add(self, row: np.ndarray) -> None:
         size = float(np.linalg.norm(row))
@@ -122,7 +124,7 @@ class _Directions:
         multiples = known < NEAR * sizes
         if not multiples.any():
             raise NotTracrsError
-        return waiting[multiples][sizes[multiples].argmax()], 1
+        return waiting[multiples][first_of_largest(sizes[multiples])], 1
 
     def add_tokens(self) -> None:
         """Tokens, BOS, pad, and the constant, which they share if anything reads it."""

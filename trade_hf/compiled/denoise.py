@@ -16,6 +16,7 @@ import numpy as np
 from trade_hf.compiled.alignment import reach
 from trade_hf.compiled.straightening import in_tracrs_basis
 from trade_hf.compiled.weights import TracrWeights
+from trade_hf.limits import Limits
 
 ROUNDING = 2e-6  # of the largest entry of a tensor, where it was turned into another basis and back
 LARGEST_ZERO = 0.5  # 1 is always an entry, whatever the noise
@@ -30,11 +31,12 @@ def is_aligned(weights: TracrWeights) -> bool:
     return bool(entries.max() <= 2 and np.count_nonzero(entries) >= len(entries) - 1)  # only the pad token's may be 0
 
 
-def denoise(weights: TracrWeights) -> TracrWeights:
-    """The model in Tracr's own basis with its noise taken off where that can be done, else the model itself."""
+def denoise(weights: TracrWeights, limits: Limits | None = None) -> TracrWeights:
+    """The model in Tracr's own basis with its noise taken off where that can be done, else the model itself. Raises
+    LimitError where `limits` of a search are reached."""
     if is_aligned(weights):
         return weights
-    for found in itertools.chain([weights], map(_with_inputs, in_tracrs_basis(weights))):
+    for found in itertools.chain([weights], map(_with_inputs, in_tracrs_basis(weights, limits))):
         clean = replace(found, tensors={name: _denoise(tensor) for name, tensor in found.tensors.items()})
         if is_aligned(clean) and _is_near(clean, found):
             return clean

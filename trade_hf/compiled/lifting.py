@@ -22,7 +22,6 @@ from trade_hf.compiled.reading import (
     MAX_NUMERICAL_MAPS,
     SLOPE,
     SMALL,
-    GaveUpError,
     Reader,
     Reading,
     State,
@@ -30,7 +29,9 @@ from trade_hf.compiled.reading import (
     Written,
     is_along,
 )
+from trade_hf.compiled.ties import first_of_largest
 from trade_hf.compiled.weights import COLDNESS, TracrWeights
+from trade_hf.limits import GaveUpError, Limits
 from trade_hf.rasp.canonical import Structure
 from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, linear
 from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Variable
@@ -45,10 +46,10 @@ _ANY: dict[Kind | None, Function | None] = {
 }
 
 
-def lift(weights: TracrWeights) -> Iterator[Structure]:
+def lift(weights: TracrWeights, limits: Limits | None = None) -> Iterator[Structure]:
     """Programs that the weights may have been compiled from; none where they are not as Tracr makes them. It ends after
-    some seconds (`reading.SECONDS`), the time that the caller takes among them."""
-    yield from Lifter(weights).structures()
+    `reading.STEPS` steps; raises LimitError where the search that it is part of has come to its own limits."""
+    yield from Lifter(weights, limits).structures()
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,10 @@ class _HeadOf:
 class Lifter:
     """Lifts one model."""
 
-    def __init__(self, weights: TracrWeights) -> None:
+    def __init__(self, weights: TracrWeights, limits: Limits | None = None) -> None:
         self.weights = weights
         encodings = Encodings(weights)
-        self.readers = [Reader((), weights, layer, encodings) for layer in range(weights.num_layers)]
+        self.readers = [Reader((), weights, layer, encodings, limits) for layer in range(weights.num_layers)]
         self.patience = self.readers[0].patience
         for reader in self.readers:
             reader.patience, reader.is_ordered = self.patience, False
@@ -249,11 +250,11 @@ class Lifter:
         left = [(v, row) for v, rows in self.readers[layer].linear_ends(state).items() for row in rows]
         pairs: _Parts = []
         while left:
-            variable, row = max(left, key=lambda end: float(np.linalg.norm(end[1])))
+            variable, row = _longest(left)
             left = [end for end in left if end[1] is not row]
             along = [end for end in left if end[0] != variable and is_along(row, end[1])]
             if along:
-                other, opposite = max(along, key=lambda end: float(np.linalg.norm(end[1])))
+                other, opposite = _longest(along)
                 left = [end for end in left if end[1] is not opposite]
                 pairs.append((Op.LINEAR_SEQUENCE_MAP, tuple(sorted((variable, other)))))
         yield [pairs]
@@ -327,6 +328,10 @@ class Lifter:
         return Reader(tuple(lines), self.weights, encodings=self.readers[0].encodings).structure(
             State(written, readings)
         )
+
+
+def _longest(ends: list[tuple[Variable, np.ndarray]]) -> tuple[Variable, np.ndarray]:
+    return ends[first_of_largest([float(np.linalg.norm(row)) for _, row in ends])]
 
 
 def _on_itself(lifted: _Lifted, numbers: range, idle: np.ndarray) -> Iterator[_Lifted]:

@@ -13,7 +13,6 @@ import copy
 import functools
 import itertools
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,8 +20,10 @@ from typing import Any
 import numpy as np
 
 from trade_hf.compiled.encodings import NEAR, ON, Encodings
+from trade_hf.compiled.ties import first_of_largest, first_of_smallest, in_order, ranks
 from trade_hf.compiled.transforms import all_readers, residual_vectors
 from trade_hf.compiled.weights import COLDNESS, TracrWeights
+from trade_hf.limits import GaveUpError, Limits, Patience
 from trade_hf.rasp.canonical import Node, Structure
 from trade_hf.rasp.functions import linear
 from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Program, Type, Variable, type_of
@@ -37,26 +38,11 @@ LARGEST_DENOMINATOR = 240
 MAX_NUMERICAL_MAPS = 5  # of one s-op; their units are searched for among all that read it
 MOST_TOLD = 10_000_000  # numbers that readers tell of units that are to be shared among maps
 MAX_SPLITS = 24  # ways to share units among lines, for one group of lines
-SECONDS = 2.0  # for one program; nearly all are read in some milliseconds
+STEPS = 10_000  # for one program; nearly all are read in fewer than a hundred
 
 
 class UnreadableError(ValueError):
     """The weights do not hold what the operations and arguments promise."""
-
-
-class GaveUpError(Exception):
-    """There are more ways to share units among lines than there is time to look at."""
-
-
-class Patience:
-    """Called at each step of a search; raises GaveUpError once `seconds` are over."""
-
-    def __init__(self, seconds: float) -> None:
-        self.end = time.monotonic() + seconds
-
-    def __call__(self) -> None:
-        if time.monotonic() > self.end:
-            raise GaveUpError
 
 
 @dataclass(frozen=True)
@@ -121,9 +107,10 @@ class Reader:
         weights: TracrWeights,
         layer: int | None = None,
         encodings: Encodings | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.furthest = 0
-        self.lines, self.weights, self.patience = lines, weights, Patience(SECONDS)
+        self.lines, self.weights, self.patience = lines, weights, Patience(STEPS, limits)
         embeddings = weights.tensors["token_embed/embeddings"]
         # Nothing reads the pad token: its row stands for the constant direction that all tokens share.
         self.shared = embeddings[weights.vocab.index(weights.pad)]
@@ -280,7 +267,7 @@ class Reader:
         if len(maps) < 2 or len(units) * self.weights.num_layers * self.weights.d_model > MOST_TOLD:
             return _Splitting(self.patience)
         told = self._told_by_readers(self.second[units])
-        sizes = (told**2).sum(1).tolist()
+        sizes = ranks((told**2).sum(1)).tolist()
         return _Splitting(self.patience, dict(zip(units, told, strict=True)), dict(zip(units, sizes, strict=True)))
 
     def _told_by_readers(self, vectors: np.ndarray) -> np.ndarray:
@@ -326,7 +313,7 @@ class Reader:
 
     def _linear_map(self, a: np.ndarray, b: np.ndarray, first: Written, second: Written) -> Reading:
         """A linear map by what its two numbers add to it."""
-        direction = self._number_direction(max(a, b, key=np.linalg.norm))
+        direction = self._number_direction((a, b)[first_of_largest([float(np.linalg.norm(row)) for row in (a, b)])])
         factors = (_tidy(float(a @ direction)), _tidy(float(b @ direction)))
         sums = {factors[0] * x + factors[1] * y for x in first.numbers for y in second.numbers}
         return Reading((), Written(direction[None], tuple(sorted(sums))), linear(*factors))
@@ -367,7 +354,7 @@ class Reader:
         """The thresholds of units that read a number with the slope, ascending, and what is added at each. Two units of
         a function stand at a threshold: the upper one writes the step, the lower one, whose bias is 1 less, takes it
         back."""
-        units = units[np.argsort(-self.biases[units], kind="stable")]
+        units = units[in_order(-self.biases[units], CLOSE * self.weights.exactness)]
         biases, rows, is_left = self.biases[units], self.second[units], np.ones(len(units), bool)
         at: list[float] = []
         added: list[list[np.ndarray]] = []
@@ -380,7 +367,7 @@ class Reader:
             lower = lower[np.abs(rows[lower] + rows[upper]).max(1) < SMALL + NEAR * np.abs(rows[upper]).max()]
             if not len(lower):
                 raise UnreadableError("a threshold of one unit alone")
-            is_left[lower[off[lower].argmin()]] = False
+            is_left[lower[first_of_smallest(off[lower], CLOSE * self.weights.exactness)]] = False
             threshold = (1 - float(biases[upper])) / self.weights.exactness
             if not at or threshold - at[-1] > CLOSE:
                 at.append(threshold)
@@ -422,7 +409,7 @@ class Reader:
             entries, order = first_appearance(tuple(None if above < 0 else block_of[above] for above in cells))
             rows = [vectors[groups[number][0]] for number in order]  # type: ignore[index]
             return Reading(entries, Written(np.stack(rows)), start=unit) if rows else None
-        longest = max(vectors, key=np.linalg.norm)
+        longest = vectors[first_of_largest(np.linalg.norm(vectors, axis=1))]
         if (size := np.linalg.norm(longest)) < SMALL:
             return None
         direction = self._number_direction(longest)
@@ -645,7 +632,8 @@ def _lines_up(start: np.ndarray, steps: _Steps) -> Iterator[list[tuple[int, ...]
         own = []
         for some, count in zip(steps.added, steps.taken, strict=True):
             along = [i for i, v in enumerate(some) if np.linalg.norm(v - (v @ direction) * direction) < NEAR**2]
-            own.append(tuple(sorted(along, key=lambda i: -float(np.linalg.norm(some[i])))[:count]))
+            longest = in_order([-float(np.linalg.norm(some[i])) for i in along])
+            own.append(tuple(along[i] for i in longest[:count]))
         if all(len(places) == count for places, count in zip(own, steps.taken, strict=True)) and own not in seen:
             seen.append(own)
             yield own
@@ -714,11 +702,11 @@ class _Splitting:
 
     patience: Patience
     told: dict[int, np.ndarray] = field(default_factory=dict)
-    sizes: dict[int, float] = field(default_factory=dict)  # of what is told
+    sizes: dict[int, int] = field(default_factory=dict)  # of what is told, the ranks
 
     def first_unit(self, blocks: dict[int, frozenset[int]]) -> int:
         """The one that most is told of."""
-        return min(blocks, key=lambda unit: (-self.sizes.get(unit, 0.0), unit))
+        return min(blocks, key=lambda unit: (-self.sizes.get(unit, 0), unit))
 
     def first_cell(self, cells: frozenset[int], units: list[int], blocks: dict[int, frozenset[int]]) -> int:
         """One that no unit is left for, else the one whose units tell most; nothing tells units that are read by none
@@ -735,7 +723,7 @@ class _Splitting:
         """Units in the order of how alike they are to those that are chosen already."""
         if not chosen or len(units) < 2:
             return units
-        return sorted(units, key=lambda unit: self.distance(unit, chosen))
+        return [units[i] for i in in_order([self.distance(unit, chosen) for unit in units])]
 
     def distance(self, unit: int, chosen: list[int]) -> float:
         """How far readers tell a unit from those that are chosen; 0 where nothing is told."""
@@ -760,7 +748,7 @@ def _covers(
 def _packings(blocks: dict[int, frozenset[int]], count: int, splitting: _Splitting) -> Iterator[list[list[int]]]:
     """Ways to share all blocks among `count` maps that may be undefined on some cells: those together first that
     readers tell least apart."""
-    units = sorted(blocks, key=lambda unit: (-splitting.sizes.get(unit, 0.0), unit))
+    units = sorted(blocks, key=lambda unit: (-splitting.sizes.get(unit, 0), unit))
 
     def place(number: int, groups: list[list[int]]) -> Iterator[list[list[int]]]:
         splitting.patience()
@@ -772,7 +760,7 @@ def _packings(blocks: dict[int, frozenset[int]], count: int, splitting: _Splitti
         unit = units[number]
         off = {i: splitting.distance(unit, group) for i, group in enumerate(groups)}
         fitting = [i for i in off if not any(blocks[unit] & blocks[other] for other in groups[i])]
-        ways: list[int | None] = [*sorted(fitting, key=off.__getitem__)]
+        ways: list[int | None] = [fitting[i] for i in in_order([off[i] for i in fitting])]
         if empty:  # a map of its own, before others that it is told apart from
             ways.insert(sum(off[i] < NEAR for i in fitting), None)
         for i in ways if len(units) - number > empty else [None]:

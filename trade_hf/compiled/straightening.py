@@ -19,30 +19,34 @@ from dataclasses import dataclass
 import numpy as np
 
 from trade_hf.compiled.alignment import MOST_DIRECTIONS, MOST_ROWS, NotTracrsError, align
-from trade_hf.compiled.reading import GaveUpError, Patience
+from trade_hf.compiled.ties import basis_of, first_of_largest, first_of_smallest, in_order
 from trade_hf.compiled.transforms import all_readers, change_coordinates, residual_vectors
 from trade_hf.compiled.weights import UNEMBED, TracrWeights
+from trade_hf.limits import GaveUpError, Limits, Patience
 
 SMALL = 1e-3  # of a vector's length: what is left of it where it is none of its own
 NEAR = 0.1  # of a product: it is 0, 1 or, in hundreds, 100
 PLAIN, HIDDEN = ("attn/key/w", "attn/value/w", UNEMBED), ("mlp/linear_1/w",)
 SAME = 0.02  # of biases: they are one threshold's
-SECONDS = 2.0  # for one model; nearly all take some milliseconds
+DUST = 0.01  # of a product: rounding, where it should be 0 or 1
+ALIKE = SMALL / 2  # of costs
+DRAWN = 8  # directions that may be the pad token's
+STEPS = 20_000  # for one model; nearly all take some hundred
 
 
-def in_tracrs_basis(weights: TracrWeights) -> Iterator[TracrWeights]:
+def in_tracrs_basis(weights: TracrWeights, limits: Limits | None = None) -> Iterator[TracrWeights]:
     """The model in coordinates that may be Tracr's own, as `align` and as `straighten` find them."""
-    for find in (align, straighten):
-        found = find(weights)
-        if found is not weights:
-            yield found
+    if (aligned := align(weights)) is not weights:
+        yield aligned
+    if (straight := straighten(weights, limits)) is not weights:
+        yield straight
 
 
-def straighten(weights: TracrWeights) -> TracrWeights:
+def straighten(weights: TracrWeights, limits: Limits | None = None) -> TracrWeights:
     """The model in coordinates along Tracr's own directions, up to their order and to what nothing reads; the model
     itself where they are not found."""
     try:
-        directions = _Directions(weights).all()
+        directions = _Directions(weights, limits).all()
         return change_coordinates(weights, np.linalg.inv(directions), directions)
     except (NotTracrsError, GaveUpError, np.linalg.LinAlgError):
         return weights
@@ -101,11 +105,11 @@ class _Directions:
       plain, hidden: [d_model, reader] of those that read a number as it is and a value as 0 or 1; of hidden units.
     """
 
-    def __init__(self, weights: TracrWeights) -> None:
+    def __init__(self, weights: TracrWeights, limits: Limits | None = None) -> None:
         self.vectors = vectors = residual_vectors(weights)
         if weights.d_model > MOST_DIRECTIONS or sum(map(len, vectors.values())) > MOST_ROWS:
             raise NotTracrsError
-        self.weights, self.patience = weights, Patience(SECONDS)
+        self.weights, self.patience = weights, Patience(STEPS, limits)
         self.readers = all_readers(vectors).T
         self.plain, self.hidden = (
             np.concatenate([some for name, some in vectors.items() if name.endswith(kind)]).T
@@ -122,7 +126,9 @@ class _Directions:
         for layer in range(self.weights.num_layers):
             self.add_heads(layer)
             self.add_hidden(layer)
-        self.add(np.concatenate([unread.T, np.eye(self.weights.d_model)]))  # nothing is written there
+        self.add(unread.T)  # nothing is written there
+        outside = np.eye(self.weights.d_model) - self.span @ self.span.T
+        self.add(basis_of(outside, self.weights.d_model - len(self.found)))
         if len(self.found) != self.weights.d_model:
             raise NotTracrsError
         return self.found
@@ -132,7 +138,7 @@ class _Directions:
         those that nothing reads, and what its embedding holds beside it is the constant."""
         tokens, constant = self.tokens, np.zeros_like(self.pad)
         if np.abs(self.pad @ self.readers).max() > NEAR:
-            constant = self.pad - unread @ np.random.RandomState(0).standard_normal(unread.shape[1])
+            constant = self.pad - self._own_of_pad(unread)
         self.add(tokens - constant)
         if len(self.found) != len(tokens):  # a token's number is that of its direction
             raise NotTracrsError
@@ -141,6 +147,20 @@ class _Directions:
         self.add(constant[None])
         self.constant = slice(before, len(self.found))
 
+    def _own_of_pad(self, unread: np.ndarray) -> np.ndarray:
+        """[d_model] what may be the pad token's own direction. Any that nothing reads will do, as long as others do not
+        make it up; of some that are drawn at random, the one that is furthest from that."""
+        others = np.concatenate([self.tokens - self.pad, self.positions[1:]])
+        known, sizes, _ = np.linalg.svd(others.T, full_matrices=False)
+        known = known[:, sizes > SMALL * sizes[0]]
+        drawn = np.random.RandomState(0).standard_normal((DRAWN, unread.shape[1])) @ unread.T
+
+        def apart(rows: np.ndarray) -> np.ndarray:
+            left = rows - rows @ known @ known.T
+            return np.linalg.norm(left, axis=1) / np.linalg.norm(rows, axis=1)
+
+        return drawn[first_of_largest(np.minimum(apart(drawn), apart(self.pad - drawn)))]
+
     def unread(self) -> np.ndarray:
         """[d_model, number] orthonormal columns: all that no reader sees."""
         readers = self.readers / np.maximum(np.linalg.norm(self.readers, axis=0), 1e-9)
@@ -148,7 +168,7 @@ class _Directions:
         unread = directions[:, squares < SMALL**2 * squares[-1]]
         if not unread.shape[1]:
             raise NotTracrsError
-        return unread
+        return basis_of(unread @ unread.T, unread.shape[1]).T
 
     def add(self, rows: np.ndarray) -> None:
         """Directions, but for those that the known ones make up."""
@@ -176,7 +196,7 @@ class _Directions:
         first, second = (self.vectors[f"transformer/layer_{layer}/mlp/linear_{i}/w"] for i in (1, 2))
         biases, reads = first @ self.pad, first @ self.found.T
         reads[:, self.constant] = 0
-        strongest = np.abs(reads).argmax(1)
+        strongest = (np.abs(reads) > np.abs(reads).max(1, keepdims=True) - NEAR).argmax(1)
         is_step = np.abs(reads[np.arange(len(reads)), strongest] / self.weights.exactness - 1) < NEAR
         is_start = (np.abs(biases - 1) < NEAR) & (np.abs(reads).max(1) < NEAR)
         is_own = ~is_step & ~is_start & (np.abs(reads[:, self.weights.vocab.index(self.weights.bos)]) < NEAR)
@@ -192,7 +212,8 @@ class _Directions:
 
     def add_chain(self, chain: _Chain) -> None:
         if chain.is_number:
-            row = max((chain.start, *chain.steps), key=np.linalg.norm)
+            rows = np.stack([chain.start, *chain.steps])
+            row = rows[first_of_largest(np.linalg.norm(rows, axis=1))]
             self.add((row / self.scale(row))[None])
         else:
             self.add(chain.values)
@@ -208,7 +229,8 @@ class _Directions:
         for steps in groups:
             chosen: Iterator[tuple[int, ...]] = itertools.permutations(range(len(starts)), steps.shape[1])
             found = [(some, self.chains([starts[i] for i in some], steps)) for some in chosen]
-            ways.append(sorted([(self.cost(chains), some, chains) for some, chains in found], key=lambda way: way[0]))
+            costs = [self.cost(chains) for _, chains in found]
+            ways.append([(costs[i], *found[i]) for i in in_order(costs, ALIKE)])
         return self.cheapest(ways, frozenset())[1]
 
     def cheapest(self, ways: list[list[_Way]], taken: frozenset[int]) -> tuple[float, list[_Chain]]:
@@ -218,9 +240,10 @@ class _Directions:
         best: tuple[float, list[_Chain]] = math.inf, []
         for cost, starts, chains in ways[0]:
             self.patience()
-            if cost < best[0] and not taken & {*starts}:
+            if cost < best[0] - ALIKE and not taken & {*starts}:
                 more, others = self.cheapest(ways[1:], taken | {*starts})
-                best = min(best, (cost + more, chains + others), key=lambda found: found[0])
+                if cost + more < best[0] - ALIKE:
+                    best = cost + more, chains + others
         return best
 
     def chains(self, starts: list[np.ndarray], steps: np.ndarray) -> list[_Chain]:
@@ -228,8 +251,8 @@ class _Directions:
         chains = [_Chain(start, steps[:0, 0]) for start in starts]
         for some in steps:
             orders = itertools.permutations(some)
-            ways = ([c.with_step(step) for c, step in zip(chains, order, strict=True)] for order in orders)
-            chains = min(ways, key=lambda way: self.cost([chain.last for chain in way]))
+            ways = [[c.with_step(step) for c, step in zip(chains, order, strict=True)] for order in orders]
+            chains = ways[first_of_smallest([self.cost([chain.last for chain in way]) for way in ways], ALIKE)]
         return chains
 
     def cost(self, chains: list[_Chain]) -> float:
@@ -240,9 +263,10 @@ class _Directions:
             return math.inf
         values = np.concatenate([np.zeros((0, len(self.span))), *(c.values for c in chains if not c.is_number)])
         plain, sloped = values @ self.plain, np.abs(values @ self.hidden) > self.weights.exactness / 2
-        below = np.clip(values @ self.readers, -1, 0)
+        off = np.minimum(np.abs(plain), np.abs(plain - 1))
+        below = -np.clip(values @ self.readers, -1, 0)
         bare = sum(not chain.has_start for chain in chains)
-        return float(np.minimum(np.abs(plain), np.abs(plain - 1)).sum() + sloped.sum() - below.sum() + SMALL * bare)
+        return float(off[off > DUST].sum() + sloped.sum() + below[below > DUST].sum() + SMALL * bare)
 
     def scale(self, row: np.ndarray) -> float:
         """How many times a number's direction a row is, from what reads it: as it is, or times
@@ -264,7 +288,7 @@ def _takes_away(reads: np.ndarray) -> np.ndarray:
 def _thresholds(biases: np.ndarray, second: np.ndarray, units: np.ndarray) -> np.ndarray:
     """[threshold, function, d_model] what the step functions of one number add. Two units of each stand at a threshold:
     the upper one writes the step, the lower one, whose bias is 1 less, takes it back."""
-    left = units[np.argsort(-biases[units], kind="stable")].tolist()
+    left = units[in_order(-biases[units], SAME)].tolist()
     found: list[tuple[float, list[np.ndarray]]] = []
     while left:
         upper = left.pop(0)
