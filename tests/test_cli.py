@@ -77,6 +77,8 @@ def test_decompile(model_file, tiny_checkpoint, capsys):
         "faint",
         "departure",
         "score",
+        "candidates",
+        "ended_by",
         "origins",
     }
     parse(row["code"])
