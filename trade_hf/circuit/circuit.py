@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trade_hf.compiled.ties import in_order
 from trade_hf.compiled.weights import TracrWeights, WeightsError
 
 TOKEN, BOS, POSITION, MOVED, UNIT = range(5)  # kinds of writers
@@ -390,7 +391,7 @@ def _with_pairs(
     cost = after[firsts, seconds] + opposite[firsts, seconds] + alike[firsts, seconds]
     taken: set[int] = set()
     products, bias, vectors = products.copy(), bias.copy(), vectors.copy()
-    for pair in np.argsort(cost, kind="stable").tolist():
+    for pair in in_order(cost):
         one, two = int(firsts[pair]), int(seconds[pair])
         if one in taken or two in taken:
             continue
