@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from tracr.compiler import compiling
 
+import trade_hf.search as search
 from dataset_builder.unusual import KINDS, unusual_programs
 from trade_hf.compiled.bridge import from_tracr_model, to_tracr
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.denoise import denoise
 from trade_hf.compiled.transforms import compress, permute, readable_dimensions, rotate
-from trade_hf.decompiler import spelled
+from trade_hf.decompiler import decompile, spelled
 from trade_hf.rasp.text import parse
 from trade_hf.search import lifted_programs
 from trade_hf.verification import verify
@@ -140,11 +141,26 @@ def test_whatever_the_order_of_units(name):
 def test_random_ones(variant):
     """Where rounding has altered the model in another basis, its own program is not proven either."""
     lost = []
-    for number, item in enumerate(itertools.islice(unusual_programs("tests"), 40)):
+    for number, item in enumerate(itertools.islice(unusual_programs("tests"), 20)):
         weights = VARIANTS[variant](compile_program(item.program, item.vocab, item.max_seq_len), number)
         if not is_found(weights) and verify(item.program, weights).is_verified:
             lost.append(item.name)
     assert len(lost) <= 1, lost
+
+
+def test_a_program_that_cannot_be_read_costs_no_other(tiny_checkpoint, monkeypatch):
+    named, calls = search.name_functions, itertools.count()
+
+    def fails_once(structure):
+        if next(calls) == 0:
+            raise ValueError("zip() argument 2 is longer than argument 1")
+        return named(structure)
+
+    weights = compile_program(parse(LOST["two linear maps of the same pair"]), VOCAB, LENGTH)
+    monkeypatch.setattr(search, "name_functions", fails_once)
+    result = decompile(weights, tiny_checkpoint, max_candidates=3)
+    assert result.unread == {"ValueError: zip() argument 2 is longer than argument 1": 1}
+    assert result.to_dict()["unread"] == result.unread
 
 
 def test_the_same_seed_gives_the_same_programs():

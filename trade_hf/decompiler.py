@@ -12,7 +12,9 @@ import functools
 import math
 import os
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack, overload
 
@@ -33,7 +35,7 @@ from trade_hf.rasp.canonical import canonicalise_spoken, spell
 from trade_hf.rasp.program import Program, RaspError
 from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.rasp.text import parse, to_text
-from trade_hf.search import Candidate, Source, propose
+from trade_hf.search import Candidate, Source, Unread, propose
 from trade_hf.verification import LEAST_SAMPLED, SAMPLED_INPUTS, Status, Verdict, Verifier
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "trade-base"
@@ -76,6 +78,7 @@ class Decompilation:
       chosen: the number of the attempt that `program` is.
       ended_by: why no further programs were tried.
       seconds: time taken.
+      unread: how many programs could not be read from the weights, by the reason: an error's name and message.
     """
 
     program: Program
@@ -84,6 +87,7 @@ class Decompilation:
     chosen: int
     ended_by: EndedBy
     seconds: float
+    unread: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def score(self) -> float:
@@ -123,6 +127,7 @@ class Decompilation:
             "score": None if math.isnan(self.score) else round(self.score, 4),
             "candidates": self.candidates,
             "ended_by": self.ended_by.value,
+            **({"unread": dict(self.unread)} if self.unread else {}),
         }
 
     def __str__(self) -> str:
@@ -248,8 +253,9 @@ def decompile_with(
     attempts: list[Attempt] = []
     best: tuple[tuple, int, Candidate] | None = None
     last, ended_by = max_candidates, EndedBy.EXHAUSTED
+    unread: Unread = Counter()
     try:
-        for candidate in propose(weights, model, limits):
+        for candidate in propose(weights, model, limits, unread):
             program, verdict = _checked(candidate.program, verifier)
             attempts.append(Attempt(program, verdict, candidate.score, candidate.source))
             is_own = not is_clean and _is_own(program, verdict, weights)
@@ -291,7 +297,7 @@ def decompile_with(
         verifier = Verifier(given, limits=_what_is_left(end))
         verdict = verifier.compare(program)
     verdict = verifier.with_departure(program, verdict)
-    return Decompilation(program, verdict, tuple(attempts), chosen, ended_by, time.monotonic() - start)
+    return Decompilation(program, verdict, tuple(attempts), chosen, ended_by, time.monotonic() - start, unread)
 
 
 def _denoised(weights: TracrWeights, limits: Limits) -> TracrWeights:

@@ -16,7 +16,8 @@ import functools
 import heapq
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -33,7 +34,6 @@ from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import TraDeProcessor, pad_labels
 from trade_hf.rasp.canonical import Structure, name_functions
 from trade_hf.rasp.program import Program, RaspError
-from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.tokenization_rasp import (
     LINE_SIZE,
     MAX_NEW_TOKENS,
@@ -44,6 +44,9 @@ from trade_hf.tokenization_rasp import (
     to_known_ids,
 )
 
+Unread = Counter[str]  # how many programs could not be read from the weights, by the reason
+# What weights that are not as Tracr makes them raise where they are read as such.
+UNREADABLE = (ValueError, ArithmeticError, LookupError)
 MAX_LIFTED = 24  # programs read from the weights that are tried
 MAX_READINGS = 8  # ways to read the functions of one candidate that are tried
 AT_ONCE = 8  # departures that are completed together
@@ -87,17 +90,21 @@ def _inputs(batch: list[TracrWeights], model: TraDeForConditionalGeneration) -> 
 
 
 def propose(
-    weights: TracrWeights, model: TraDeForConditionalGeneration, limits: Limits | None = None
+    weights: TracrWeights,
+    model: TraDeForConditionalGeneration,
+    limits: Limits | None = None,
+    unread: Unread | None = None,
 ) -> Iterator[Candidate]:
     """Distinct candidates. Each that the network writes is followed by what it becomes with the functions read from the
     weights; after the first come those that are read from the weights altogether. There is an end, but far off.
 
-    The first comes in any case. Raises LimitError after it, once `limits` are reached.
+    The first comes in any case. Raises LimitError after it, once `limits` are reached. `unread` counts those that could
+    not be read from the weights, by the reason.
     """
     limits = limits or Limits()
     inputs = _encoded(_inputs([weights], model), model)
     count = itertools.count()
-    lifted = _lifted(weights, inputs, model, limits)
+    lifted = _lifted(weights, inputs, model, limits, unread)
     waiting: list[tuple[float, int, float, tuple[int, ...]]] = [(0.0, next(count), 0.0, ())]
     seen: set[Program] = set()
     skeletons: set[tuple] = set()
@@ -116,7 +123,7 @@ def propose(
                 continue
             skeletons.add(skeleton)
             reader = Reader(candidate.program.lines, weights, limits=limits)
-            for version in itertools.chain([candidate], _read(candidate, reader)):
+            for version in itertools.chain([candidate], _read(candidate, reader, unread)):
                 if version.program not in seen:
                     seen.add(version.program)
                     yield version
@@ -140,27 +147,41 @@ def with_functions_read(candidate: Candidate, weights: TracrWeights) -> Iterator
     return _read(candidate, Reader(candidate.program.lines, weights))
 
 
-def _read(candidate: Candidate, reader: Reader) -> Iterator[Candidate]:
-    for program in _named(itertools.islice(reader.structures(), MAX_READINGS)):
+def _read(candidate: Candidate, reader: Reader, unread: Unread | None = None) -> Iterator[Candidate]:
+    for program in _named(itertools.islice(reader.structures(), MAX_READINGS), unread):
         yield Candidate(program, candidate.score, Source.FUNCTIONS_READ)
 
 
-def lifted_programs(weights: TracrWeights, limits: Limits | None = None) -> Iterator[Program]:
+def lifted_programs(
+    weights: TracrWeights, limits: Limits | None = None, unread: Unread | None = None
+) -> Iterator[Program]:
     """Programs that are read from the weights, without the network. Raises LimitError as `lift`."""
-    yield from _named(itertools.islice(lift(weights, limits), MAX_LIFTED))
+    yield from _named(itertools.islice(lift(weights, limits), MAX_LIFTED), unread)
 
 
-def _named(structures: Iterable[Structure]) -> Iterator[Program]:
-    """With functions; without those whose numbers are beyond what programs may hold."""
-    for structure in structures:
-        with contextlib.suppress(UnsupportedError):
-            yield name_functions(structure)
+def _named(structures: Iterator[Structure], unread: Unread | None = None) -> Iterator[Program]:
+    """With functions. One that weights cannot have been compiled from, which may show in reading it or in looking for
+    names, costs no other: the reason is counted."""
+    while True:
+        try:
+            program = name_functions(next(structures))
+        except StopIteration:
+            return
+        except UNREADABLE as error:
+            if unread is not None:
+                unread[f"{type(error).__name__}: {error}"] += 1
+            continue
+        yield program
 
 
 def _lifted(
-    weights: TracrWeights, inputs: dict[str, Any], model: TraDeForConditionalGeneration, limits: Limits
+    weights: TracrWeights,
+    inputs: dict[str, Any],
+    model: TraDeForConditionalGeneration,
+    limits: Limits,
+    unread: Unread | None,
 ) -> Iterator[Candidate]:
-    for program in lifted_programs(weights, limits):
+    for program in lifted_programs(weights, limits, unread):
         limits.spend(PASS)
         yield Candidate(program, _likelihood(program, inputs, model), Source.LIFTED)
 
