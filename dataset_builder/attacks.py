@@ -141,8 +141,13 @@ class Surgery:
         self.num_heads += 1
 
     def done(self) -> TracrWeights:
-        changed = {"tensors": self.tensors, "unembedding": self.unembedding, "num_heads": self.num_heads}
-        return replace(self.weights, residual_labels=(), **changed)
+        return replace(
+            self.weights,
+            tensors=self.tensors,
+            unembedding=self.unembedding,
+            num_heads=self.num_heads,
+            residual_labels=(),
+        )
 
 
 Pair = tuple[Program | TracrWeights, TracrWeights]

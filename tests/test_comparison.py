@@ -123,6 +123,16 @@ def test_what_is_no_average_is_found(lines, vocab, length):
     assert compare(model, rotate(model, 0)).precisions
 
 
+def test_tokens_are_paired_by_what_they_are():
+    """Not by how they are written: 1 and True are one token."""
+    program = parse("program = rasp.Map(lambda x: {1: 3, 2: 4, 'n': 4}.get(x), rasp.tokens)")
+    model = compile_program(program, (1, 2, "n"), 4)
+    for exchanged, is_same in (((True, 2), True), ((2, True), False)):
+        names = dict(zip((1, 2), exchanged, strict=True))
+        other = replace(rotate(model, 0), vocab=tuple(names.get(token, token) for token in model.vocab))
+        assert bool(compare(model, other).precisions) is is_same
+
+
 def test_what_may_tie_is_not_proven():
     votes = parse(
         "v1 = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.TRUE)\nprogram = rasp.Aggregate(v1, rasp.tokens)"

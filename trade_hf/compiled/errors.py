@@ -10,14 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trade_hf.compiled.ideal import DIGITS, POSITIONS, Head, Ideal, Source, UnboundedError, Units, token_rows
+from trade_hf.compiled.ideal import DIGITS, Budget, Head, Ideal, Source, UnboundedError, Units, token_rows
 from trade_hf.compiled.products import Matching
 from trade_hf.compiled.weights import TracrWeights
 
 SMALLEST = 1e-25  # more than all that is lost where results are below the smallest normal number of single precision
 # What is read may be as large: times the largest weight, and summed, it is far from single precision's largest number.
 LARGEST = 1e20
-MOST_WORK = 20_000_000_000  # multiplications
 CHUNK = 4_000_000  # entries of an array at once
 EXPONENTIAL = 32  # units of roundoff by which exp and the division of a softmax may be off, besides the sum
 STATES_APART = 10.0**-DIGITS  # by which an entry of a state may be off
@@ -85,7 +84,7 @@ class Errors:
 
     def __init__(self, ideal: Ideal, weights: TracrWeights, matching: list[Matching], unit: float) -> None:
         """`unit` is the unit roundoff. Raises UnboundedError where it takes too long or heads do not correspond."""
-        self.ideal, self.weights, self.unit, self.work = ideal, weights, unit, 0
+        self.ideal, self.weights, self.unit, self.budget = ideal, weights, unit, Budget()
         self.matching = matching
         self.heads = [self._pair_heads(number) for number in range(len(matching))]
         self.units = [self._pair_units(number) for number in range(len(matching))]
@@ -244,20 +243,14 @@ class Errors:
     def _off(self, at: slice) -> np.ndarray:
         return self.error[at] + self._dot(at)
 
-    def _spend(self, *sizes: int) -> None:
-        self.work += int(np.prod([float(size) for size in sizes]))
-        if self.work > MOST_WORK:
-            raise UnboundedError(f"a bound takes more than {MOST_WORK:,} multiplications")
-
     def _embed(self) -> None:
         tables = [
             [model.tensors[f"{name}/embeddings"].astype(np.float64) for name in ("token_embed", "pos_embed")]
             for model in (self.ideal.weights, self.weights)
         ]
-        rows = [token_rows(model) for model in (self.ideal.weights, self.weights)]
+        # In one order, whatever that of the two embeddings is: 1 and True are one token.
+        rows = [token_rows(model, self.ideal.weights.input_vocab) for model in (self.ideal.weights, self.weights)]
         everything = slice(None)
-        for kind in POSITIONS:
-            assert len(rows[0][kind]) == len(rows[1][kind])
         self._add_known([tables[n][0][rows[n][0] + rows[n][1]] for n in (0, 1)], everything)
         self._add_known([tables[n][1] for n in (0, 1)], everything)
         self._round(everything, 1)
@@ -265,7 +258,7 @@ class Errors:
     def _add_known(self, states: list[np.ndarray], later: slice) -> None:
         """Count a source whose states [state, d_model] are weights of both models."""
         compiled, given = (part[:, later] for part in (self.readers.compiled, self.readers.given))
-        self._spend(len(states[0]), *given.shape)
+        self.budget.spend(len(states[0]), *given.shape)
         self.error[later] += np.abs(states[1] @ given - states[0] @ compiled).max(0)
         self.size[later] += (np.abs(states[1]) @ self.magnitudes[:, later]).max(0)
 
@@ -301,7 +294,7 @@ class Errors:
         given, magnitudes = self.readers.given[:, later], self.magnitudes[:, later]
         weighing = self._gamma(self.weights.max_seq_len + EXPONENTIAL)
         values = np.zeros((1, len(written))) if head.ideal is None else _padded(head.ideal.values, len(written))
-        self._spend(len(written) + len(values), *given.shape, 2)
+        self.budget.spend(len(written) + len(values), *given.shape, 2)
         read, read_sizes = written @ given, np.abs(written) @ magnitudes
         sizes = (np.abs(values).max(0) + off) @ read_sizes
         shift = self._shift(layer, number, head)
@@ -312,7 +305,7 @@ class Errors:
             reference = _Reference.of(own, written[: len(own)])
             states = head.ideal.values @ own[:, reference.columns]
             carried, vectors = states @ (reference.rows @ given), states @ reference.rows
-            self._spend(len(states) + len(reference.rows), *given.shape, 3)
+            self.budget.spend(len(states) + len(reference.rows), *given.shape, 3)
             # Weight that goes to other keys of the same value changes nothing.
             moved = head.ideal.leak * np.exp(2 * shift) + (np.tanh(shift / 2) if head.ideal.averages else 0.0)
             apart = carried.max(0) - carried.min(0)
@@ -366,7 +359,7 @@ class Errors:
         off = common + rounded
         written = self._rows(layer, "mlp/linear_2", group.units[1])
         given, magnitudes = self.readers.given[:, later], self.magnitudes[:, later]
-        self._spend(len(written), *given.shape, 2)
+        self.budget.spend(len(written), *given.shape, 2)
         read, read_sizes = written @ given, np.abs(written) @ magnitudes
         inputs: tuple[np.ndarray, ...] = (self.readers.given_bias[at][None],)
         gives: tuple[np.ndarray, ...] = (np.zeros(1, int),)
@@ -392,7 +385,7 @@ class Errors:
         for reads, numbers, of in zip(inputs, gives, states, strict=True):
             for start in range(0, len(reads), step):
                 some, state = reads[start : start + step], of[numbers[start : start + step]]
-                self._spend(len(some), len(written), given.shape[1], 4)
+                self.budget.spend(len(some), len(written), given.shape[1], 4)
                 on, near = some > off, np.abs(some) <= off
                 active = np.maximum(some, 0.0)
                 one = np.abs(active @ read - state @ carried) + near @ alone + on @ apart_from_first
@@ -415,7 +408,7 @@ class Errors:
         """[reader] how far what the compiled model's readers get of a source can be from what the model's get."""
         means = reference.of_columns(source.columns)
         difference = self.readers.compiled[source.columns, later] - means @ self.readers.given[:, later]
-        self._spend(sum(map(len, source.states)), *difference.shape)
+        self.budget.spend(sum(map(len, source.states)), *difference.shape)
         return np.max([np.abs(part @ difference).max(0) for part in source.states], 0)
 
 

@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from trade_hf.compiled.weights import TracrWeights
+from trade_hf.rasp.functions import Value
 
 ORDINARY, BOS = 0, 1
 POSITIONS = ORDINARY, BOS
 TOKEN_SOURCE, POSITION_SOURCE = 0, 1  # their numbers among the sources
 
+MOST_WORK = 20_000_000_000  # multiplications
 MAX_STATES = 20_000  # of one source
 MAX_COMBINATIONS = 200_000  # of the states that one group of parts reads
 MAX_ENTRIES = 20_000_000  # of one array of combinations and parts
@@ -39,6 +41,19 @@ NO_SHARE = 1e-7  # of BOS in a mean, below which it counts as leak
 
 class UnboundedError(Exception):
     """Why no bound is found: the message names the part and the limit."""
+
+
+class Budget:
+    """Counts work, in multiplications, so that a bound takes as long on every machine. Raises UnboundedError."""
+
+    def __init__(self) -> None:
+        self.spent = 0.0
+
+    def spend(self, *sizes: int) -> None:
+        """Count work of the product of `sizes`."""
+        self.spent += math.prod(map(float, sizes))
+        if self.spent > MOST_WORK:
+            raise UnboundedError(f"a bound takes more than {MOST_WORK:,} multiplications")
 
 
 @dataclass(eq=False)
@@ -155,6 +170,7 @@ class Ideal:
     sources: list[Source] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
     outputs: np.ndarray = field(init=False)
+    budget: Budget = field(default_factory=Budget)
 
     @classmethod
     def of(cls, weights: TracrWeights) -> Ideal:
@@ -162,7 +178,7 @@ class Ideal:
         ideal = cls(weights)
         tokens = weights.tensors["token_embed/embeddings"].astype(np.float64)
         positions = weights.tensors["pos_embed/embeddings"].astype(np.float64)
-        ideal._add("the token", [tokens[rows] for rows in token_rows(weights)])
+        ideal._add("the token", [tokens[rows] for rows in token_rows(weights, weights.input_vocab)])
         ideal._add("the position", [positions[1:], positions[:1]])
         for layer in range(weights.num_layers):
             heads = ideal._heads(layer)
@@ -173,6 +189,11 @@ class Ideal:
         readings = ideal._read(unembedding, np.zeros(unembedding.shape[1]), ORDINARY)
         ideal.outputs = np.unique(readings.combined("the output"), axis=0)
         return ideal
+
+    def check_entries(self, name: str, *sizes: int) -> None:
+        """Raises UnboundedError for an array that would be too large."""
+        if math.prod(sizes) > MAX_ENTRIES:
+            raise UnboundedError(f"{name} can give too many values to be listed: {sizes[0]:,}")
 
     def _add(self, name: str, states: list[np.ndarray], **given: Any) -> int:
         """Add a source of `states` [state, d_model]; its number."""
@@ -212,6 +233,9 @@ class Ideal:
             name = f"a group of {len(units)} hidden units of layer {layer}"
             readings = [self._read(first[:, units], bias[units], kind) for kind in POSITIONS]
             reads = [reading.combined(name) for reading in readings]
+            for part in reads:
+                self.check_entries(name, len(part), second.shape[1])
+                self.budget.spend(*part.shape, second.shape[1])
             states, gives = zip(*(_distinct(np.maximum(part, 0) @ second[units], name) for part in reads), strict=True)
             table = gives[ORDINARY].reshape([len(part) for part in readings[ORDINARY].products])
             found.append((units, reads, gives, (name, list(states), sources, table)))
@@ -257,9 +281,9 @@ class Ideal:
 _ATTENTION = ("query", "key", "value", "linear")
 
 
-def token_rows(weights: TracrWeights) -> tuple[list[int], list[int]]:
-    """Rows of the token embedding at ordinary positions, by token, and at BOS. No position that counts holds pad."""
-    tokens = sorted(weights.input_vocab, key=repr)
+def token_rows(weights: TracrWeights, tokens: Sequence[Value]) -> tuple[list[int], list[int]]:
+    """Rows of the token embedding at ordinary positions, of `tokens` in their order, and at BOS. Pad is at none that
+    counts."""
     return [weights.vocab.index(token) for token in tokens], [weights.vocab.index(weights.bos)]
 
 
@@ -333,14 +357,17 @@ class _Attention:
     def add_to(self, ideal: Ideal, number: int, compared: np.ndarray, moved: np.ndarray) -> Head:
         leak, averages = 0.0, False
         given: list[list[np.ndarray]] = [[], []]
+        width = self.written[BOS].shape[1]
         for kind in POSITIONS:
             if kind == BOS and self.is_causal:  # which attends to itself alone
                 given[kind].append(self.written[BOS])
                 continue
             for number, query in enumerate(self.query.states[kind]):
                 own = self.own[number] if kind == ORDINARY else -np.inf
+                ideal.budget.spend(len(self.key.states[ORDINARY]) + len(self.joint.keys), 2, len(self.joint.keys))
                 for means, more, is_mean in self._attended(query, own):
                     given[kind].append(means)
+                    ideal.check_entries(self.name, sum(map(len, given[kind])), width)
                     leak, averages = max(leak, more), averages or is_mean
         states = [_distinct(np.concatenate(part), self.name)[0] for part in given]
         # With a causal mask, what a query attends to depends on where it stands.
