@@ -7,6 +7,7 @@ For studies that ask whether a certificate is true.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,13 +17,10 @@ from trade_hf.rasp.functions import Value
 SHOWN = 0.1  # the least logit of a value that is shown; where none is, the answer is None
 APART = 1e-3  # numbers that differ by no more are the same
 
-Answers = list[list[Value | None | str]]  # by input and position
-NOT_FINITE = "not finite"
-
 
 def logits_of(weights: TracrWeights, inputs: np.ndarray, dtype: type = np.float32) -> np.ndarray:
     """[input, position, output] of inputs of one length, rows of the token embedding [input, position]."""
-    part = {name: tensor.astype(dtype) for name, tensor in weights.tensors.items()}
+    part: dict[str, np.ndarray] = {name: tensor.astype(dtype) for name, tensor in weights.tensors.items()}
     rows = np.insert(inputs, 0, weights.vocab.index(weights.bos), axis=1)
     x = part["token_embed/embeddings"][rows] + part["pos_embed/embeddings"][: rows.shape[1]]
     heads, size = weights.num_heads, weights.key_size
@@ -70,7 +68,7 @@ def tracr_logits(weights: TracrWeights, tokens: Sequence[Value]) -> np.ndarray:
         module, _, kind = name.rpartition("/")
         if module.startswith("transformer/"):
             params.setdefault(module, {})[kind] = tensor
-    forward = hk.without_apply_rng(
+    forward: Any = hk.without_apply_rng(
         hk.transform(lambda x, mask: model.Transformer(config, name="transformer")(x, mask, use_dropout=False).output)
     )
     output = forward.apply(params, embedded[None], np.ones((1, len(rows)), np.int32))
@@ -106,7 +104,8 @@ def differ(meant: np.ndarray, given: np.ndarray, values: tuple[tuple | None, tup
         return True
     if values[0] is None or values[1] is None:
         return bool((np.abs(meant - given) > APART).any())
-    decoded = [[of[code] for code in logits.argmax(-1)] for of, logits in zip(values, (meant, given), strict=True)]
+    pairs = ((values[0], meant), (values[1], given))
+    decoded = [[of[code] for code in logits.argmax(-1).tolist()] for of, logits in pairs]
     shows = meant.max(-1) > SHOWN
     return any(
         (one != other) if is_shown else logits.max() > SHOWN
