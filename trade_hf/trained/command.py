@@ -16,7 +16,7 @@ def add_options(parser: ArgumentParser) -> None:
     """Adds what `trade decompile` takes for a trained model."""
     group = parser.add_argument_group("trained models (a folder with model.safetensors, config.json, domain.json)")
     group.add_argument("--domain", type=Path, metavar="FILE", help="inputs and answers (default: FOLDER/domain.json)")
-    group.add_argument("--seconds", type=float, default=None, help="after which the search ends (default 60)")
+    group.add_argument("--seconds", type=float, default=None, help="of processor time, of the search (default 60)")
     group.add_argument("--save-program", type=Path, metavar="FILE", help="write the program as Python for tracr")
     group.add_argument("--quiet", action="store_true", help="no progress on standard error")
 

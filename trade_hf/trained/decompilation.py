@@ -220,7 +220,7 @@ def decompile_trained(
     Args:
       source: a folder with `model.safetensors` and `config.json`, or a model (see `Transformer.of`).
       domain: inputs and answers: a Domain, what `domain.json` holds, or its path; default: `domain.json` in the folder.
-      seconds, steps: after which the search ends with the best program so far.
+      seconds, steps: of processor time, and s-ops, after which the search ends with the best program so far.
       seed: of the samples.
       progress: called with a line of text now and then.
       with_mechanism: whether to look for where in the model each line is.

@@ -34,6 +34,8 @@ class Grower:
         self.same = space.select("k == q", TOKENS, TOKENS)
         self.occurrences = self._occurrences()
         self.lengths: list[Node] = []
+        self.counts: list[Node] = []  # how often each token occurs
+        self.holding: list[Node] = []  # tests of the token here
 
     def _low_tokens(self) -> Node:
         """Tokens with special ones as -1, below all others; the tokens themselves where there are no special ones."""
@@ -73,10 +75,58 @@ class Grower:
             for where in self.positions:
                 if (both := space.both(selector, where)) is not None:
                     self._read(both, [TOKENS, INDICES])
+        self._extremes()
+        self._differences()
         for text in ("k == q - 2", *(f"k == {place}" for place in range(min(space.tokens.shape[1], 6)))):
             if (node := space.select(text, INDICES, INDICES)) is not None:
                 space.gather(node, TOKENS)
-        self.tests([TOKENS, INDICES])
+        self.holding = self.tests([TOKENS])[: 2 * MOST_CONSTANTS]
+        self.tests([INDICES])
+
+    def _extremes(self) -> None:
+        """Means of powers of tokens: the largest token outweighs all others, as in a sharp softmax."""
+        space, base = self.space, self.space.tokens.shape[1] + 1
+        highest = space.vocab[-1]
+        if base ** (highest + 1) > 2**50:
+            return
+        for text in (f"{base} ** x", f"{base} ** ({highest} - x)"):
+            powers = space.map(text, self.low if text.endswith("x") else TOKENS)
+            for where in (self.everywhere, *self.positions[1:]):
+                if powers is not None and where is not None:
+                    space.mean(where, powers)
+
+    def _differences(self) -> None:
+        """How much more often one token occurs than another, everywhere and so far."""
+        space, up_to = self.space, self.space.select("k <= q", INDICES, INDICES)
+        for where in {None, None if space.causal else up_to}:
+            counts = []
+            for token in space.vocab[:6]:
+                selector = space.both(space.select(f"k == {token}", TOKENS, TOKENS), where)
+                count = None if selector is None else space.width(selector)
+                counts += [] if count is None else [count]
+            self.counts += counts
+            for place, second in enumerate(counts):
+                for first in counts[:place]:
+                    space.pair("x - y", first, second)
+
+    def grams(self) -> list[Node]:
+        """Two and three tokens in a row as one number, and tests of them."""
+        space, count = self.space, max(self.space.tokens.max(), 1) + 1
+        selector = space.select("k == q - 1", INDICES, INDICES)
+        before = None if selector is None else space.gather(selector, TOKENS)
+        if selector is None or before is None or len(space.vocab) > 4:
+            return []
+        two = space.pair(f"{count} * x + y", before, TOKENS, Kind.TOKEN)
+        earlier = None if two is None else space.gather(selector, two)
+        three = None if earlier is None else space.pair(f"{count} * x + y", earlier, TOKENS, Kind.TOKEN)
+        found = []
+        for node in (two, three if len(space.vocab) < 3 else None):
+            if node is None:
+                continue
+            for value in np.unique(space.values[node][space.run.is_token]).astype(int)[:40]:
+                test = space.map(f"x == {value}", node, Kind.TRUTH)
+                found += [] if test is None else [test]
+        return found
 
     def _token_selectors(self) -> Iterator[Node]:
         space, low = self.space, self.low
@@ -98,12 +148,12 @@ class Grower:
 
     # ------------------------------------------------------------ functions
 
-    def tests(self, pool: Sequence[Node]) -> None:
-        """Tests of one s-op against constants."""
-        space = self.space
+    def tests(self, pool: Sequence[Node]) -> list[Node]:
+        """Tests of one s-op against constants; those for equality."""
+        space, equal = self.space, []
         for node in pool:
             if self.is_over():
-                return
+                return equal
             kind = space.kinds[node]
             if kind is Kind.TRUTH:
                 space.map("not x", node, Kind.TRUTH)
@@ -111,13 +161,15 @@ class Grower:
             values = np.unique(space.values[node][space.run.is_token])
             constants = [int(v) for v in values if float(v).is_integer()][:MOST_CONSTANTS]
             for constant in constants:
-                space.map(f"x == {constant}", node, Kind.TRUTH)
+                test = space.map(f"x == {constant}", node, Kind.TRUTH)
+                equal += [] if test is None else [test]
             for constant in constants[1:]:
                 space.map(f"x >= {constant}", node, Kind.TRUTH)
             if len(constants) == len(values) > 2:
                 space.map("x % 2", node, Kind.NUMBER)
                 if len(values) > 3:
                     space.map("x % 3", node, Kind.NUMBER)
+        return equal
 
     def comparisons(self, pool: Sequence[Node]) -> None:
         """Functions of two s-ops that are alike."""
@@ -130,7 +182,7 @@ class Grower:
                 if space.cost(first, second) >= MOST_COST:
                     continue
                 if kinds == (Kind.TOKEN, Kind.TOKEN):
-                    texts = ("x == y", "x < y", "x > y")
+                    texts = ("x == y", "x < y", "x > y", "x != y")
                 elif kinds == (Kind.TRUTH, Kind.TRUTH):
                     texts = ("x and y", "x or y", "x == y")
                 elif all(kind.is_numeric for kind in kinds):
@@ -158,10 +210,12 @@ class Grower:
             for where in self.positions:
                 if (both := space.both(key, where)) is not None:
                     self._read(both, [TOKENS])
-            up_to = next((n for n in (space.select("k <= q", INDICES, INDICES),) if n is not None), None)
-            self.last_of(truth, space.both(key, None if space.causal else up_to), [TOKENS, INDICES])
+            up_to = None if space.causal else space.select("k <= q", INDICES, INDICES)
+            self.last_of(truth, space.both(key, up_to), [TOKENS, INDICES])
             if not space.causal:
-                self.first_of(key, [TOKENS, INDICES])
+                after = space.select("k == q + 1", INDICES, INDICES)
+                following = None if after is None else space.gather(after, TOKENS)
+                self.first_of(key, [TOKENS, INDICES, *([following] if following is not None else [])])
 
     def last_of(self, truth: Node, selector: Node | None, values: Iterable[Node]) -> None:
         """What stands at the last position up to this one where `truth` holds, and at the first one."""

@@ -26,7 +26,9 @@ MOST_TESTS = 8_000
 MOST_RULES = 5
 MOST_IN_TABLES = 240  # nodes that tables are made of
 MOST_SAMPLED = 500  # answers that say which node to take next
+MOST_STAIRS = 9  # answers that are told apart by thresholds of one number
 MOST_TABLED = 4  # nodes of one table
+BEAM = 6  # of them that are looked at further
 FEW_VALUES = 40  # of a node that tests are made of
 
 
@@ -88,6 +90,7 @@ class Solver:
         self.coded: list[np.ndarray] = []
         self.sizes: list[int] = []
         self.bound = np.inf  # description length of the best candidate so far
+        self.partial: list[tuple[int, ...]] = []  # nodes whose table gives most answers
         self._tried: set[tuple[int, int]] = set()
         self._seen: set[bytes] = set()
         self._tests = np.zeros((0, len(self.codes)), bool)
@@ -140,8 +143,21 @@ class Solver:
         if name is not None:
             yield self.candidate(node, (Line(Op.MAP, (node,), Expression(name, ("x",))),))
             return
+        changes = np.flatnonzero(np.diff(answers))
+        if len(changes) + 1 == len(self.classes) < MOST_STAIRS:
+            yield self.stairs(node, (values[changes] + values[changes + 1]) / 2, answers[np.append(changes, -1)])
         if table := self.table(values.tolist(), answers, ("x",)):
             yield self.candidate(node, (Line(Op.MAP, (node,), table),))
+
+    def stairs(self, node: Node, thresholds: np.ndarray, answers: np.ndarray) -> Candidate:
+        """The candidate whose answers rise or fall with a number, from one threshold to the next."""
+        shown = [self.cells.shown(answer) for answer in answers]
+        extra = [Line(Op.MAP, (node,), Expression(f"{shown[1]} if x >= {thresholds[0]:g} else {shown[0]}", ("x",)))]
+        for threshold, answer in zip(thresholds[1:], shown[2:], strict=True):
+            text = f"{answer} if x >= {threshold:g} else y"
+            last = FIRST_EXTRA - len(extra) + 1
+            extra.append(Line(Op.SEQUENCE_MAP, (node, last), Expression(text, ("x", "y"))))
+        return self.candidate(node, tuple(extra))
 
     def table(self, keys: list, answers: np.ndarray, names: tuple[str, ...]) -> Table | None:
         """The table of keys and answers, the most frequent answer its default; None where it is too large."""
@@ -359,23 +375,35 @@ class Solver:
     # ------------------------------------------------------------ tables
 
     def tables(self) -> Iterator[Candidate]:
-        """Tables of up to five nodes, chosen one after the other by how much of the answers' entropy they take."""
+        """Tables of up to four nodes, by a beam search: right answers first, then few cells and few lines."""
         whole = [n for n in range(len(self.nodes)) if self.sizes[n] <= 2 * FEW_VALUES and _is_whole(self.found[n])]
-        whole = (
-            sorted(whole, key=lambda n: (0.01 * self.costs[n] - self.purity[n], n))[: MOST_IN_TABLES // 2]
-            + sorted(whole, key=lambda n: (self.costs[n], -self.purity[n], n))[: MOST_IN_TABLES // 2]
-        )
+        by_purity = sorted(whole, key=lambda n: (0.01 * self.costs[n] - self.purity[n], n))[: MOST_IN_TABLES // 2]
+        by_cost = sorted(whole, key=lambda n: (self.costs[n], -self.purity[n], n))[: MOST_IN_TABLES // 2]
+        whole = list(dict.fromkeys([*by_purity, *by_cost]))
         few = np.random.RandomState(0).permutation(len(self.codes))[:MOST_SAMPLED]
-        for first in whole[:4]:
-            chosen, joint = [first], self.coded[first]
-            while len(chosen) < MOST_TABLED and not _is_pure(joint, self.codes, len(self.classes)):
-                best = min(whole, key=lambda n: (self._impurity(joint[few], n, few) + 0.004 * self.costs[n], n))
-                if best in chosen:
-                    break
-                chosen.append(best)
-                joint = np.unique(joint * self.sizes[best] + self.coded[best], return_inverse=True)[1]
-            if len(chosen) > 1 and _is_pure(joint, self.codes, len(self.classes)):
-                yield from self._packed(chosen)
+        beam: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+        self.partial = []
+        for _ in range(MOST_TABLED):
+            grown: dict[frozenset[int], tuple[float, tuple[int, ...]]] = {}
+            for _, chosen in beam:
+                joint = self._joint(chosen)
+                for node in whole:
+                    if node not in chosen and frozenset((*chosen, node)) not in grown:
+                        score = self._impurity(joint[few], node, few)
+                        score += 0.004 * self.space.cost(*(self.nodes[n] for n in (*chosen, node)))
+                        grown[frozenset((*chosen, node))] = score, (*chosen, node)
+            beam = sorted(grown.values())[:BEAM]
+            self.partial += [chosen for _, chosen in beam[:2] if len(chosen) > 1]
+            for _, chosen in beam:
+                if len(chosen) > 1 and _is_pure(self._joint(chosen), self.codes, len(self.classes)):
+                    yield from self._packed(chosen)
+
+    def _joint(self, chosen: Sequence[int]) -> np.ndarray:
+        """[answer] a code of the values of several nodes at once."""
+        joint = np.zeros(len(self.codes), np.int64)
+        for number in chosen:
+            joint = np.unique(joint * self.sizes[number] + self.coded[number], return_inverse=True)[1]
+        return joint
 
     def _impurity(self, joint: np.ndarray, number: int, few: np.ndarray) -> float:
         """The share of a few answers that the best table of what is joint and a node gets wrong, and its size."""
@@ -383,7 +411,8 @@ class Solver:
         codes = joint * self.sizes[number] + self.coded[number][few]
         table = np.bincount(codes * count + self.codes[few]).astype(np.int32)
         table = np.concatenate([table, np.zeros(-len(table) % count, np.int32)]).reshape(-1, count).max(1)
-        return 1 - table.sum() / len(few) + 0.0003 * np.count_nonzero(table)
+        cells = np.count_nonzero(table) / max(self.cells.most_cells, 1)
+        return 1 - table.sum() / len(few) + max(0.15 * cells, 0.0003 * np.count_nonzero(table))
 
     def nearest(self) -> Iterator[Candidate]:
         """Programs that give most answers of the sample: functions and tables of one node, and the commonest answer."""
@@ -392,23 +421,26 @@ class Solver:
             values = np.unique(self.found[number])
             table = np.bincount(self.coded[number] * count + self.codes, minlength=len(values) * count)
             yield from self.unary(number, values, self.classes[table.reshape(-1, count).argmax(1)])
+        for chosen in self.partial:
+            yield from self._packed(chosen)
         commonest = np.full(1, self.classes[np.bincount(self.codes).argmax()])
         yield from self.unary(0, np.unique(self.found[0])[:1], commonest)
 
-    def _packed(self, chosen: list[int]) -> Iterator[Candidate]:
-        """A table of several nodes: they are packed into one number first."""
+    def _packed(self, chosen: Sequence[int]) -> Iterator[Candidate]:
+        """A table of several nodes, packed into one number first; where it is not pure, of the commonest answers."""
         extra: list[Line] = []
         code, last = self.found[chosen[0]], self.nodes[chosen[0]]
         for number in chosen[1:-1]:
-            factor = int(self.found[number].max() - min(self.found[number].min(), 0)) + 1
+            least = min(self.found[number].min(), 0)
+            factor = int(self.found[number].max() - least) + 1
             text = f"{factor} * x + y"
             extra.append(Line(Op.SEQUENCE_MAP, (last, self.nodes[number]), Expression(text, ("x", "y"))))
             code, last = factor * code + self.found[number], FIRST_EXTRA - len(extra) + 1
-        final = self.found[chosen[-1]]
-        keys, where = np.unique(np.stack([code, final]), axis=1, return_index=True)
-        answers = self.cells.answers[where]
-        table = self.table(list(map(tuple, keys.T.tolist())), answers, ("x", "y"))
-        if table is not None and len(np.unique(np.stack([code, final, self.cells.answers]), axis=1).T) == len(keys.T):
+        count = len(self.classes)
+        keys, places = np.unique(np.stack([code, self.found[chosen[-1]]]), axis=1, return_inverse=True)
+        votes = np.bincount(places.ravel() * count + self.codes, minlength=keys.shape[1] * count).reshape(-1, count)
+        table = self.table(list(map(tuple, keys.T.tolist())), self.classes[votes.argmax(1)], ("x", "y"))
+        if table is not None:
             extra.append(Line(Op.SEQUENCE_MAP, (last, self.nodes[chosen[-1]]), table))
             yield self.candidate(self.nodes[chosen[0]], tuple(extra))
 

@@ -18,20 +18,24 @@ from trade_hf.rasp.program import INDICES, TOKENS
 from trade_hf.trained.answers import Answers
 from trade_hf.trained.domain import Domain
 from trade_hf.trained.evidence import Evidence
+from trade_hf.trained.exceptions import LINES, with_exceptions
 from trade_hf.trained.grow import Grower
 from trade_hf.trained.program import Program
 from trade_hf.trained.shorten import shorten
-from trade_hf.trained.solve import CELLS_PER_LINE, MOST_LINES, Candidate, Solver, cells_of
+from trade_hf.trained.solve import CELLS_PER_LINE, MOST_LINES, Candidate, Cells, Solver, cells_of
 from trade_hf.trained.space import Kind, Node, Space
 from trade_hf.trained.transformer import Transformer
 
-SECONDS = 60.0
+SECONDS = 60.0  # of processor time
+PATIENT = 4.0  # how many times as much the search may take by the clock, on a busy machine
 STEPS = 120_000  # nodes of the space
 SAMPLE_PAIRS = 8_000  # of positions, of all inputs of the sample
 COUNTEREXAMPLES = 48  # inputs that join the sample at a time
 ROUNDS = ((6, 16), (12, 40), (24, 80), (48, 160))  # how many s-ops something is built on: of one kind, of all
 HELD_IN_LINES = 4  # by how many lines an s-op that the model holds fully comes before one that it does not hold
 PATIENCE = 4  # steps without a shorter program, once one is equal on all inputs
+NEAR = 0.02  # share of inputs on which a program may be wrong and yet be what the model follows, but for errors
+FEW_INPUTS = 40  # that a rule is sought on, where the model makes errors
 SHORT = 9.0  # a program of this description length is short enough to end the search
 TRIED = 12  # candidates of one step that are run on all inputs
 
@@ -65,7 +69,8 @@ class Search:
       model: the transformer.
       domain: inputs and answers.
       answers: the model's.
-      seconds, steps: after which it ends.
+      seconds: of processor time after which it ends, so that a busy machine finds the same.
+      steps: nodes after which it ends.
       progress: called with a line of text now and then.
     """
 
@@ -80,7 +85,8 @@ class Search:
         seed: int = 0,
     ) -> None:
         self.model, self.domain, self.answers = model, domain, answers
-        self.end, self.steps = time.monotonic() + seconds, steps
+        self.end, self.end_by_clock = time.process_time() + seconds, time.monotonic() + PATIENT * seconds
+        self.steps = steps
         self.progress = progress or (lambda text: None)
         self.best: Found | None = None
         self.sample = self._first_sample(np.random.RandomState(seed))
@@ -93,7 +99,8 @@ class Search:
         self._solver = self.solver()
 
     def is_over(self) -> bool:
-        return time.monotonic() > self.end or len(self.space.lines) > self.steps
+        is_late = time.process_time() > self.end or time.monotonic() > self.end_by_clock
+        return is_late or len(self.space.lines) > self.steps
 
     def run(self) -> Found:
         """The best program that was found."""
@@ -102,17 +109,31 @@ class Search:
             self.progress(f"{step}: {len(self.space.lines):,} s-ops and selectors")
             before = self.best
             self.solve()
+            if not self.is_whole():
+                self.solve_loosely(since)
             since = since + 1 if self.best is before else 0
             if self.is_over() or (self.is_whole() and self.best and (self.best.length <= SHORT or since >= PATIENCE)):
                 break
-        if self.best is None or self.best.wrong.any():
+            if self.is_near() and since >= PATIENCE:
+                break
+        if not self.is_whole():
             self.approximate()
+            self.list_exceptions()
         assert self.best is not None
         return self.best
 
     def is_whole(self) -> bool:
         """Whether a program of at most MOST_LINES lines is equal on all inputs."""
         return self.best is not None and not self.best.wrong.any() and len(self.best.program) <= MOST_LINES
+
+    def is_near(self) -> bool:
+        """Whether a short program is wrong on so few inputs that these can be listed."""
+        return (
+            self.best is not None
+            and self.best.wrong.mean() <= NEAR
+            and len(self.best.program) + LINES <= MOST_LINES
+            and self.best.program.table_cells + self.best.wrong.sum() <= self._solver.cells.most_cells
+        )
 
     # ------------------------------------------------------------ growing
 
@@ -157,7 +178,9 @@ class Search:
         grow.alike(grow.occurrences)
         grow.scores(grow.occurrences)
         yield "round 1, how often tokens occur"
+        grow.truths(grow.holding)
         grow.truths(self.pool(60, Kind.TRUTH))
+        grow.truths(grow.grams())
         yield "round 1, where something holds"
 
     def pool(self, most: int, *kinds: Kind) -> list[Node]:
@@ -197,10 +220,28 @@ class Search:
             self.space.extend(self.domain.tokens[counterexamples])
             self._solver = self.solver()
 
+    def solve_loosely(self, number: int) -> None:
+        """Looks for programs that give the answers of a few inputs, so that a model's own errors elsewhere do not hide
+        the rule that it follows else."""
+        if number >= 2 * PATIENCE or len(self.sample) < 2 * FEW_INPUTS:
+            return
+        rng = np.random.RandomState(len(self.space.lines))
+        cells = self._solver.cells
+        chosen = np.isin(cells.rows, rng.permutation(len(self.sample))[:FEW_INPUTS])
+        few = Cells(cells.rows[chosen], cells.places[chosen], cells.answers[chosen], cells.are_sets, cells.most_cells)
+        if len(np.unique(few.answers)) < 2:
+            return
+        solver = Solver(self.space, few)
+        for candidate in sorted(solver.solutions(self._usable()))[:TRIED]:
+            self.keep(self.check(candidate.program(self.space)))
+
+    def _usable(self) -> list[Node]:
+        nodes = [n for n, kind in self.space.kinds.items() if kind is not Kind.SELECTOR]
+        return [n for n in nodes if self.space.cost(n) < MOST_LINES + 3]
+
     def _candidates(self) -> Iterator[Candidate]:
         best = self.best.length if self.is_whole() and self.best else np.inf
-        nodes = [n for n, kind in self.space.kinds.items() if kind is not Kind.SELECTOR]
-        for candidate in self._solver.solutions([n for n in nodes if self.space.cost(n) < MOST_LINES + 3]):
+        for candidate in self._solver.solutions(self._usable()):
             if candidate.length < best + 4 * self.space.causal:
                 yield candidate
             if self.is_over():
@@ -234,9 +275,17 @@ class Search:
             self.best = found
             self.progress(f"{found.agreeing:,} of {len(found.wrong):,} inputs, {len(found.program)} lines")
 
+    def list_exceptions(self) -> None:
+        """Lists the inputs on which the best program is wrong, where they are few."""
+        assert self.best is not None
+        most = self._solver.cells.most_cells
+        program = with_exceptions(self.best.program, self.domain, self.answers, most)
+        if program is not None and len(program) <= MOST_LINES:
+            self.keep(self.check(program))
+
     def approximate(self) -> None:
-        """The best single table, where nothing gives all answers."""
-        list(self._solver.add([n for n, kind in self.space.kinds.items() if kind is not Kind.SELECTOR]))
+        """The best tables, where nothing gives all answers."""
+        list(self._solver.add(self._usable()))
         for candidate in self._solver.nearest():
             self.keep(self.check(candidate.program(self.space)))
 
