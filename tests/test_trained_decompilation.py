@@ -1,5 +1,6 @@
 """Trained transformers to programs: small models of the tests' own, each an oracle's word beside ours."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -19,22 +20,22 @@ NAMES = sorted(path.name for path in MODELS.iterdir())
 SECONDS = 100  # a search that ends is not told by the clock: it ends with a short program
 
 
-@pytest.fixture(scope="module")
-def results():
+@functools.cache
+def result_of(name):
     """Each model is decompiled once."""
-    return {name: decompile_trained(MODELS / name, seconds=SECONDS) for name in NAMES}
+    return decompile_trained(MODELS / name, seconds=SECONDS)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_small_program_is_equal_on_every_input(results, name):
-    result = results[name]
+def test_a_small_program_is_equal_on_every_input(name):
+    result = result_of(name)
     assert result.is_proven, result.certificate
     assert result.comparison.agreeing == result.comparison.inputs == len(Domain.load(MODELS / name / "domain.json"))
     assert len(result.program) <= 15 and result.program.table_cells < 0.05 * result.comparison.answers
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_transformer_lens_and_tracr_agree(results, name):
+def test_transformer_lens_and_tracr_agree(name):
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     config = json.loads((MODELS / name / "config.json").read_text())
@@ -42,7 +43,7 @@ def test_transformer_lens_and_tracr_agree(results, name):
     hooked = HookedTransformer(HookedTransformerConfig(**config, device="cpu", init_weights=False))
     hooked.load_state_dict({**hooked.state_dict(), **model.parameters})
     domain, names = Domain.load(MODELS / name / "domain.json"), {}
-    exec(results[name].code, names)  # what tracr's own evaluator makes of the program
+    exec(result_of(name).code, names)  # what tracr's own evaluator makes of the program
     for row in np.random.RandomState(0).permutation(len(domain))[:60]:
         tokens = domain.input(row)
         with torch.no_grad():
@@ -56,8 +57,8 @@ def test_transformer_lens_and_tracr_agree(results, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_text_comes_back(results, name):
-    assert parse(results[name].code).code == results[name].code
+def test_text_comes_back(name):
+    assert parse(result_of(name).code).code == result_of(name).code
 
 
 def test_a_wrong_program_is_refuted_with_inputs():
@@ -121,16 +122,8 @@ def test_the_true_line_of_a_compiled_model_is_used_and_another_is_not():
 
 
 def test_selectors_have_the_head_that_follows_them():
-    result = mechanism(decompile_of("more_ones"), Transformer.load(MODELS / "more_ones"), domain_of("more_ones"))
-    assert all(line.where == "head 0.0" for line in result if line.where.startswith("head"))
-
-
-def decompile_of(name):
-    return decompile_trained(MODELS / name, seconds=SECONDS, with_mechanism=False).program
-
-
-def domain_of(name):
-    return Domain.load(MODELS / name / "domain.json")
+    heads = [line.where for line in result_of("more_ones").mechanism if line.where.startswith("head")]
+    assert heads and set(heads) == {"head 0.0"}
 
 
 # ---------------------------------------------------------------- the command line

@@ -139,7 +139,11 @@ def test_equal_values_are_one_node():
 
 @pytest.mark.parametrize(
     "x, answers, name",
-    [([0, 1, 2], [1, 2, 3], "x + 1"), ([0, 1, 2, 3], [0, 1, 0, 1], "x % 2 == 1"), ([-1, 0, 4], [0, 0, 4], "max(x, 0)")],
+    [
+        ([0, 1, 2], [1, 2, 3], "x + 1"),
+        ([0, 1, 2, 3], [0, 1, 0, 1], "x % 2 == 1"),
+        ([-1, 0, 3, 4], [0, 0, 3, 4], "max(x, 0)"),
+    ],
 )
 def test_names_of_one(x, answers, name):
     cells = Cells(np.arange(3), np.arange(3), np.array(answers, float), False, 3)

@@ -150,7 +150,8 @@ class Grower:
 
     def tests(self, pool: Sequence[Node]) -> list[Node]:
         """Tests of one s-op against constants; those for equality."""
-        space, equal = self.space, []
+        space = self.space
+        equal: list[Node] = []
         for node in pool:
             if self.is_over():
                 return equal
@@ -181,6 +182,7 @@ class Grower:
                 kinds = space.kinds[first], space.kinds[second]
                 if space.cost(first, second) >= MOST_COST:
                     continue
+                texts: tuple[str, ...]
                 if kinds == (Kind.TOKEN, Kind.TOKEN):
                     texts = ("x == y", "x < y", "x > y", "x != y")
                 elif kinds == (Kind.TRUTH, Kind.TRUTH):

@@ -498,9 +498,9 @@ def _unary_texts(x: np.ndarray, answers: np.ndarray, cells: Cells) -> Iterator[s
         return
     if len(classes) == 2:
         low, high = map(cells.shown, classes)
+        if (low, high) == ("0", "1"):
+            yield from _tests_of(x)
         for test in _tests_of(x):
-            if (low, high) == ("0", "1"):
-                yield test
             yield f"{high} if {test} else {low}"
             yield f"{low} if {test} else {high}"
     if cells.are_sets:
