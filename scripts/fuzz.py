@@ -3,7 +3,7 @@
 Run: python scripts/fuzz.py --files 2000 --texts 2000 --seed 0 --json results/fuzz.json
 
 Each case runs the command line in a process of its own, forked after all imports. A file is verified against the
-program that it was made of, and every tenth one is decompiled as well; a text is compiled, verified and scored. A case
+program that it was made of, and every twentieth one is decompiled as well; a text is compiled, verified and scored. A case
 is bad if it ends in anything but an exit status of the command line with at most one line of error (and the place in a
 text), takes more than 10 s of processor time, or more than 1 GB of resident memory, imports included.
 """
@@ -47,7 +47,7 @@ from trade_hf.rasp.text import to_text
 MOST_SECONDS, MOST_MB = 10.0, 1024
 KILLED_AFTER = 120  # seconds by the clock
 MEMORY_LIMIT = 6 * 2**30  # bytes of address space, so that no case harms the machine
-DECOMPILED = 10  # one file in so many
+DECOMPILED = 20  # one file in so many
 SAMPLES = 40  # programs that cases are made of
 
 Tensors = dict[str, np.ndarray]
@@ -65,8 +65,9 @@ def mutated_file(sample: Sample, rng: random.Random) -> tuple[str, bytes]:
     weights = compile_program(sample.program, sample.vocab, sample.max_seq_len)
     change = rng.choice([lambda w: w, permute_by(rng), rotate_by(rng), lambda w: compress(w, readable_dimensions(w))])
     weights = change(weights)
-    content = _saved(weights.save) if rng.random() < 0.7 else _saved(lambda path: lens.save(weights, path))
     kind = rng.choice([*BYTES, *METADATA, *TENSORS])
+    is_own = kind in WIDER or rng.random() < 0.7
+    content = _saved(weights.save if is_own else lambda path: lens.save(weights, path))
     if kind in BYTES:
         return kind, BYTES[kind](content, rng)
     tensors, metadata = read_tensors(content)
@@ -158,20 +159,14 @@ def _wider(what: str) -> Callable:
     """Zeros in place of nothing: more heads, hidden units or residual directions than any program has."""
 
     def mutate(tensors: Tensors, described: dict[str, Any], rng: random.Random) -> None:
-        more, d_model = int(10 ** rng.uniform(1, 5)), described_width(tensors)
-        more = min(more, 1_500_000 // max(1, d_model))
+        more = min(int(10 ** rng.uniform(1, 5)), 1_500_000 // tensors["token_embed/embeddings"].shape[1])
         for name, tensor in tensors.items():
             pads = [(0, more) if _grows(what, name, axis, tensor.ndim) else (0, 0) for axis in range(tensor.ndim)]
             tensors[name] = np.pad(tensor, pads)
         if what == "heads":
-            width = next(t.shape[1] for name, t in tensors.items() if name.endswith("query/w"))
-            described["num_heads"] = width
+            described["num_heads"] = tensors["transformer/layer_0/attn/query/w"].shape[1]
 
     return mutate
-
-
-def described_width(tensors: Tensors) -> int:
-    return next(t.shape[1] for name, t in tensors.items() if name.endswith(("token_embed/embeddings", "embed.W_E")))
 
 
 def _grows(what: str, name: str, axis: int, ndim: int) -> bool:
@@ -185,6 +180,11 @@ def _grows(what: str, name: str, axis: int, ndim: int) -> bool:
     return any(part in name for part in parts) and axis == (0 if into else ndim - 1)
 
 
+WIDER = {
+    "many heads": _wider("heads"),
+    "many hidden units": _wider("units"),
+    "many directions": _wider("directions"),
+}
 TENSORS: dict[str, Callable[[Tensors, dict[str, Any], random.Random], object]] = {
     "all zeros": _all(lambda tensor, rng: np.zeros_like(tensor)),
     "all ones": _all(lambda tensor, rng: np.ones_like(tensor)),
@@ -201,9 +201,7 @@ TENSORS: dict[str, Callable[[Tensors, dict[str, Any], random.Random], object]] =
     "one more": lambda tensors, described, rng: tensors.update(
         {rng.choice(["a", "transformer/layer_99/attn/query/w", "blocks.9.attn.W_Q"]): np.zeros((2, 2), np.float32)}
     ),
-    "many heads": _wider("heads"),
-    "many hidden units": _wider("units"),
-    "many directions": _wider("directions"),
+    **WIDER,
 }
 
 
@@ -254,26 +252,27 @@ def mutated_text(sample: Sample, rng: random.Random) -> tuple[str, str]:
 # ---------------------------------------------------------------- cases, each in a process of its own
 
 
-def run_file(sample: Sample, rng: random.Random, number: int, folder: Path) -> list[int]:
-    """The exit statuses of what is asked of a mutated file."""
+def run_file(sample: Sample, rng: random.Random, number: int, folder: Path) -> tuple[str, list[int]]:
+    """What was done to a file, and the exit statuses of what is asked of it."""
     file, program = folder / "model.safetensors", folder / "program.py"
-    file.write_bytes(mutated_file(sample, rng)[1])
+    mutation, content = mutated_file(sample, rng)
+    file.write_bytes(content)
     program.write_text(to_text(sample.program))
     statuses = [_trade("verify", file, program, "--write-certificate", folder / "certificate.json")]
     if number % DECOMPILED == 0:
         outputs = ("--report", folder / "report.html", "--figure", folder / "figure.svg")
         statuses.append(_trade("decompile", file, "--json", *outputs))
-    return statuses
+    return mutation, statuses
 
 
-def run_text(sample: Sample, rng: random.Random, number: int, folder: Path) -> list[int]:
-    """The exit statuses of what is asked of a mutated text."""
-    text, model = mutated_text(sample, rng)[1], folder / "model.safetensors"
+def run_text(sample: Sample, rng: random.Random, number: int, folder: Path) -> tuple[str, list[int]]:
+    """What was done to a text, and the exit statuses of what is asked of it."""
+    (mutation, text), model = mutated_text(sample, rng), folder / "model.safetensors"
     compile_program(sample.program, sample.vocab, sample.max_seq_len).save(model)
     (folder / "program.py").write_bytes(text.encode(errors="surrogatepass"))
     score(text, to_text(sample.program), sample.vocab, sample.max_seq_len)
     compiled = _trade("compile", folder / "program.py", "-o", folder / "compiled.safetensors")
-    return [compiled, _trade("verify", model, folder / "program.py")]
+    return mutation, [compiled, _trade("verify", model, folder / "program.py")]
 
 
 def _trade(*arguments: object) -> int:
@@ -290,12 +289,11 @@ def _shows_place(lines: list[str]) -> bool:
     return len(lines) == 3 and "column" in lines[0] and lines[2].strip() == "^"
 
 
-KINDS: dict[str, tuple[Callable, Callable]] = {"file": (mutated_file, run_file), "text": (mutated_text, run_text)}
+KINDS: dict[str, Callable] = {"file": run_file, "text": run_text}
 
 
 def run_case(kind: str, number: int, seed: int, samples: list[Sample]) -> dict[str, Any]:
     """One case in a forked process: what was done, how it ended, processor seconds, MB."""
-    _, run = KINDS[kind]
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -305,7 +303,8 @@ def run_case(kind: str, number: int, seed: int, samples: list[Sample]) -> dict[s
         sample, rng = samples[number % len(samples)], random.Random(f"{seed} {kind} {number}")
         try:
             with tempfile.TemporaryDirectory() as folder:
-                ended = {"statuses": run(sample, rng, number, Path(folder))}
+                mutation, statuses = KINDS[kind](sample, rng, number, Path(folder))
+                ended = {"mutation": mutation, "statuses": statuses}
         except BaseException:
             ended = {"traceback": traceback.format_exc()[-1_000:]}
         os.write(write, json.dumps(ended).encode())
@@ -315,9 +314,7 @@ def run_case(kind: str, number: int, seed: int, samples: list[Sample]) -> dict[s
         ended = json.loads(stream.read() or b"null") or {"traceback": "the process was killed"}
     used = os.wait4(child, 0)[2]
     seconds, mb = used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
-    sample, rng = samples[number % len(samples)], random.Random(f"{seed} {kind} {number}")
-    what = KINDS[kind][0](sample, rng)[0]
-    return {"kind": kind, "number": number, "mutation": what, **ended, "seconds": round(seconds, 2), "mb": round(mb)}
+    return {"kind": kind, "number": number, **ended, "seconds": round(seconds, 2), "mb": round(mb)}
 
 
 def run_cases(files: int, texts: int, seed: int, done: int = 0) -> Iterator[dict[str, Any]]:

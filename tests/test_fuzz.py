@@ -105,6 +105,6 @@ def test_a_case_that_fails_is_counted(script, monkeypatch):
     def fail(sample, rng, number, folder):
         raise RuntimeError("no idea")
 
-    monkeypatch.setitem(fuzz.KINDS, "text", (fuzz.mutated_text, fail))
+    monkeypatch.setitem(fuzz.KINDS, "text", fail)
     rows = list(fuzz.run_cases(files=0, texts=1, seed=0))
     assert "RuntimeError: no idea" in rows[0]["traceback"] and fuzz.summarise(rows)["tracebacks"] == 1

@@ -521,7 +521,7 @@ class Reader:
 
     @staticmethod
     def reads_exactly(key: np.ndarray, keys: Written) -> bool:
-        norms = np.linalg.norm(keys.vectors @ key, axis=1)
+        norms = np.linalg.norm((keys.vectors @ key).astype(np.float64), axis=1)  # squares may leave float32
         return bool(np.abs(norms - 1).max() < NEAR) and bool(
             abs((np.linalg.norm(key) ** 2) - len(keys.vectors) - 1) < 0.5
         )
