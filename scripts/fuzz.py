@@ -3,9 +3,9 @@
 Run: python scripts/fuzz.py --files 2000 --texts 2000 --seed 0 --json results/fuzz.json
 
 Each case runs the command line in a process of its own, forked after all imports. A file is verified against the
-program that it was made of, and every twentieth one is decompiled as well; a text is compiled, verified and scored. A case
-is bad if it ends in anything but an exit status of the command line with at most one line of error (and the place in a
-text), takes more than 10 s of processor time, or more than 1 GB of resident memory, imports included.
+program that it was made of, and every twentieth one is decompiled as well; a text is compiled, verified and scored. A
+case is bad if it ends in anything but an exit status of the command line with at most one line of error (and the place
+in a text), takes more than 10 s of processor time, or more than 1 GB of resident memory, imports included.
 """
 
 from __future__ import annotations
