@@ -412,6 +412,7 @@ def _foreign_row(
         "source": result.source.value,
         "seconds": round(result.seconds, 3),
         "certified": proven,
+        "limits": list(result.verdict.limits),
         "equivalent_in_one_precision": result.status is Status.EQUIVALENT_IN_ONE_PRECISION,
         "wrongly_certified": proven and _differs(result.program, weights),
         # Rounding has altered the model in this variant: its own program is not proven to be what it does either.

@@ -76,6 +76,7 @@ def test_decompile(model_file, tiny_checkpoint, capsys):
         "elsewhere",
         "faint",
         "departure",
+        "limits",
         "score",
         "candidates",
         "ended_by",

@@ -177,7 +177,7 @@ def test_registered_with_transformers(tiny_checkpoint, file):
     with pytest.raises(ValueError, match="max_candidates, budget_seconds, max_steps, got beams"):
         pipe(str(file), beams=3)
     few = pipe([str(file)], max_candidates=1)
-    verdict = {"code", "status", "proven", "certificate", "elsewhere", "faint", "departure"}
+    verdict = {"code", "status", "proven", "certificate", "elsewhere", "faint", "departure", "limits"}
     assert few[0].keys() == verdict | {"score", "candidates", "ended_by"}
 
 

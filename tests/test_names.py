@@ -206,6 +206,40 @@ def test_programs_are_recovered_at_any_exactness(case, exactness):
     assert result.status is Status.IDENTICAL
 
 
+@pytest.mark.parametrize(
+    ("exactness", "length", "words"),
+    [
+        (50, 6, "at exactness 50, v2 counts up to 4 of 6"),
+        (10, 4, "at exactness 10, v2 counts up to 1 of 4"),
+        (100, 6, None),
+        (1000, 6, None),
+    ],
+)
+def test_what_a_model_cannot_count_is_said(exactness, length, words):
+    """Beside the certificate, with the first input on which RASP says something else."""
+    program = parse(
+        """v1 = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.TRUE)
+program = rasp.numerical(rasp.SelectorWidth(v1))"""
+    )
+    weights = compile_program(program, (0, 1), length, exactness=exactness)
+    verdict = verify(program, permute(weights, 0))
+    assert verdict.status is Status.IDENTICAL
+    assert verdict.limits == (() if words is None else (words,))
+    assert (words is None) == (verdict.departure is None)
+    if words:
+        assert words in str(verdict) and verdict.to_dict()["limits"] == [words]
+        assert len(verdict.departure.first) == int(words.split("up to ")[1][0]) + 1
+        assert words[1:] in report(decompile(weights), weights, "model", ())
+
+
+def test_numbers_too_close_are_said():
+    case = next(case for case in CASES if case.name.startswith("fraction of previous"))
+    text = "\n".join(line.strip() for line in case.lines.splitlines()) + "\nprogram = rasp.Map(lambda x: x == 1, v3)"
+    for exactness, words in ((1.9, ("at exactness 1.9, v4 may take 0.5 for 1",)), (100, ())):
+        program = parse(text)
+        assert verify(program, compile_program(program, VOCAB, LENGTH, exactness=exactness)).limits == words
+
+
 def test_command_line(tmp_path, capsys):
     program, model = tmp_path / "program.py", tmp_path / "model.safetensors"
     program.write_text(COUNTING)

@@ -123,7 +123,7 @@ class Decompilation:
         row = self.verdict.to_dict()
         return {
             "code": self.code,
-            **{name: row[name] for name in ("status", "proven", "certificate", *self.verdict.reservations)},
+            **{name: row[name] for name in ("status", "proven", "certificate", *self.verdict.reservations, "limits")},
             "score": None if math.isnan(self.score) else round(self.score, 4),
             "candidates": self.candidates,
             "ended_by": self.ended_by.value,

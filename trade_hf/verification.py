@@ -42,7 +42,7 @@ import torch
 
 from trade_hf.compiled.comparison import TOLERANCE, compare
 from trade_hf.compiled.compiler import compile_like, compile_program
-from trade_hf.compiled.faithful import check_numbers, may_depart
+from trade_hf.compiled.faithful import check_numbers, limits, may_depart
 from trade_hf.compiled.forward import ALIKE, Output, run
 from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.weights import COLDNESS, TracrWeights, WeightsError
@@ -138,6 +138,7 @@ class Verdict:
         output's, some value. Noise makes such models.
       departure: the inputs on which the program, read as RASP, gives another answer than what Tracr compiles of it.
         The verdict is on what Tracr compiles.
+      limits: where there are such inputs, what the model cannot tell apart at its exactness, in words.
     """
 
     status: Status
@@ -152,6 +153,7 @@ class Verdict:
     elsewhere: Difference | None = None
     faint: Difference | None = None
     departure: Difference | None = None
+    limits: tuple[str, ...] = ()
 
     @property
     def is_verified(self) -> bool:
@@ -197,7 +199,7 @@ class Verdict:
             found.append(f"where the program gives None, the model decodes to a faint value on {self.faint}")
         if self.departure is not None:
             found.append(f"RASP itself gives another answer than Tracr's model on {self.departure}")
-        return found
+        return [*found, *self.limits]
 
 
 def json_value(value: Any) -> Any:
@@ -279,7 +281,9 @@ class Verifier:
         """What `compare` gave of a program, with a look at whether RASP says what Tracr makes of it."""
         if verdict.status in (Status.NOT_COMPARABLE, Status.REFUTED):
             return verdict
-        return replace(verdict, departure=_departure(self._side(program), self.inputs.looked_at))
+        side = self._side(program)
+        departure = _departure(side, self.inputs.looked_at)
+        return replace(verdict, departure=departure, limits=limits(side.tables, side.compiled) if departure else ())
 
     def _side(self, program: Program) -> _ProgramSide:
         return _ProgramSide(program, compile_like(program, self.weights))

@@ -149,7 +149,7 @@ def certificate_html(certificate: Certificate) -> Html:
 
 def reservations_html(verdict: Verdict) -> Html:
     """What the verdict is to be read with: where the precisions disagree, faint outputs, and where RASP itself says
-    something else; with the first input of each."""
+    something else, with the first input of each; and what the model cannot tell apart."""
     titles = {
         "elsewhere": "Where they differ in the other precision",
         "faint": "Where the program gives None and the model something faint",
@@ -162,6 +162,7 @@ def reservations_html(verdict: Verdict) -> Html:
             rows = _rows_of_outputs(difference.first, difference.expected, difference.got)
             head = ["position", "token", *sides.get(name, ("program", "model")), ""]
             found.append(table(head, rows, f"{titles[name]}: {difference}"))
+    found += [element("p", limit[:1].upper() + limit[1:], ".", class_="note") for limit in verdict.limits]
     return join(found)
 
 
