@@ -283,10 +283,10 @@ class Verifier:
             return verdict
         side = self._side(program)
         departure = _departure(side, self.inputs.looked_at)
-        return replace(verdict, departure=departure, limits=limits(side.tables, side.compiled) if departure else ())
+        return replace(verdict, departure=departure, limits=limits(side.tables, side.exactness) if departure else ())
 
     def _side(self, program: Program) -> _ProgramSide:
-        return _ProgramSide(program, compile_like(program, self.weights))
+        return _ProgramSide(program, compile_like(program, self.weights), self.weights.exactness)
 
 
 def verify_programs(
@@ -362,17 +362,17 @@ class _ProgramSide:
 
     is_model = False
 
-    def __init__(self, program: Program, compiled: TracrWeights) -> None:
+    def __init__(self, program: Program, compiled: TracrWeights, exactness: float = EXACTNESS) -> None:
         self.tables = tabulate(program, compiled.input_vocab, compiled.max_seq_len)
-        self.compiled = compiled
+        self.compiled, self.exactness = compiled, exactness
         # In wide heads, the softmax leaves so much on BOS that averages are others than in RASP.
         leak = compiled.max_seq_len * math.exp(-BOS_LOGIT / math.sqrt(compiled.key_size))
-        steepness = max(1.0, compiled.exactness / EXACTNESS)  # a step multiplies what is left by it
-        self.departs = may_depart(self.tables, compiled.exactness) or leak * steepness > TOLERANCE
+        steepness = max(1.0, exactness / EXACTNESS)  # a step multiplies what is left by it
+        self.departs = may_depart(self.tables, exactness) or leak * steepness > TOLERANCE
 
     def __call__(self, inputs: np.ndarray) -> dict[str, _Answer]:
         """By precision: what RASP says, but where that is not to be had from Tracr, what Tracr makes of it."""
-        meant = evaluate(self.tables, inputs, causal=self.compiled.causal, exactness=self.compiled.exactness)
+        meant = evaluate(self.tables, inputs, causal=self.compiled.causal, exactness=self.exactness)
         contrast = np.ones(meant.codes.shape) if meant.values is None else (meant.codes >= 0).astype(np.float64)
         said = _Answer(meant.codes, contrast, meant.values)
         rows = np.flatnonzero(~meant.valid | self.departs)
@@ -382,7 +382,7 @@ class _ProgramSide:
 
     def says_what_it_gives(self, inputs: np.ndarray) -> np.ndarray:
         """[input]: whether RASP certainly says what the compiled program gives."""
-        meant = evaluate(self.tables, inputs, causal=self.compiled.causal, exactness=self.compiled.exactness)
+        meant = evaluate(self.tables, inputs, causal=self.compiled.causal, exactness=self.exactness)
         return meant.valid & meant.listed & (not self.departs) & (_largest_number(self.tables) <= MOST_EXACT)
 
     def run(self, inputs: np.ndarray, dtype: torch.dtype = torch.float32) -> _Answer:

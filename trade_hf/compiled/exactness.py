@@ -27,7 +27,8 @@ FAR = 8.0  # times how far off a quarter of all steps are: above, it is no step
 ORTHOGONAL = 1e-3  # of a length of 1: above, and more than noise explains, the basis is not orthogonal
 ROUNDING = 3e-5  # of an exactness, as a change of basis leaves it
 SPREADS = 5.0  # standard errors that an exactness may be off in noise
-MOST_UNITS = 2_048  # of a layer that are looked at: any two of them may be a step
+MOST_UNITS = 512  # of a layer that are looked at: any two of them may be a step
+ENOUGH = 64  # steps
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,12 @@ def exactness_of(weights: Any) -> float:
 
 
 def _steps(weights: Any) -> Iterator[_Steps]:
-    """Of each layer that has any."""
+    """Of each layer that has any, until there are enough."""
+    found = 0
     pad = weights.tensors["token_embed/embeddings"][weights.vocab.index(weights.pad)].astype(np.float64)
     for layer in range(weights.num_layers):
+        if found >= ENOUGH:
+            return
         first, second = (weights.layer(layer, f"mlp/linear_{i}/w").astype(np.float64) for i in (1, 2))
         used = np.flatnonzero(first.any(0) & second.any(1))[:MOST_UNITS]
         reads, biases = first.T[used], weights.layer(layer, "mlp/linear_1/b")[used]
@@ -92,6 +96,7 @@ def _steps(weights: Any) -> Iterator[_Steps]:
         if len(used) > 1:
             upper, lower = _pairs(units, second[used])
             if len(upper):
+                found += len(upper)
                 yield _Steps(layer, units[upper], units[lower])
 
 

@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from trade_hf.compiled.weights import TracrWeights
 from trade_hf.rasp.evaluate import EXACTNESS, counts_up_to, step_at, too_close
 from trade_hf.rasp.program import INDICES, TOKENS, Line, Op, Type, Variable, type_of, variable_name
 from trade_hf.rasp.tables import Table, Tables, UnsupportedError
@@ -61,10 +60,9 @@ def check_numbers(tables: Tables, tolerance: float) -> None:
                 )
 
 
-def limits(tables: Tables, compiled: TracrWeights) -> tuple[str, ...]:
-    """What the compiled model of a program cannot tell apart at its exactness, in words, line by line: widths beyond
+def limits(tables: Tables, exactness: float) -> tuple[str, ...]:
+    """What the compiled model of a program cannot tell apart at an exactness, in words, line by line: widths beyond
     what it counts, and numbers that are nearer to each other than two steps are wide."""
-    exactness = compiled.exactness
     lines, found = tables.program.lines, []
     for number in tables.program.live_lines:
         line, name = lines[number], variable_name(number)
