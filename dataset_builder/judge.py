@@ -72,7 +72,8 @@ def tracr_logits(weights: TracrWeights, tokens: Sequence[Value]) -> np.ndarray:
         hk.transform(lambda x, mask: model.Transformer(config, name="transformer")(x, mask, use_dropout=False).output)
     )
     output = forward.apply(params, embedded[None], np.ones((1, len(rows)), np.int32))
-    return (np.asarray(output)[0] @ weights.unembedding)[1:]
+    with np.errstate(all="ignore"):
+        return (np.asarray(output)[0] @ weights.unembedding)[1:]
 
 
 def answers_of(
