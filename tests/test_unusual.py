@@ -16,7 +16,7 @@ from trade_hf.compiled.transforms import compress, permute, readable_dimensions,
 from trade_hf.decompiler import decompile, spelled
 from trade_hf.rasp.text import parse
 from trade_hf.search import lifted_programs
-from trade_hf.verification import verify
+from trade_hf.verification import Status, verify
 
 VOCAB, LENGTH = (0, 1, 2, 3), 4
 VARIANTS = {
@@ -82,9 +82,9 @@ v2 = rasp.numerical(rasp.Map(lambda x: {dict(enumerate(TENTHS[::-1]))}.get(x), r
 v3 = rasp.numerical(rasp.LinearSequenceMap(v1, v2, 1, 1))
 program = rasp.Map(lambda x: { {x + y: int(x + y > 0.25) for x in TENTHS for y in TENTHS} }.get(x), v3)""",
     "a logarithm, which is no fraction": """v1 = rasp.numerical(rasp.Map(
-    lambda x: {0: 0.6931471805599453, 1: 1.0986122886681098, 2: 0.30102999566, 3: 1}.get(x), rasp.tokens))
+    lambda x: {0: 0.6931471805599453, 1: 1.0986122886681098, 2: 0.3010299956639812, 3: 1}.get(x), rasp.tokens))
 v2 = rasp.numerical(rasp.Map(
-    lambda x: {0.6931471805599453: 2, 1.0986122886681098: 1, 0.30102999566: 0, 1: 4}.get(x), v1))
+    lambda x: {0.6931471805599453: 2, 1.0986122886681098: 1, 0.3010299956639812: 0, 1: 4}.get(x), v1))
 program = v2""",
     "fractions that are close": """v1 = rasp.numerical(rasp.Map(
     lambda x: {0: 0.25, 1: 0.3, 2: 0.28, 3: 0.5}.get(x), rasp.tokens))
@@ -146,6 +146,11 @@ def test_random_ones(variant):
         if not is_found(weights) and verify(item.program, weights).is_verified:
             lost.append(item.name)
     assert len(lost) <= 1, lost
+
+
+def test_logarithms_are_read_to_the_last_digit():
+    weights = permute(compile_program(parse(LOST["a logarithm, which is no fraction"]), VOCAB, LENGTH), 1)
+    assert verify(next(lifted_programs(weights)), weights).status is Status.IDENTICAL
 
 
 def test_a_program_that_cannot_be_read_costs_no_other(tiny_checkpoint, monkeypatch):
