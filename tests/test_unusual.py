@@ -82,9 +82,10 @@ v2 = rasp.numerical(rasp.Map(lambda x: {dict(enumerate(TENTHS[::-1]))}.get(x), r
 v3 = rasp.numerical(rasp.LinearSequenceMap(v1, v2, 1, 1))
 program = rasp.Map(lambda x: { {x + y: int(x + y > 0.25) for x in TENTHS for y in TENTHS} }.get(x), v3)""",
     "a logarithm, which is no fraction": """v1 = rasp.numerical(rasp.Map(
-    lambda x: {0: 0.6931471805599453, 1: 1.0986122886681098, 2: 0.3010299956639812, 3: 1}.get(x), rasp.tokens))
+    lambda x: {0: 0.6931471805599453, 1: 1.0986122886681098, 2: 0.3010299956639812, 3: 3.141592653589793}.get(x),
+    rasp.tokens))
 v2 = rasp.numerical(rasp.Map(
-    lambda x: {0.6931471805599453: 2, 1.0986122886681098: 1, 0.3010299956639812: 0, 1: 4}.get(x), v1))
+    lambda x: {0.6931471805599453: 2, 1.0986122886681098: 1, 0.3010299956639812: 0, 3.141592653589793: 4}.get(x), v1))
 program = v2""",
     "fractions that are close": """v1 = rasp.numerical(rasp.Map(
     lambda x: {0: 0.25, 1: 0.3, 2: 0.28, 3: 0.5}.get(x), rasp.tokens))

@@ -640,24 +640,26 @@ def _lines_up(start: np.ndarray, steps: _Steps) -> Iterator[list[tuple[int, ...]
 
 
 # Numbers that programs hold beside fractions; weights, which are float32, do not tell all of their digits.
-_CONSTANTS = sorted(
-    {function(k) for function in (math.log, math.log2, math.log10, math.sqrt) for k in range(2, 21)}
-    | {math.exp(k) for k in range(1, 6)}
-    | {math.pi, math.tau, math.pi / 2}
-)
+_FUNCTIONS = (math.log, math.log2, math.log10, math.sqrt)
+_CONSTANTS = [
+    *(value for function in _FUNCTIONS for k in range(2, 21) if not (value := function(k)).is_integer()),
+    *(math.exp(k) for k in range(1, 6)),
+    *(math.pi, math.tau, math.pi / 2),
+]
 
 
 def _tidy(number: float) -> float:
-    """The simple fraction that rounding hides, if there is one; whole numbers as such; else the constant that it hides.
-    Of other numbers, as logarithms, some fraction is always near, but not as near as this."""
+    """The whole number, the constant or the simple fraction that rounding hides, if there is one. Some fraction is
+    always near, but not as near as this."""
+    nearest = min(_CONSTANTS, key=lambda constant: abs(constant - abs(number)))
+    if abs(nearest - abs(number)) <= ROUNDING * max(1.0, nearest):  # before fractions: pi is not 355 / 113
+        return math.copysign(nearest, number)
     for denominator in range(1, LARGEST_DENOMINATOR + 1):
         numerator = round(number * denominator)
         off = abs(numerator - number * denominator)
         if off <= ROUNDING * max(denominator, abs(numerator)) and off * denominator <= CHANCE:
             return numerator if denominator == 1 else numerator / denominator
-    nearest = min(_CONSTANTS, key=lambda constant: abs(constant - abs(number)))
-    is_constant = abs(nearest - abs(number)) <= ROUNDING * max(1.0, nearest)
-    return math.copysign(nearest, number) if is_constant else float(number)
+    return float(number)
 
 
 def _as_numbers(read: list[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
