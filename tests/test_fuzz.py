@@ -108,3 +108,9 @@ def test_a_case_that_fails_is_counted(script, monkeypatch):
     monkeypatch.setitem(fuzz.KINDS, "text", fail)
     rows = list(fuzz.run_cases(files=0, texts=1, seed=0))
     assert "RuntimeError: no idea" in rows[0]["traceback"] and fuzz.summarise(rows)["tracebacks"] == 1
+
+
+@pytest.mark.parametrize("swapped", [(PLAIN, CASES[1].program), ("program = v1", PLAIN), (CASES[1].program, "a.npz")])
+def test_arguments_of_other_types(swapped):
+    with pytest.raises(TypeError, match="expected a program and a model, got"):
+        verify(*swapped)

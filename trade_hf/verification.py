@@ -226,8 +226,10 @@ def verify(
       limit: run all inputs if there are at most this many, or no more than `samples`; else `samples` of them, drawn
         with `seed`.
 
-    Raises ValueError for a limit or a sample below 1, or of more than MOST_TOKENS tokens.
+    Raises ValueError for a limit or a sample below 1, or of more than MOST_TOKENS tokens, TypeError for other arguments.
     """
+    if not (hasattr(program, "lines") and hasattr(weights, "tensors")):
+        raise TypeError(f"expected a program and a model, got {type(program).__name__} and {type(weights).__name__}")
     return Verifier(weights, limit, seed, samples).verify(program)
 
 
