@@ -224,7 +224,7 @@ def verify(
       program: over the model's vocabulary.
       weights: the model.
       limit: run all inputs if there are at most this many, or no more than `samples`; else `samples` of them, drawn
-        with `seed`.
+    Raises ValueError for a limit or a sample below 1, or for more than MOST_TOKENS tokens; TypeError for other types.
 
     Raises ValueError for a limit or a sample below 1, or of more than MOST_TOKENS tokens, TypeError for other arguments.
     """
