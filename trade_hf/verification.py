@@ -224,9 +224,9 @@ def verify(
       program: over the model's vocabulary.
       weights: the model.
       limit: run all inputs if there are at most this many, or no more than `samples`; else `samples` of them, drawn
-    Raises ValueError for a limit or a sample below 1, or for more than MOST_TOKENS tokens; TypeError for other types.
+        with `seed`.
 
-    Raises ValueError for a limit or a sample below 1, or of more than MOST_TOKENS tokens, TypeError for other arguments.
+    Raises ValueError for a limit or a sample below 1, or of more than MOST_TOKENS tokens, TypeError for other types.
     """
     if not (hasattr(program, "lines") and hasattr(weights, "tensors")):
         raise TypeError(f"expected a program and a model, got {type(program).__name__} and {type(weights).__name__}")
