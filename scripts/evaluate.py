@@ -20,7 +20,9 @@ greedy_read_exact       the greedy program's operations and arguments, with func
 lifted_exact            the first program that is read from the weights alone, without the network, is the canonical one
 decompiled_exact        what `decompile` returns is the canonical program
 certified_equivalence   what `decompile` returns is proven identical or equivalent
-equivalent_in_one_precision  it is not, but agrees on all inputs in float32 or in float64
+equivalent_in_one_precision   it is not, but agrees on all inputs in float32 or in float64
+equivalent_but_for_none       it is not, but agrees on all inputs on which it gives a value; noise leaves no exact None
+departs_from_rasp       what RASP says of it is something else than what Tracr makes of it, on some input
 wrongly_certified       certified, but the recompiled program and the model differ somewhere when both are run
 
 --method scores any decompiler in place of a checkpoint: a function from a TracrWeights to code, or None where it gives
@@ -48,7 +50,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -63,11 +64,11 @@ from dataset_builder.unusual import unusual_programs
 from trade_hf.compiled.bridge import from_tracr_model, to_tracr
 from trade_hf.compiled.compiler import compile_like, compile_program
 from trade_hf.compiled.denoise import denoise
-from trade_hf.compiled.forward import run
+from trade_hf.compiled.forward import Output, run
 from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.transforms import add_noise, compress, edit, permute, readable_dimensions, rotate, skew
 from trade_hf.compiled.weights import TracrWeights, WeightsError
-from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile, load_model
+from trade_hf.decompiler import DEFAULT_CHECKPOINT, Decompilation, decompile, load_model
 from trade_hf.files import write_text
 from trade_hf.methods import LONGEST_REASON, Limits, Method, MethodError, Outcome
 from trade_hf.metrics.scoring import WRONG
@@ -79,7 +80,7 @@ from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.rasp.text import parse, to_text
 from trade_hf.search import Candidate, greedy_programs, lifted_programs, teacher_forced, with_functions_read
 from trade_hf.tokenization_rasp import to_ids
-from trade_hf.verification import TOLERANCE, Status, Verdict, rounded, verify
+from trade_hf.verification import PRECISIONS, TOLERANCE, Status, Verdict, rounded, verify
 
 VARIANTS: dict[str, Callable[[TracrWeights, int], TracrWeights]] = {
     "tracr": lambda weights, seed: weights,
@@ -126,6 +127,7 @@ INTERPBENCH = {
 BATCH = 50
 MOST_RUN = 200_000  # tokens of all inputs that the check of what is certified runs
 MOST_FAILURES = 50  # that are listed with their programs
+RESERVATIONS = ("equivalent_in_one_precision", "equivalent_but_for_none", "departs_from_rasp")
 SHARES = (
     "teacher_forced_exact",
     "free_running_exact",
@@ -136,7 +138,7 @@ SHARES = (
     "lifted_exact",
     "decompiled_exact",
     "certified_equivalence",
-    "equivalent_in_one_precision",
+    *RESERVATIONS,
     "wrongly_certified",
 )
 
@@ -383,8 +385,7 @@ def evaluate_programs(
         "certified": sum(certified),
         "certified_equivalence": round(float(np.mean(certified)), 4),
         **{
-            name: round(float(np.mean([row[name] for row in rows])), 4)
-            for name in ("equivalent_in_one_precision", "wrongly_certified")
+            name: round(float(np.mean([row[name] for row in rows])), 4) for name in (*RESERVATIONS, "wrongly_certified")
         },
         "interval_95": {"certified_equivalence": wilson(sum(certified), len(certified))},
         "altered": sum(row["altered"] for row in rows),
@@ -413,7 +414,7 @@ def _foreign_row(
         "seconds": round(result.seconds, 3),
         "certified": proven,
         "limits": list(result.verdict.limits),
-        "equivalent_in_one_precision": result.status is Status.EQUIVALENT_IN_ONE_PRECISION,
+        **_reservations(result),
         "wrongly_certified": proven and _differs(result.program, weights),
         # Rounding has altered the model in this variant: its own program is not proven to be what it does either.
         "altered": not proven and not verify(item.program, weights).is_verified,
@@ -470,12 +471,19 @@ def _decompiled_row(truth: Program, weights: TracrWeights, checkpoint: Path) -> 
         "lifted_exact": lifted is not None and _canonical(lifted, weights) == truth,
         "decompiled_exact": exact,
         "certified_equivalence": proven,
-        "equivalent_in_one_precision": result.status is Status.EQUIVALENT_IN_ONE_PRECISION,
+        **_reservations(result),
         "wrongly_certified": proven and _differs(result.program, weights),
         "seconds": result.seconds,
         "candidates": result.candidates,
         "decompiled_failure": None if exact else failure,
     }
+
+
+def _reservations(result: Decompilation) -> dict[str, bool]:
+    """What is counted apart from what is proven, and what a proof is to be read with."""
+    one, none = Status.EQUIVALENT_IN_ONE_PRECISION, Status.EQUIVALENT_BUT_FOR_NONE
+    found = result.status is one, result.status is none, result.verdict.departure is not None
+    return dict(zip(RESERVATIONS, found, strict=True))
 
 
 def _canonical(program: Program, weights: TracrWeights) -> Program | None:
@@ -493,11 +501,19 @@ def _compiled(program: Program, weights: TracrWeights) -> TracrWeights | None:
 
 
 def _differs(program: Any, weights: TracrWeights) -> bool:
-    """Run the recompiled program and the model on every input, or on a sample, without the verifier."""
+    """Run the recompiled program and the model on every input, or on a sample, in both precisions, without the
+    verifier."""
     compiled = compile_like(program, weights)
     domain, most = (len(weights.input_vocab), weights.max_seq_len), MOST_RUN // weights.max_seq_len
     inputs = all_inputs(*domain) if count_inputs(*domain) <= most else random_inputs(*domain, most, 0)
-    first, second = (run(model, inputs, dtype=torch.float64) for model in (compiled, weights))
+    outputs = [[run(model, inputs, dtype=dtype) for model in (compiled, weights)] for dtype in PRECISIONS.values()]
+    return not all(_are_same(*pair) for pair in outputs)
+
+
+def _are_same(first: Output, second: Output) -> bool:
+    """Whether two outputs, all of finite numbers, decode to the same."""
+    if not all(np.isfinite(out.logits[out.real]).all() for out in (first, second)):
+        return False
     if first.values is None or second.values is None:
         same = np.abs(first.codes - second.codes) <= TOLERANCE
     else:
@@ -507,7 +523,7 @@ def _differs(program: Any, weights: TracrWeights) -> bool:
             for out in (first, second)
         ]
         same = np.where(first.undefined | second.undefined, first.undefined & second.undefined, values[0] == values[1])
-    return not bool(same[first.real].all())
+    return bool(same[first.real].all())
 
 
 def wilson(hits: int, n: int, z: float = 1.96) -> list[float]:

@@ -38,7 +38,10 @@ SINGLE, DOUBLE = (
     2.0**-24,
     2.0**-51,
 )  # unit roundoff; of double precision four times, for the rounding of the bound itself
-ON = 0.5  # the least logit of an output that is on; where none is, the s-op is None
+ON = 0.5  # the least logit of an output that is on
+# How far apart logits may be where the s-op is None. What parts write must stay within it, as double precision shows;
+# single precision's rounding comes on top, since Tracr decodes what is left of a None by rounding in any case.
+ALIKE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,13 @@ def compare(compiled: TracrWeights, weights: TracrWeights) -> Comparison:
         ideal = Ideal.of(compiled)
     except (TooManyProductsError, UnboundedError) as error:
         return Comparison((), str(error))
-    in_single = _compare(ideal, weights, matching, SINGLE)
-    if in_single.reason is None:
-        return replace(in_single, precisions=PRECISIONS)
     in_double = _compare(ideal, weights, matching, DOUBLE)
-    if in_double.reason is None:
+    if in_double.reason is not None:
+        return in_double
+    in_single = _compare(ideal, weights, matching, SINGLE)
+    if in_single.reason is not None:
         return replace(in_double, precisions=PRECISIONS[1:], reason=f"in float32, {in_single.reason}")
-    return in_double
+    return replace(in_single, precisions=PRECISIONS)
 
 
 def _compare(ideal: Ideal, weights: TracrWeights, matching: list[Matching], unit: float) -> Comparison:
@@ -95,7 +98,8 @@ def _compare(ideal: Ideal, weights: TracrWeights, matching: list[Matching], unit
     if weights.output_values is None:
         margin, is_safe = TOLERANCE - float(own.max()), bool((given + own <= TOLERANCE).all())
     else:
-        margin, is_safe = _margin(ideal.outputs), _decodes_alike(ideal.outputs, np.maximum(given, own))
+        faint = ALIKE / 2 if unit == DOUBLE else ON
+        margin, is_safe = _margin(ideal.outputs), _decodes_alike(ideal.outputs, np.maximum(given, own), faint)
     reason = f"an output may be off by up to {error:.1e}, where {margin:.1e} can change what it is"
     return Comparison((), None if is_safe else reason, error, margin)
 
@@ -117,14 +121,14 @@ def _with_itself(ideal: Ideal) -> list[Matching]:
     ]
 
 
-def _decodes_alike(outputs: np.ndarray, off: np.ndarray) -> bool:
+def _decodes_alike(outputs: np.ndarray, off: np.ndarray, faint: float) -> bool:
     """Whether logits [combination, output] decode to the same if each is off by up to `off` [output]: to the same value
-    that is on, or to none."""
+    that is on, or to none, with logits of up to `faint`."""
     rows, first = np.arange(len(outputs)), outputs.argmax(1)
     least, others = outputs[rows, first] - off[first], outputs + off
     others[rows, first] = -np.inf
     is_on = (least > ON) & (least > others.max(1))
-    is_off = (outputs + off).max(1) < ON
+    is_off = (np.abs(outputs) + off).max(1) <= faint
     return bool((is_on | is_off).all())
 
 
