@@ -184,6 +184,25 @@ def test_a_faint_output_is_no_none(factor):
         assert "where the program gives None, the model decodes to a faint value on " in str(verdict)
 
 
+@pytest.mark.parametrize("size", [0.01, 0.4, 5.0])
+def test_no_proof_in_another_basis_lets_a_faint_output_pass(size):
+    """A hidden unit without a partner writes an output where the program gives None; few inputs are run."""
+    weights = widened(compile_program(SHIFT, VOCAB, LENGTH))
+    token = weights.tensors["token_embed/embeddings"][weights.vocab.index(3)].nonzero()[0]
+    last, output = weights.num_layers - 1, int(weights.unembedding[:, 0].argmax())
+    model = changed(
+        weights,
+        at={
+            (last, "mlp/linear_1/w"): {(direction, -1): 1.0 for direction in token},
+            (last, "mlp/linear_1/b"): {-1: -1.0},
+            (last, "mlp/linear_2/w"): {(-1, output): size},
+        },
+    )
+    assert not verify(SHIFT, model).is_verified
+    for given in (model, rotate(model, 1)):
+        assert not verify(SHIFT, given, limit=1, samples=2).is_verified
+
+
 def test_noise_leaves_no_none():
     model = add_noise(compile_program(SHIFT, VOCAB, LENGTH), 0.01, 0)
     assert verify(SHIFT, model).status is Status.EQUIVALENT_BUT_FOR_NONE

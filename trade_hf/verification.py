@@ -59,8 +59,8 @@ LEAST_SAMPLED = 1_000  # however little time there is
 MOST_LOOKED_AT = 200_000_000  # pairs of positions, of all inputs on which RASP is asked what it says
 MOST_ASKED = 1_000  # of them one by one, where it may say another thing than Tracr makes of the program; of long ones
 MOST_PAIRS_ASKED = 300_000  # fewer: so many pairs of positions in all, but 10 inputs at least
-# Numbers up to this are read off exactly by Tracr's steps, which multiply them by 100 in float32.
-MOST_EXACT = 10_000
+# Of a number times the exactness: steps multiply by it, and up to this float32 is off by less than a tenth of a step.
+MOST_EXACT = 1_000_000
 MOST_TOKENS = 100_000_000  # of all inputs that may be asked for: they are held in memory, 8 bytes each
 SINGLE = "float32"  # Tracr's precision
 PRECISIONS = {SINGLE: torch.float32, "float64": torch.float64}
@@ -385,7 +385,8 @@ class _ProgramSide:
     def says_what_it_gives(self, inputs: np.ndarray) -> np.ndarray:
         """[input]: whether RASP certainly says what the compiled program gives."""
         meant = evaluate(self.tables, inputs, causal=self.compiled.causal, exactness=self.exactness)
-        return meant.valid & meant.listed & (not self.departs) & (_largest_number(self.tables) <= MOST_EXACT)
+        is_exact = _largest_number(self.tables) * self.exactness <= MOST_EXACT
+        return meant.valid & meant.listed & (is_exact and not self.departs)
 
     def run(self, inputs: np.ndarray, dtype: torch.dtype = torch.float32) -> _Answer:
         """What the compiled program gives, in codes of the tables' values where it is categorical."""

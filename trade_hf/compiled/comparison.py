@@ -39,9 +39,10 @@ SINGLE, DOUBLE = (
     2.0**-51,
 )  # unit roundoff; of double precision four times, for the rounding of the bound itself
 ON = 0.5  # the least logit of an output that is on
-# How far apart logits may be where the s-op is None. What parts write must stay within it, as double precision shows;
-# single precision's rounding comes on top, since Tracr decodes what is left of a None by rounding in any case.
-ALIKE = 1e-3
+# How much farther off than the compiled model's own a logit may be where the s-op is None: no part may write there what
+# Tracr would decode. It is asked of double precision, in which another basis is off by 0.0034 at most in the tests; what
+# single precision adds is rounding.
+FAINT = 5e-3
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,9 @@ def _compare(ideal: Ideal, weights: TracrWeights, matching: list[Matching], unit
     if weights.output_values is None:
         margin, is_safe = TOLERANCE - float(own.max()), bool((given + own <= TOLERANCE).all())
     else:
-        faint = ALIKE / 2 if unit == DOUBLE else ON
-        margin, is_safe = _margin(ideal.outputs), _decodes_alike(ideal.outputs, np.maximum(given, own), faint)
+        margin, is_safe = _margin(ideal.outputs), _decodes_alike(ideal.outputs, np.maximum(given, own))
+        if is_safe and unit == DOUBLE and (ideal.outputs.max(1) < ON).any():
+            is_safe = bool((given - own <= FAINT).all())
     reason = f"an output may be off by up to {error:.1e}, where {margin:.1e} can change what it is"
     return Comparison((), None if is_safe else reason, error, margin)
 
@@ -121,14 +123,14 @@ def _with_itself(ideal: Ideal) -> list[Matching]:
     ]
 
 
-def _decodes_alike(outputs: np.ndarray, off: np.ndarray, faint: float) -> bool:
+def _decodes_alike(outputs: np.ndarray, off: np.ndarray) -> bool:
     """Whether logits [combination, output] decode to the same if each is off by up to `off` [output]: to the same value
-    that is on, or to none, with logits of up to `faint`."""
+    that is on, or to none."""
     rows, first = np.arange(len(outputs)), outputs.argmax(1)
     least, others = outputs[rows, first] - off[first], outputs + off
     others[rows, first] = -np.inf
     is_on = (least > ON) & (least > others.max(1))
-    is_off = (np.abs(outputs) + off).max(1) <= faint
+    is_off = (outputs + off).max(1) < ON
     return bool((is_on | is_off).all())
 
 
