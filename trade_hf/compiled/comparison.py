@@ -40,7 +40,7 @@ SINGLE, DOUBLE = (
 )  # unit roundoff; of double precision four times, for the rounding of the bound itself
 ON = 0.5  # the least logit of an output that is on
 # How much farther off than the compiled model's own a logit may be where the s-op is None: no part may write there what
-# Tracr would decode. It is asked of double precision, in which another basis is off by 0.0034 at most in the tests; what
+# Tracr would decode. It is asked of double precision, where another basis is off by 0.0034 at most in the tests; what
 # single precision adds is rounding.
 FAINT = 5e-3
 
