@@ -129,7 +129,9 @@ def test_files(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("change", [lambda model: model, lambda model: model.bfloat16(), torch.compile], ids=str)
+@pytest.mark.parametrize(
+    "change", [lambda model: model, lambda model: model.bfloat16(), torch.compile], ids=["as it is", "bf16", "compiled"]
+)
 def test_models_of_transformer_lens(change):
     model = change(lens.to_hooked_transformer(WEIGHTS))
     read = to_weights(model, vocab=KNOWN["vocab"], output_values=KNOWN["output_values"])
