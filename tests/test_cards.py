@@ -44,6 +44,7 @@ NOT_RUN = {
     "make demo": "installs everything; tests/test_checkpoint.py runs the demo",
     "make test": "runs this",
     "make check": "runs this",
+    "make latest RUN=runs/cpu": "tests/test_train.py runs what is behind it",
     "trade demo": "tests/test_checkpoint.py runs it",
     "trade app": "serves until it is stopped; tests/test_app_browser.py opens it",
     "trade compile": "the name alone, in a sentence",
@@ -99,6 +100,7 @@ def followed(hub, documents, tiny_corpus, tmp_path_factory):
     text = "v1 = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)\nprogram = rasp.SelectorWidth(v1)\n"
     (folder / "program.py").write_text(f"from tracr.rasp import rasp\n\n{text}")
     compile_program(parse(text), (0, 1, 2, 3, 4), 5).save(folder / "model.safetensors")
+    shutil.copytree(ROOT / "tests" / "trained", folder / "tests" / "trained")
     work = {
         "cards": [
             (name, name if name in ("model", "dataset") else "space", text)

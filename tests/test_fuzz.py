@@ -90,6 +90,11 @@ def test_models_that_are_too_large_are_refused_before_anything_is_built(name):
         to_weights(build())
 
 
+# Another test of this process may have imported JAX, which warns of forks; cases do not use it.
+FORKS = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+
+
+@FORKS
 def test_mutated_files_and_texts(script):
     fuzz = script("fuzz")
     rows = list(fuzz.run_cases(files=40, texts=80, seed=1))
@@ -99,6 +104,7 @@ def test_mutated_files_and_texts(script):
     assert all(len(statuses) > 1 for statuses in summary["exit_statuses"].values())
 
 
+@FORKS
 def test_a_case_that_fails_is_counted(script, monkeypatch):
     fuzz = script("fuzz")
 

@@ -203,7 +203,9 @@ def decompile(
         TransformerLens (see `compiled/formats.py`). For a trained model: its folder, or, with `domain`, a
         HookedTransformer or GPT-2 of transformers.
       checkpoint: folder of the neural model.
-      max_candidates, budget_seconds, max_steps: see `decompile_with`.
+      max_candidates: see `decompile_with`.
+      budget_seconds: see `decompile_with`.
+      max_steps: see `decompile_with`.
       domain: a trained model's inputs and answers (see `trained/domain.py`).
       known: what the source does not tell, such as `vocab` and `output_values` (see `Known`).
     """

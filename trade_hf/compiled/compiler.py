@@ -56,7 +56,8 @@ def compile_program(
       labels: tracr's label for each line (name, underscore, number); their order is that of residual directions.
         By default `v1_`, `v2_`, …, which sort as tracr's do for s-ops named `v1`, `v2`, ….
       causal: as tracr's `causal`: a mask over the same weights.
-      bos, pad: as tracr's `compiler_bos` and `compiler_pad`: two tokens that the vocabulary does not hold.
+      bos: as tracr's `compiler_bos`, a token that the vocabulary does not hold.
+      pad: as tracr's `compiler_pad`, another one.
       exactness: as tracr's `mlp_exactness`: the slope of the steps that a map of numbers is made of.
 
     Raises UnsupportedError for what Tracr cannot compile, ValueError for a vocabulary that holds BOS or pad and for an
