@@ -23,13 +23,13 @@ demo: setup
 	$(BIN)/trade demo
 
 test: setup
-	$(BIN)/pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q
 
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q
 
 latest: setup
 	$(BIN)/python scripts/export_checkpoint.py $(RUN) training/latest --if-better

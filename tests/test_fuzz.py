@@ -1,6 +1,10 @@
 """Models and texts that nobody meant: each is answered in words, in time and in little memory (scripts/fuzz.py)."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from trade_hf.compiled.weights import WeightsError
 from trade_hf.decompiler import decompile
 from trade_hf.verification import verify
 
+ROOT = Path(__file__).resolve().parent.parent
 PLAIN = compile_program(CASES[1].program, VOCAB, LENGTH)
 
 
@@ -90,21 +95,19 @@ def test_models_that_are_too_large_are_refused_before_anything_is_built(name):
         to_weights(build())
 
 
-# Another test of this process may have imported JAX, which warns of forks; cases do not use it.
-FORKS = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
-
-
-@FORKS
-def test_mutated_files_and_texts(script):
-    fuzz = script("fuzz")
-    rows = list(fuzz.run_cases(files=40, texts=80, seed=1))
-    summary = fuzz.summarise(rows)
+def test_mutated_files_and_texts(tmp_path):
+    """In a process of its own: a case is a fork, and counts the memory of what it is forked from."""
+    call = [sys.executable, ROOT / "scripts" / "fuzz.py", "--files", "40", "--texts", "80", "--seed", "1"]
+    done = subprocess.run([*call, "--json", tmp_path / "rows.json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "rows.json").read_text())
     assert not summary["bad"]
     assert (summary["files"], summary["texts"], summary["tracebacks"]) == (40, 80, 0)
     assert all(len(statuses) > 1 for statuses in summary["exit_statuses"].values())
 
 
-@FORKS
+# Another test of this process may have imported JAX, which warns of forks; cases do not use it.
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_a_case_that_fails_is_counted(script, monkeypatch):
     fuzz = script("fuzz")
 
