@@ -34,7 +34,7 @@ HOSTILE = {
     "shape past 64 bits": (safetensors({"a": tensor([2**63, 2**63], 0, 4)}, bytes(4)), "the limit is 50,000,000"),
     "empty and wide": (
         safetensors({"token_embed/embeddings": tensor([0, 2**40], 0, 0), "__metadata__": {"trade": "{}"}}),
-        "expected",  # metadata, or parameters: which is looked at first is the caller's
+        "expected Tracr's parameters",
     ),
     "overlapping": (safetensors({"a": tensor([2], 0, 8), "b": tensor([2], 4, 12)}, bytes(12)), "safetensors file"),
     "beyond the end": (safetensors({"a": tensor([100], 0, 400)}, bytes(8)), "expected a safetensors file"),

@@ -82,7 +82,7 @@ def unfenced(text: str) -> str:
 
 # ---------------------------------------------------------------- constants
 
-_BINARY: dict[type[ast.operator], Callable] = {
+BINARY: dict[type[ast.operator], Callable] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -105,11 +105,11 @@ def constant(node: ast.expr) -> Value | None:
             return None if None in values or not is_small(values) else values
         case ast.UnaryOp(op=op, operand=operand) if type(op) in _UNARY:
             return _computed(_UNARY[type(op)], constant(operand))
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in BINARY:
             first, second = constant(left), constant(right)
             if isinstance(op, ast.Pow) and not (isinstance(second, int | float) and abs(second) <= MAX_EXPONENT):
                 return None
-            return _computed(_BINARY[type(op)], first, second)
+            return _computed(BINARY[type(op)], first, second)
     return None
 
 

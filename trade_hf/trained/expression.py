@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trade_hf.rasp.program import RaspError
+from trade_hf.rasp.syntax import BINARY
 
 MOST_NODES = 24  # of an expression's syntax tree; whoever needs more writes a table
 MOST_ENTRIES = 2_000
@@ -23,13 +24,7 @@ MOST_COLUMN = 52  # of a set: sums of powers of two up to it are exact
 LARGEST = 2.0**53  # whole numbers up to it are exact
 
 _OPERATIONS: dict[type, Callable] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
+    **BINARY,
     ast.BitOr: lambda x, y: (np.asarray(x).astype(np.int64) | np.asarray(y).astype(np.int64)).astype(np.float64),
 }
 _COMPARISONS: dict[type, Callable] = {
