@@ -11,7 +11,6 @@ sampler (`sampler.py`); which split a program's model belongs to follows from it
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import shutil
@@ -30,7 +29,7 @@ from dataset_builder.corpus import CorpusError, Runner, alone, claim, code_versi
 from dataset_builder.rejection import Rejected
 from dataset_builder.sampler import SamplerConfig
 from dataset_builder.splits import SHARES, split_of, stream
-from dataset_builder.tasks import LANGUAGES, RULES, Task, language_task, program_task, rule_task
+from dataset_builder.tasks import LANGUAGES, RULES, Language, Rule, Task, language_task, program_task, rule_task
 from trade_hf.files import write_text, write_whole
 
 if TYPE_CHECKING:
@@ -72,9 +71,9 @@ class ZooConfig:
     """What is trained.
 
     Attributes:
-      part: `tasks`, every rule and language in every architecture that can do it, or `programs` of the sampler.
-      models: how many of `programs`; the first so many of `tasks`.
-      seed: of programs, first weights and batches.
+      part: `tasks`, rules and languages in architectures that can do them, or `programs` of the sampler.
+      models: how many of `programs`; how many pairs of a task and an architecture, drawn by the seed, of `tasks`.
+      seed: of the pairs that are drawn, of programs, first weights and batches.
       least_right: the share of inputs that a model must have right to be kept.
       steps: of training at most.
     """
@@ -111,19 +110,16 @@ def groups(config: ZooConfig) -> list[tuple[int, int]]:
     if config.part == "programs":
         sizes = [GROUP] * (config.models // GROUP) + [config.models % GROUP] * (config.models % GROUP > 0)
         return list(enumerate(sizes))
-    sizes = [len(tasks) for _, tasks in _task_groups()]
-    ends = list(itertools.accumulate(sizes))
-    begun = [(number, size, end - size) for number, (size, end) in enumerate(zip(sizes, ends, strict=True))]
-    return [(number, min(size, config.models - start)) for number, size, start in begun if start < config.models]
+    return [(number, len(tasks)) for number, (_, tasks) in enumerate(_task_groups(config))]
 
 
 def make_group(config: ZooConfig, number: int, size: int) -> tuple[Group, Counter[str]]:
     """A group's tasks, and why programs were left out."""
     reasons: Counter[str] = Counter()
     if config.part == "tasks":
-        architecture, tasks = _task_groups()[number]
-        ids = tuple([_hash(task.name, architecture, config.seed) for task in tasks[:size]])
-        return Group(number, architecture, tuple(tasks[:size]), ids), reasons
+        architecture, tasks = _task_groups(config)[number]
+        ids = tuple([_hash(task.name, architecture, config.seed) for task in tasks])
+        return Group(number, architecture, tuple(tasks), ids), reasons
     found: dict[str, Task] = {}
     for item in stream(None, f"trained-{config.seed}-{number}", SAMPLED):
         if item.canonical_hash not in found:
@@ -137,15 +133,25 @@ def make_group(config: ZooConfig, number: int, size: int) -> tuple[Group, Counte
     return Group(number, architecture, tuple(found.values()), tuple(found)), reasons
 
 
-def _task_groups() -> list[tuple[str, list[Task]]]:
-    """All tasks in every architecture that can do them, some of a kind together."""
-    rules, languages = [rule_task(rule) for rule in RULES], [language_task(language) for language in LANGUAGES]
+def _task_groups(config: ZooConfig) -> list[tuple[str, list[Task]]]:
+    """The pairs of a task and an architecture that are drawn: those of one architecture and of the same inputs
+    together."""
+    pairs = [
+        (architecture, task)
+        for architecture, kind in ARCHITECTURES.items()
+        for task in (*RULES, *(LANGUAGES if kind.is_causal else ()))
+        if not kind.is_causal or isinstance(task, Language) or task.is_causal
+    ]
+    drawn = sorted(pairs, key=lambda pair: _hash(pair[1].name, pair[0], config.seed, "drawn"))[: config.models]
     found: list[tuple[str, list[Task]]] = []
-    for name, architecture in ARCHITECTURES.items():
-        able = [task for task in rules if task.is_causal or not architecture.is_causal]
-        found += [(name, able[start : start + GROUP]) for start in range(0, len(able), GROUP)]
-        if architecture.is_causal:
-            found += [(name, [task]) for task in languages]
+    for name in ARCHITECTURES:
+        rules = [rule_task(task) for architecture, task in drawn if architecture == name and isinstance(task, Rule)]
+        found += [(name, rules[start : start + GROUP]) for start in range(0, len(rules), GROUP)]
+        found += [
+            (name, [language_task(task)])
+            for architecture, task in drawn
+            if architecture == name and isinstance(task, Language)
+        ]
     return found
 
 

@@ -150,7 +150,7 @@ def tiny(monkeypatch):
     from dataset_builder import zoo
 
     chosen = [("causal-one-layer", [language_task(LANGUAGE[name])]) for name in ("only_a", "ab_repeated")]
-    monkeypatch.setattr(zoo, "_task_groups", lambda: chosen)
+    monkeypatch.setattr(zoo, "_task_groups", lambda config: chosen)
     return ZooConfig("tasks", 2, seed=3, least_right=1.0, steps=300)
 
 
