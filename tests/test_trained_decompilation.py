@@ -12,7 +12,7 @@ from trade_hf.cli import main
 from trade_hf.trained.causality import mechanism
 from trade_hf.trained.decompilation import compare, decompile_trained
 from trade_hf.trained.domain import Domain
-from trade_hf.trained.program import parse
+from trade_hf.trained.text import parse
 from trade_hf.trained.transformer import Transformer
 
 MODELS = Path(__file__).parent / "trained"

@@ -5,7 +5,8 @@ import pytest
 
 from trade_hf.rasp.program import RaspError
 from trade_hf.trained.expression import Expression, Table, to_set
-from trade_hf.trained.program import Line, Op, Program, parse
+from trade_hf.trained.program import Line, Op, Program
+from trade_hf.trained.text import parse
 
 HEADER = "from tracr.rasp import rasp\n\n"
 TOKENS = np.array([[5, 0, 3, 1, 3], [5, 2, 2, 0, -1], [5, 4, -1, -1, -1]])

@@ -5,13 +5,16 @@ import pytest
 
 from dataset_builder.tasks import LANGUAGES, RULES, language_task, rule_task
 from trade_hf.trained.answers import Answers
+from trade_hf.trained.candidate import Cells
+from trade_hf.trained.config import Config
 from trade_hf.trained.domain import PADDING, Domain
 from trade_hf.trained.exceptions import with_exceptions
-from trade_hf.trained.program import parse
-from trade_hf.trained.solve import Cells, Solver, named_binary, named_unary
+from trade_hf.trained.names import named_binary, named_unary
+from trade_hf.trained.solve import Solver
 from trade_hf.trained.space import Kind, Space, split_vocab
 from trade_hf.trained.synthesis import Search
-from trade_hf.trained.transformer import Config, Transformer
+from trade_hf.trained.text import parse
+from trade_hf.trained.transformer import Transformer
 
 SECONDS = 60
 WANTED_RULES = ["sort", "previous_plus", "prefix_max"]

@@ -10,8 +10,9 @@ from safetensors.numpy import save_file
 
 from tests.hostile_files import HOSTILE
 from trade_hf.compiled.weights import WeightsError
+from trade_hf.trained.config import Config
 from trade_hf.trained.domain import Domain
-from trade_hf.trained.transformer import Config, Transformer
+from trade_hf.trained.transformer import Transformer
 
 SMALL = {"n_layers": 2, "n_heads": 2, "d_model": 12, "d_head": 5, "n_ctx": 6, "d_vocab": 7, "d_vocab_out": 4}
 ARCHITECTURES = [

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import ast
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, linear, tabulated
 from trade_hf.rasp.program import (
@@ -20,6 +21,7 @@ from trade_hf.rasp.program import (
     Line,
     Op,
     Program,
+    RaspError,
     Type,
     Variable,
     find_misfit,
@@ -27,6 +29,8 @@ from trade_hf.rasp.program import (
     variable_name,
 )
 from trade_hf.rasp.syntax import Folded, RaspSyntaxError, Unexpected, constant, quoted, source_line, unfenced
+
+Read = TypeVar("Read")  # a program of either kind
 
 HEADER = "from tracr.rasp import rasp"
 OUTPUT_NAME = "program"
@@ -81,8 +85,13 @@ _TABLE_FORMS = {
 
 def to_text(program: Program) -> str:
     """Python source that builds `program` with the tracr package and binds it to `program`."""
-    assignments = [f"v{n + 1} = {_line_text(program, n)}" for n in range(len(program))]
-    return "\n".join([HEADER, "", *assignments, f"{OUTPUT_NAME} = {variable_name(program.output)}", ""])
+    return framed([_line_text(program, number) for number in range(len(program))], program.output)
+
+
+def framed(lines: Sequence[str], output: Variable) -> str:
+    """Python source of calls, one a line of a program, each bound to its name, and of the output."""
+    assignments = [f"{variable_name(number)} = {line}" for number, line in enumerate(lines)]
+    return "\n".join([HEADER, "", *assignments, f"{OUTPUT_NAME} = {variable_name(output)}", ""])
 
 
 def _line_text(program: Program, number: int) -> str:
@@ -141,14 +150,21 @@ def parse(text: str) -> Program:
 
     Raises RaspSyntaxError with the place, what was expected and what came.
     """
+    return read_with(lambda module: _Parser().program(module), text)
+
+
+def read_with(read: Callable[[ast.Module], Read], text: str) -> Read:
+    """What `read` makes of a text's syntax tree. Raises RaspSyntaxError with the place in the text."""
     if len(text) > MAX_CHARACTERS:
         raise RaspSyntaxError(1, 1, f"at most {MAX_CHARACTERS:,} characters", f"{len(text):,}")
     text, module = syntax_tree(text.removeprefix("\ufeff"))
     try:
-        return _Parser().program(module)
+        return read(module)
     except Unexpected as error:
         raise error.located(text) from None
-    except (ValueError, RecursionError):  # of a number of thousands of digits
+    except (ValueError, RecursionError) as error:  # of a number of thousands of digits
+        if isinstance(error, RaspError):
+            raise
         raise RaspSyntaxError(1, 1, "a program", "a number too long or expressions too deep") from None
 
 

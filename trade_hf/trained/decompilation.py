@@ -24,11 +24,11 @@ import torch
 
 from trade_hf.compiled.weights import WeightsError
 from trade_hf.trained.answers import Answers
+from trade_hf.trained.candidate import MOST_CELL_SHARE, MOST_LINES
 from trade_hf.trained.causality import Mechanism, mechanism
 from trade_hf.trained.domain import Domain
 from trade_hf.trained.expression import to_set
 from trade_hf.trained.program import Program
-from trade_hf.trained.solve import MOST_CELL_SHARE, MOST_LINES
 from trade_hf.trained.synthesis import SECONDS, STEPS, Search
 from trade_hf.trained.transformer import Transformer
 from trade_hf.verification import CONFIDENCE, Status

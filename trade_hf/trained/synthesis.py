@@ -16,13 +16,14 @@ import numpy as np
 
 from trade_hf.rasp.program import INDICES, TOKENS
 from trade_hf.trained.answers import Answers
+from trade_hf.trained.candidate import CELLS_PER_LINE, MOST_LINES, Candidate, Cells, cells_of
 from trade_hf.trained.domain import Domain
 from trade_hf.trained.evidence import Evidence
 from trade_hf.trained.exceptions import LINES, with_exceptions
 from trade_hf.trained.grow import Grower
 from trade_hf.trained.program import Program
 from trade_hf.trained.shorten import shorten
-from trade_hf.trained.solve import CELLS_PER_LINE, MOST_LINES, Candidate, Cells, Solver, cells_of
+from trade_hf.trained.solve import Solver
 from trade_hf.trained.space import Kind, Node, Space
 from trade_hf.trained.transformer import Transformer
 
