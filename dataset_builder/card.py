@@ -34,7 +34,7 @@ def render_card(folder: Path) -> str:
         "{plots}": "\n\n".join(_plot(name) for name in reports if (folder / "plots" / f"{name}.png").exists()),
         "{distribution}": "\n\n".join(_distribution(folder / name, name) for name in reports),
         "{rejections}": "\n\n".join(_rejections(name, report) for name, report in reports.items()),
-        "{trained}": "\n".join(_trained(name, report) for name, report in trained.items()) or "None are built here.",
+        "{trained}": "\n".join(_trained(name, report) for name, report in trained.items()) or "None here.",
     }.items():
         body = body.replace(place, text)
     header = yaml.safe_dump(card_data(reports | trained), sort_keys=False)

@@ -89,7 +89,7 @@ class DatatroveRunner:
             raise CorpusError(f"executor: expected one of {sorted(NEEDS)}, got {self.executor!r}")
         for package in NEEDS[self.executor]:
             if find_spec(package) is None:
-                raise CorpusError(f"expected the package {package}: pip install 'trade-hf[cluster]'")
+                raise CorpusError(f"expected the package {package}: pip install '.[cluster]' in the repository")
         if self.executor == "slurm" and "partition" not in self.sbatch:
             raise CorpusError("sbatch: expected partition=NAME among the options of a Slurm job")
 

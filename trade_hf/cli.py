@@ -334,7 +334,7 @@ def _app(args: argparse.Namespace) -> int:
     try:
         from trade_hf.app.page import serve
     except ImportError:
-        raise ImportError("the app needs gradio: pip install 'trade-hf[app]'") from None
+        raise ImportError("the app needs gradio: pip install '.[app]' in the repository") from None
     check_port(args.port, os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
     serve(args.port, args.time_limit)
     return 0

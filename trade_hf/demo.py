@@ -34,7 +34,9 @@ def run_demo(checkpoint: Path | None = None) -> Iterator[dict[str, Any]]:
     try:
         from tracr.compiler import compiling
     except ImportError:
-        raise ImportError("the demo compiles with the tracr package: pip install 'trade-hf[data]'") from None
+        raise ImportError(
+            "the demo compiles with the tracr package: pip install '.[tracr]' in the repository"
+        ) from None
     from dataset_builder.splits import pinned
     from trade_hf.cli import _marked
     from trade_hf.compiled.bridge import from_tracr, to_tracr

@@ -1,1 +1,1 @@
-"""The demo in a browser: `trade app` here, `scripts/space/` on the Hub. Needs `pip install 'trade-hf[app]'`."""
+"""The demo in a browser: `trade app` here, `scripts/space/` on the Hub. Needs the extra `app`."""
