@@ -14,7 +14,9 @@ Otherwise a counterexample, one that no shorter one was found for.
 
 Models are run twice: in single precision, as Tracr's are, and in double precision. Steps 0.01 wide multiply rounding by
 a hundred, layer after layer, so in another basis a sum of other rounding can end up on the wrong side of a step. What
-holds in one precision alone is no proof, and the verdict says on how many inputs it fails in the other.
+holds in one precision alone is no proof, and the verdict says on how many inputs it fails in the other. Nor may single
+precision's answer hang on the order of its sums, which another machine takes otherwise: the model is run once more with
+each sum off by as much as another order may make it.
 
 Numbers are the same if they differ by at most TOLERANCE. Categorical outputs are decoded as Tracr does: the first of
 the largest logits. None is where all logits are alike within TOLERANCE, or within as small a share of what an output
@@ -64,6 +66,8 @@ MOST_EXACT = 1_000_000
 MOST_TOKENS = 100_000_000  # of all inputs that may be asked for: they are held in memory, 8 bytes each
 SINGLE = "float32"  # Tracr's precision
 PRECISIONS = {SINGLE: torch.float32, "float64": torch.float64}
+REORDERED = "float32, its sums in another order"
+HANGS_ON_ORDER = "what the model gives in float32 hangs on the order of its sums"
 CONFIDENCE = 0.95  # of the bound on the share of inputs that differ
 OUT_OF_SCALE = f"the model is outside Tracr's scale: all of its logits are alike within {ALIKE}"
 BOS_LOGIT = COLDNESS / 2  # of a selected key above BOS, times the root of the key size
@@ -192,7 +196,7 @@ class Verdict:
         found = []
         if self.elsewhere is not None:
             other = "float32" if self.precision == "float64" else "float64"
-            found.append(f"in {other} they differ on {self.elsewhere}")
+            found.append(f"in {other} they differ on {self.elsewhere}" + (f": {self.reason}" if self.reason else ""))
         elif self.status is Status.EQUIVALENT_IN_ONE_PRECISION:
             found.append(str(self.reason))
         if self.faint is not None:
@@ -415,13 +419,14 @@ class _ModelSide:
         self.kept: dict[bytes, dict[str, _Answer]] = {}  # of first chunks
 
     def __call__(self, inputs: np.ndarray) -> dict[str, _Answer]:
-        """By precision."""
+        """By precision, and in single precision with sums in another order."""
         key = inputs.tobytes() if len(inputs) == FIRST_CHUNK else b""
         if key in self.kept:
             return self.kept[key]
         answers = {
             name: _Answer.of(run(self.weights, self.order[inputs], dtype=dtype)) for name, dtype in PRECISIONS.items()
         }
+        answers[REORDERED] = _Answer.of(run(self.weights, self.order[inputs], seed=0))
         if key:
             self.kept = {key: answers}
         return answers
@@ -517,7 +522,8 @@ def _compare_within(limits: Limits, first: _Side, second: _ModelSide, inputs: _I
 
 
 def steps_of_input(weights: TracrWeights) -> float:
-    """Steps, as `limits.py` counts them, that one input of the greatest length takes in both precisions."""
+    """Steps, as `limits.py` counts them, that one input of the greatest length takes: in double precision, and twice in
+    single precision, which takes as long."""
     length, parameters = weights.max_seq_len + 1, sum(tensor.size for tensor in weights.tensors.values())
     attended = weights.num_layers * weights.num_heads * weights.key_size * length
     return len(PRECISIONS) * length * (parameters + attended) / MULTIPLICATIONS
@@ -576,7 +582,8 @@ class _Comparison:
     """Two sides that are run on one chunk of inputs after the other.
 
     Attributes:
-      differing: the inputs on which the two differ, by precision.
+      differing: the inputs on which the two differ, by precision; and those on which the second side, a model, differs
+        with its sums in another order.
       faint: those on which they differ in a None alone: one side's logits are all alike, and the other's nearly so,
         with less than half of the contrast of outputs that are on.
       scale: the least contrast of outputs that are on, 1 at most.
@@ -585,7 +592,7 @@ class _Comparison:
 
     def __init__(self, first: _Side, second: _Side, inputs: _Inputs) -> None:
         self.sides, self.inputs = (first, second), inputs
-        self.differing = {name: _Found() for name in PRECISIONS}
+        self.differing = {name: _Found() for name in (*PRECISIONS, REORDERED)}
         self.faint = _Found()
         self.checked, self.scale, self.strongest = 0, 1.0, 0.0
         self.is_on, self.is_zero = np.zeros(2, bool), True  # whether an output of a side was on; all contrasts are 0
@@ -603,6 +610,9 @@ class _Comparison:
         found = {name: self._differ(*pair, chunk != PADDING) for name, pair in pairs.items()}
         for name, (differ, _) in found.items():
             self._keep(self.differing[name], differ, chunk, pairs[name])
+        if REORDERED in answers[1]:
+            pair = answers[0][SINGLE], answers[1][REORDERED]
+            self._keep(self.differing[REORDERED], self._differ(*pair, chunk != PADDING)[0], chunk, pair)
         self._keep(self.faint, np.any([faint for _, faint in found.values()], 0), chunk, pairs[SINGLE])
         both = np.all([differ for differ, _ in found.values()], 0)
         self.checked += int(both.argmax()) + 1 if both.any() else len(chunk)
@@ -628,11 +638,16 @@ class _Comparison:
         if len(agreeing) > 1:
             return verdict
         [other] = PRECISIONS.keys() - agreeing
-        return replace(verdict, precision=agreeing[0], elsewhere=self.differing[other].difference(self.checked))
+        found, reason = self.differing[other], None
+        if not found.count:
+            found, reason = self.differing[REORDERED], HANGS_ON_ORDER
+        return replace(verdict, precision=agreeing[0], elsewhere=found.difference(self.checked), reason=reason)
 
     def _agreeing(self) -> list[str]:
-        """The precisions in which no input differs."""
-        return [name for name, found in self.differing.items() if not found.count]
+        """The precisions in which no input differs; single precision's only if that does not hang on the order of its
+        sums, or if it is the only one."""
+        agreeing = [name for name in PRECISIONS if not self.differing[name].count]
+        return agreeing[1:] if len(agreeing) > 1 and self.differing[REORDERED].count else agreeing
 
     def _look_at_scale(self, pair: tuple[_Answer, _Answer], real: np.ndarray) -> None:
         contrasts = [answer.contrast[real] for answer in pair]

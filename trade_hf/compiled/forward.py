@@ -27,6 +27,9 @@ from trade_hf.rasp.functions import Value
 ALIKE = 1e-3
 # A number in a model up to which no sum or product of the forward pass leaves float32, nor reaches a mask's -1e30.
 LARGEST = 1e29
+# Of the magnitudes that a sum adds up: how far off it is at most in a run with other rounding. That is the unit roundoff
+# of single precision; a sum of many terms is seldom off by more, whatever its order.
+OTHER_ROUNDING = 2.0**-24
 MAX_CELLS = 2**24  # numbers in one intermediate tensor: 64 MiB in float32, and there are several at a time
 
 
@@ -78,17 +81,22 @@ class Output:
 
 
 def run(
-    weights: TracrWeights, inputs: np.ndarray, batch_size: int = 4096, dtype: torch.dtype = torch.float32
+    weights: TracrWeights,
+    inputs: np.ndarray,
+    batch_size: int = 4096,
+    dtype: torch.dtype = torch.float32,
+    seed: int | None = None,
 ) -> Output:
     """Run token codes [batch, position] through the model.
 
     `inputs` are indices into `weights.input_vocab`, PADDING after the end of an input. `batch_size` of them run at
-    once, fewer where the model is large. `dtype` is the precision of all sums; Tracr's is single.
+    once, fewer where the model is large. `dtype` is the precision of all sums; Tracr's is single. With a `seed`, each sum
+    is off by a random part of OTHER_ROUNDING, as on a machine that takes it in another order.
     """
     positions = inputs.shape[1] + 1
     widest = max(weights.num_heads * positions, weights.mlp_size, weights.num_heads * weights.key_size, weights.d_model)
     batch_size = max(1, min(batch_size, MAX_CELLS // (positions * widest)))
-    model, real = _Model(weights, dtype), inputs != PADDING
+    model, real = _Model(weights, dtype, _Sums() if seed is None else _RoundedOtherwise(seed)), inputs != PADDING
     logits = np.empty((*inputs.shape, weights.unembedding.shape[1]), str(dtype).removeprefix("torch."))
     for rows in [np.arange(len(inputs))] if model.is_bounded else _by_length(real):
         for start in range(0, len(rows), batch_size):
@@ -136,22 +144,59 @@ def attention(weights: TracrWeights, tokens: Sequence[Value]) -> np.ndarray:
     return _Model(weights).patterns(np.array([[weights.vocab.index(token) for token in tokens]]))
 
 
+class _Sums:
+    """The sums of a forward pass, as this machine takes them."""
+
+    def product(self, bias: Tensor, x: Tensor, w: Tensor) -> Tensor:
+        """bias + x w"""
+        return torch.addmm(bias, x, w)
+
+    def add_product(self, total: Tensor, x: Tensor, w: Tensor) -> None:
+        """total += x w"""
+        total.addmm_(x, w)
+
+    def matmul(self, x: Tensor, y: Tensor) -> Tensor:
+        """x y of two batches."""
+        return x @ y
+
+
+class _RoundedOtherwise(_Sums):
+    """The same, each off by at most OTHER_ROUNDING of the magnitudes that it adds up, at random."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def product(self, bias: Tensor, x: Tensor, w: Tensor) -> Tensor:
+        return self._off(torch.addmm(bias, x, w), torch.addmm(bias.abs(), x.abs(), w.abs()))
+
+    def add_product(self, total: Tensor, x: Tensor, w: Tensor) -> None:
+        total.copy_(self.product(total, x, w))
+
+    def matmul(self, x: Tensor, y: Tensor) -> Tensor:
+        return self._off(x @ y, x.abs() @ y.abs())
+
+    def _off(self, total: Tensor, magnitude: Tensor) -> Tensor:
+        drawn = torch.empty_like(total).uniform_(-OTHER_ROUNDING, OTHER_ROUNDING, generator=self.generator)
+        return total + drawn * magnitude
+
+
 class _Model:
     """A model's parameters, without what is all zeros (Tracr pads every layer to the size of the largest) where that
     makes no difference."""
 
-    def __init__(self, weights: TracrWeights, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, weights: TracrWeights, dtype: torch.dtype = torch.float32, sums: _Sums | None = None) -> None:
+        self.sums = sums or _Sums()
         self.weights, self.is_bounded = weights, is_bounded(weights)
         # Copied, since JAX's are read-only.
         tensors = {name: torch.tensor(tensor, dtype=dtype) for name, tensor in weights.tensors.items()}
         self.tokens, self.positions = tensors["token_embed/embeddings"], tensors["pos_embed/embeddings"]
         self.unembedding = torch.tensor(weights.unembedding, dtype=dtype)
         parts = [_part(tensors, number) for number in range(weights.num_layers)]
-        self.layers = [_Layer(part, weights, self.is_bounded) for part in parts]
+        self.layers = [_Layer(part, weights, self.is_bounded, self.sums) for part in parts]
 
     @torch.inference_mode()
     def __call__(self, inputs: np.ndarray) -> Tensor:
-        return self.residual_stream(inputs) @ self.unembedding
+        return self.sums.matmul(self.residual_stream(inputs), self.unembedding)
 
     @torch.inference_mode()
     def residual_stream(self, inputs: np.ndarray) -> Tensor:
@@ -196,23 +241,23 @@ def _part(tensors: dict[str, Tensor], number: int) -> dict[str, Tensor]:
 class _Layer:
     """A layer's parameters; `prunes` leaves out those that no product with a finite number makes anything of."""
 
-    def __init__(self, part: dict[str, Tensor], weights: TracrWeights, prunes: bool) -> None:
-        heads = [_Head(part, weights.key_size, number, prunes) for number in range(weights.num_heads)]
+    def __init__(self, part: dict[str, Tensor], weights: TracrWeights, prunes: bool, sums: _Sums) -> None:
+        heads = [_Head(part, weights.key_size, number, prunes, sums) for number in range(weights.num_heads)]
         self.heads, self.moving = heads, [head for head in heads if head.moves]
         self.moved = torch.cat([head.moved for head in heads])
-        self.bias, self.mlp = part["attn/linear/b"], _Mlp(part, prunes)
+        self.bias, self.mlp, self.sums = part["attn/linear/b"], _Mlp(part, prunes, sums), sums
 
     def add_to(self, x: Tensor, shape: torch.Size, hidden: Tensor) -> None:
         """Add to `x` [batch · position, d_model] what the layer gives of it."""
         if self.moving:
-            x.addmm_(torch.cat([head.attend(x, shape, hidden) for head in self.moving], 1), self.moved)
+            self.sums.add_product(x, torch.cat([head.attend(x, shape, hidden) for head in self.moving], 1), self.moved)
         if self.bias.any():
             x += self.bias
         self.mlp.add_to(x)
 
 
 class _Head:
-    def __init__(self, part: dict[str, Tensor], key_size: int, number: int, prunes: bool) -> None:
+    def __init__(self, part: dict[str, Tensor], key_size: int, number: int, prunes: bool, sums: _Sums) -> None:
         own = slice(number * key_size, (number + 1) * key_size)
         query, key, value = (
             (part[f"attn/{name}/w"][:, own], part[f"attn/{name}/b"][own]) for name in ("query", "key", "value")
@@ -221,22 +266,23 @@ class _Head:
         compares, written = (_not_zero(*query) & _not_zero(*key), moved.any(1)) if prunes else (slice(None),) * 2
         self.query, self.key = ((w[:, compares], b[compares]) for w, b in (query, key))
         self.value, self.moved = (value[0][:, written], value[1][written]), moved[written]
-        self.moves, self.scale = len(self.moved) > 0, key_size**-0.5
+        self.moves, self.scale, self.sums = len(self.moved) > 0, key_size**-0.5, sums
 
     def attend(self, x: Tensor, shape: torch.Size, hidden: Tensor) -> Tensor:
         """[batch · position, value]: what a head takes of `x` [batch · position, d_model], nothing of keys that are
         `hidden`: padding, or later ones of a causal model."""
-        value = torch.addmm(self.value[1], x, self.value[0]).unflatten(0, shape)
-        return (self.pattern(x, shape, hidden) @ value).flatten(0, 1)
+        value = self.sums.product(self.value[1], x, self.value[0]).unflatten(0, shape)
+        return self.sums.matmul(self.pattern(x, shape, hidden), value).flatten(0, 1)
 
     def pattern(self, x: Tensor, shape: torch.Size, hidden: Tensor) -> Tensor:
         """[batch, query, key]: how much each query attends to each key."""
-        query, key = (torch.addmm(b, x, w).unflatten(0, shape) for w, b in (self.query, self.key))
-        return (query @ key.mT).mul_(self.scale).masked_fill_(hidden, -1e30).softmax(-1)
+        query, key = (self.sums.product(b, x, w).unflatten(0, shape) for w, b in (self.query, self.key))
+        return self.sums.matmul(query, key.mT).mul_(self.scale).masked_fill_(hidden, -1e30).softmax(-1)
 
 
 class _Mlp:
-    def __init__(self, part: dict[str, Tensor], prunes: bool) -> None:
+    def __init__(self, part: dict[str, Tensor], prunes: bool, sums: _Sums) -> None:
+        self.sums = sums
         used = part["mlp/linear_2/w"].any(1) if prunes else slice(None)
         self.first, self.bias = part["mlp/linear_1/w"][:, used], part["mlp/linear_1/b"][used]
         self.second, self.out = part["mlp/linear_2/w"][used], part["mlp/linear_2/b"]
@@ -244,7 +290,7 @@ class _Mlp:
     def add_to(self, x: Tensor) -> None:
         """Add to `x` [batch · position, d_model] what the block gives of it."""
         if len(self.bias):
-            x.addmm_(torch.addmm(self.bias, x, self.first).relu_(), self.second)
+            self.sums.add_product(x, self.sums.product(self.bias, x, self.first).relu_(), self.second)
         if self.out.any():
             x += self.out
 
