@@ -27,8 +27,8 @@ from trade_hf.rasp.functions import Value
 ALIKE = 1e-3
 # A number in a model up to which no sum or product of the forward pass leaves float32, nor reaches a mask's -1e30.
 LARGEST = 1e29
-# Of the magnitudes that a sum adds up: how far off it is at most in a run with other rounding. That is the unit roundoff
-# of single precision; a sum of many terms is seldom off by more, whatever its order.
+# Of the magnitudes that a sum adds up: how far off it is at most in a run with other rounding. That is the unit
+# roundoff of single precision; a sum of many terms is seldom off by more, whatever its order.
 OTHER_ROUNDING = 2.0**-24
 MAX_CELLS = 2**24  # numbers in one intermediate tensor: 64 MiB in float32, and there are several at a time
 
@@ -90,8 +90,8 @@ def run(
     """Run token codes [batch, position] through the model.
 
     `inputs` are indices into `weights.input_vocab`, PADDING after the end of an input. `batch_size` of them run at
-    once, fewer where the model is large. `dtype` is the precision of all sums; Tracr's is single. With a `seed`, each sum
-    is off by a random part of OTHER_ROUNDING, as on a machine that takes it in another order.
+    once, fewer where the model is large. `dtype` is the precision of all sums; Tracr's is single. With a `seed`, each
+    sum is off by a random part of OTHER_ROUNDING, as on a machine that takes it in another order.
     """
     positions = inputs.shape[1] + 1
     widest = max(weights.num_heads * positions, weights.mlp_size, weights.num_heads * weights.key_size, weights.d_model)
