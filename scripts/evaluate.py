@@ -389,6 +389,7 @@ def evaluate_programs(
         },
         "interval_95": {"certified_equivalence": wilson(sum(certified), len(certified))},
         "altered": sum(row["altered"] for row in rows),
+        "certified_of_unaltered": round(sum(certified) / max(1, sum(not row["altered"] for row in rows)), 4),
         "by_kind": {kind: share["share"] for kind, share in _by_kind(rows, "certified").items()},
         "decompile_seconds": spread([row["seconds"] for row in rows]),
         "environment": environment(),

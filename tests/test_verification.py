@@ -12,6 +12,7 @@ from cases import CASES, LENGTH, VOCAB
 from dataset_builder.corpus import CONFIGS
 from dataset_builder.mutants import mutants
 from dataset_builder.sampler import Draw, sample_programs
+from trade_hf.compiled.comparison import are_alike
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.faithful import may_depart
 from trade_hf.compiled.forward import run
@@ -259,6 +260,23 @@ def test_programs_with_programs_and_models_with_models(samples):
     other = compile_program(samples[0].program, (0, 1, 2, 3, 4, 5), 5)
     with pytest.raises(ValueError, match="expected two models over one vocabulary"):
         verify_weights(models[0], other)
+
+
+@pytest.mark.parametrize(
+    ("number", "other", "alike"),
+    [
+        (1.0, 1.0009, True),
+        (1.0, 1.0011, False),
+        (300.0, 300.0029, True),
+        (300.0, 300.0031, False),
+        (2.0e6, 2.0e6 + 0.009, True),
+        (2.0e6, 2.0e6 + 1, False),
+        (np.inf, np.inf, False),
+        (np.nan, np.nan, False),
+    ],
+)
+def test_numbers_are_alike_in_proportion_to_their_size_and_never_whole_ones(number, other, alike):
+    assert are_alike(number, other) == are_alike(-number, -other) == alike
 
 
 def test_programs_that_do_not_fit_are_refuted_with_a_reason():

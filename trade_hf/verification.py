@@ -18,7 +18,8 @@ holds in one precision alone is no proof, and the verdict says on how many input
 precision's answer hang on the order of its sums, which another machine takes otherwise: the model is run once more with
 each sum off by as much as another order may make it.
 
-Numbers are the same if they differ by at most TOLERANCE. Categorical outputs are decoded as Tracr does: the first of
+Numbers are the same if they differ by at most TOLERANCE, above 100 by at most RELATIVE of themselves
+(`compiled/comparison.py`). Categorical outputs are decoded as Tracr does: the first of
 the largest logits. None is where all logits are alike within TOLERANCE, or within as small a share of what an output
 makes of them where it is on; so neither the offset nor the scale of the logits matters. NaN and infinity are like
 nothing.
@@ -42,7 +43,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trade_hf.compiled.comparison import TOLERANCE, compare
+from trade_hf.compiled.comparison import TOLERANCE, are_alike, compare
 from trade_hf.compiled.compiler import compile_like, compile_program
 from trade_hf.compiled.faithful import check_numbers, limits, may_depart
 from trade_hf.compiled.forward import ALIKE, Output, run
@@ -714,9 +715,7 @@ def _differ(
       faintest: the contrast up to which an output is faint.
     """
     if first.values is None or second.values is None:
-        with np.errstate(invalid="ignore"):  # infinity less infinity is NaN, and not within TOLERANCE
-            same = np.abs(first.cells - second.cells) <= TOLERANCE
-        return ~(same | ~real).all(1), np.zeros(len(real), bool)
+        return ~(are_alike(first.cells, second.cells) | ~real).all(1), np.zeros(len(real), bool)
     values = (*first.values, *second.values)
     same = _positions(first.values, values)[first.cells] == _positions(second.values, values)[second.cells]
     off = [answer.contrast <= ALIKE * scale for answer in (first, second)]
@@ -763,7 +762,7 @@ def _are_alike(said: Value | None, given: Value | None, are_numbers: bool) -> bo
     if said is None or given is None:
         return said is given
     if are_numbers:
-        return abs(said - given) <= TOLERANCE  # type: ignore[operator]
+        return bool(are_alike(said, given))  # type: ignore[arg-type]
     return rounded(said) == rounded(given)
 
 

@@ -32,7 +32,10 @@ from trade_hf.compiled.isomorphism import domain_of
 from trade_hf.compiled.products import Matching, TooManyProductsError, match_parts
 from trade_hf.compiled.weights import TracrWeights
 
-TOLERANCE = 1e-3  # numbers that differ by no more are the same; rounding leaves some 1e-4 in another basis
+TOLERANCE = 1e-3  # numbers up to 100 that differ by no more are the same; rounding leaves some 1e-4 in another basis
+# Single precision is off in proportion to a number. So larger ones may differ by this part of themselves, up to ten
+# times the TOLERANCE: whole numbers are told apart whatever their size.
+RELATIVE = 1e-5
 PRECISIONS = ("float32", "float64")
 SINGLE, DOUBLE = (
     2.0**-24,
@@ -43,6 +46,13 @@ ON = 0.5  # the least logit of an output that is on
 # Tracr would decode. It is asked of double precision, where another basis is off by 0.0034 at most in the tests; what
 # single precision adds is rounding.
 FAINT = 5e-3
+
+
+def are_alike(first: np.ndarray | float, second: np.ndarray | float) -> np.ndarray:
+    """Whether numbers of a program and of a model are the same. NaN and infinity are like nothing."""
+    with np.errstate(invalid="ignore"):  # infinity less infinity is NaN, and not within any tolerance
+        within = np.clip(RELATIVE * np.abs(first), TOLERANCE, 10 * TOLERANCE)
+        return np.abs(np.subtract(first, second)) <= within
 
 
 @dataclass(frozen=True)

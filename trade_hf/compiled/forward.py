@@ -27,9 +27,9 @@ from trade_hf.rasp.functions import Value
 ALIKE = 1e-3
 # A number in a model up to which no sum or product of the forward pass leaves float32, nor reaches a mask's -1e30.
 LARGEST = 1e29
-# Of the magnitudes that a sum adds up: how far off it is at most in a run with other rounding. That is the unit
-# roundoff of single precision; a sum of many terms is seldom off by more, whatever its order.
-OTHER_ROUNDING = 2.0**-24
+# Of the magnitudes that a sum adds up: how far off it is at most in a run with other rounding. What orders of a sum in
+# single precision differ by, measured in rotated models, is half of that.
+OTHER_ROUNDING = 2.0**-26
 MAX_CELLS = 2**24  # numbers in one intermediate tensor: 64 MiB in float32, and there are several at a time
 
 
