@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from cases import CASES, LENGTH, VOCAB
 
+import trade_hf
 from trade_hf.cli import main
 from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate, skew
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.rasp.canonical import canonical_hash
 from trade_hf.rasp.text import parse, to_text
@@ -80,16 +82,79 @@ def test_decompile(model_file, tiny_checkpoint, capsys):
         "score",
         "candidates",
         "ended_by",
-        "origins",
+        "seconds",
+        "source",
+        "lines",
     }
     parse(row["code"])
+    assert row["proven"] and [(line["name"], line["confirmed"]) for line in row["lines"]] == [
+        ("v1", True),
+        ("v2", True),
+    ]
+    assert row["lines"][1]["code"] == "rasp.SelectorWidth(v1)" and "MLP units" in row["lines"][1]["where"]
 
 
-def test_what_was_not_found_is_called_not_verified(tmp_path, tiny_checkpoint, spoiled, capsys):
+def test_the_verdict_comes_first_and_the_output_is_a_program(model_file, capsys):
+    assert main(["decompile", str(model_file)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("# PROVEN: identical weights\n") and "\033" not in out
+    assert parse(out) == CASES[1].program
+
+
+def test_what_was_not_found_is_marked_at_its_head(tmp_path, tiny_checkpoint, spoiled, capsys):
     path = tmp_path / "spoiled.safetensors"
     spoiled.save(path)
     assert main(["decompile", str(path), "--checkpoint", str(tiny_checkpoint)]) == 1
-    assert "NOT VERIFIED" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("# NOT THE MODEL'S PROGRAM: refuted")
+
+
+def test_what_is_written_is_said(model_file, tmp_path, capsys):
+    report, figure = tmp_path / "report.html", tmp_path / "layers.svg"
+    assert main(["decompile", str(model_file), "--report", str(report), "--figure", str(figure)]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(": written, ")[0] for line in said] == [f"trade: {report}", f"trade: {figure}"]
+    assert report.stat().st_size and figure.stat().st_size
+
+
+@pytest.mark.parametrize("command", [["decompile", "no.safetensors"], ["verify", "no.safetensors", "no.py"]])
+def test_a_missing_file_is_answered_before_anything_heavy_is_imported(command, tmp_path):
+    code = (
+        "import sys\nfrom trade_hf.cli import main\nassert main(sys.argv[1:]) == 2\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == "trade: no.safetensors: no such file\n", done.stderr
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"trade {trade_hf.__version__}\n"
+
+
+CHANGES = {
+    "--permute": permute,
+    "--rotate": rotate,
+    "--skew": skew,
+    "--noise=0.01": lambda weights, seed: add_noise(weights, 0.01, seed),
+    "--compress": lambda weights, seed: compress(weights, readable_dimensions(weights)),
+}
+
+
+@pytest.mark.parametrize("option", CHANGES)
+def test_a_model_is_changed_as_it_is_compiled(option, program_file, tmp_path):
+    target = tmp_path / "out.safetensors"
+    assert main(["compile", str(program_file), "-o", str(target), option, "--seed", "4"]) == 0
+    wanted = CHANGES[option](compile_program(CASES[1].program, VOCAB, LENGTH), 4)
+    got = TracrWeights.load(target)
+    assert all(np.array_equal(got.tensors[name], tensor) for name, tensor in wanted.tensors.items())
+
+
+def test_a_model_without_the_names_of_its_directions(program_file, tmp_path):
+    plain, bare = tmp_path / "plain.safetensors", tmp_path / "bare.safetensors"
+    assert main(["compile", str(program_file), "-o", str(plain)]) == 0
+    assert main(["compile", str(program_file), "-o", str(bare), "--no-labels"]) == 0
+    assert TracrWeights.load(plain).residual_labels and not TracrWeights.load(bare).residual_labels
 
 
 @pytest.mark.parametrize("vocab", ["0,1,2,3,4", "b,a,c"])

@@ -148,7 +148,7 @@ def test_a_program_that_is_not_the_models_own_is_not_drawn(tmp_path, tiny_checkp
     model, figure = tmp_path / "model.safetensors", tmp_path / "layers.svg"
     spoiled.save(model)
     command = ["decompile", str(model), "--checkpoint", str(tiny_checkpoint), "--figure", str(figure)]
-    assert main(command) == 2  # this checkpoint knows nothing
+    assert main(command) == 1  # this checkpoint knows nothing
     printed = capsys.readouterr()
-    assert "NOT VERIFIED" in printed.out and not figure.exists()
+    assert "NOT THE MODEL'S PROGRAM" in printed.out and not figure.exists()
     assert printed.err.startswith(f"trade: {figure}: not drawn: ") and printed.err.count("\n") == 1

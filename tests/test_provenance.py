@@ -73,8 +73,8 @@ def test_the_command_line_tells_where_lines_are(tmp_path, capsys):
     path = tmp_path / "model.safetensors"
     rotate(compile_program(CASES[1].program, VOCAB, LENGTH), 3).save(path)
     assert main(["decompile", str(path), "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)["origins"]
-    assert [row["line"] for row in rows] == ["v1", "v2"]
+    rows = json.loads(capsys.readouterr().out)["lines"]
+    assert [row["name"] for row in rows] == ["v1", "v2"]
     assert rows[0]["where"] == "layer 0 head 0" and all(row["confirmed"] for row in rows)
     assert {part["kind"] for part in rows[1]["components"]} == {"head", "mlp"}
     assert main(["decompile", str(path)]) == 0

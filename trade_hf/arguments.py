@@ -96,6 +96,14 @@ def check_port(port: int | None, host: str) -> None:
             raise UsageError(f"--port: {port} cannot be served on ({error.strerror}): give another one") from None
 
 
+def seconds(text: str) -> float:
+    """A time, as an option gives it."""
+    found = float(text)
+    if not 0 < found <= 86_400:
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text}")
+    return found
+
+
 # ---------------------------------------------------------------- tokens and models
 
 

@@ -9,10 +9,10 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from trade_hf import __version__
 from trade_hf.arguments import (
     UsageError,
     add_known,
@@ -22,20 +22,16 @@ from trade_hf.arguments import (
     read_certificate,
     read_model,
     read_program,
+    seconds,
 )
+from trade_hf.changes import add_changes, changed
+from trade_hf.decompile_command import NOT_PROVEN, add_decompile, decompile_file, exit_status
 from trade_hf.files import write_text
 from trade_hf.rasp.functions import Value
-from trade_hf.rasp.program import Program, variable_name
-from trade_hf.trained.command import add_options, decompile_folder
-
-if TYPE_CHECKING:
-    from trade_hf.compiled.weights import TracrWeights
-    from trade_hf.provenance import LineOrigin
-    from trade_hf.verification import Status
+from trade_hf.terminal import code_in_colour, headline, indented, say
 
 DEFAULT_VOCAB = "0,1,2,3,4"
 DEFAULT_LENGTH = 5
-NOT_PROVEN = 3  # exit status of `decompile` and `verify`
 EXIT_STATUS = "(exit status 0: proven, 1: refuted, 3: neither)"
 
 
@@ -64,6 +60,7 @@ def _one_line(error: Exception) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="trade", description="Decompile transformers that Tracr compiled from RASP.")
+    parser.add_argument("--version", action="version", version=f"trade {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def command(name: str, run: Any, about: str) -> argparse.ArgumentParser:
@@ -72,14 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print JSON")
         return sub
 
-    sub = command("decompile", _decompile, f"recover the program of a model and check it {EXIT_STATUS}")
-    sub.add_argument("file", type=Path, help="a compiled model's safetensors file, or the folder of a trained one")
-    sub.add_argument("--checkpoint", type=Path, help="the neural model (default: the one that ships)")
-    sub.add_argument("--time-limit", type=_seconds, metavar="SECONDS", help="of the search (default: none)")
-    sub.add_argument("--report", type=Path, metavar="FILE", help="write a page about program and model, as HTML")
-    sub.add_argument("--figure", type=Path, metavar="FILE", help="draw where in the model each line is, as SVG")
-    add_known(sub)
-    add_options(sub)
+    sub = command("decompile", decompile_file, f"recover the program of a model and check it {EXIT_STATUS}")
+    add_decompile(sub)
 
     sub = command("compile", _compile, "compile a RASP program to weights, bit for bit as Tracr does")
     sub.add_argument("program", type=Path, help="lines as tracr has them, `program = …` at the end; read, never run")
@@ -90,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--pad", metavar="NAME", help="as Tracr's compiler_pad (default compiler_pad)")
     sub.add_argument("--exactness", type=float, metavar="N", help="as Tracr's mlp_exactness (default 100)")
     _add_domain(sub)
+    add_changes(sub)
 
     sub = command(
         "verify",
@@ -123,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("app", help="the demo in a browser", description="Serve the demo on this machine.")
     sub.set_defaults(run=_app)
     sub.add_argument("--port", type=int, help="(default: the first free one from 7860)")
-    sub.add_argument("--time-limit", type=_seconds, metavar="SECONDS", help="of a request (default 20)")
+    sub.add_argument("--time-limit", type=seconds, metavar="SECONDS", help="of a request (default 20)")
     return parser
 
 
@@ -132,13 +124,6 @@ def _add_domain(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--max-seq-len", type=int, default=DEFAULT_LENGTH, help=f"longest input (default {DEFAULT_LENGTH})"
     )
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds <= 86_400:
-        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text}")
-    return seconds
 
 
 def _distinct_vocab(text: str) -> tuple[Value, ...]:
@@ -160,80 +145,6 @@ def _print(data: Any, text: str, as_json: bool) -> None:
 # ---------------------------------------------------------------- commands
 
 
-def _decompile(args: argparse.Namespace) -> int:
-    from trade_hf.decompiler import DEFAULT_CHECKPOINT, decompile
-
-    check_output(args.report, ".html", ".htm")
-    check_output(args.figure, ".svg")
-    check_output(args.save_program, ".py")
-    if args.file.is_dir():
-        return decompile_folder(args)
-    weights = read_model(args.file, args)
-    result = decompile(weights, args.checkpoint or DEFAULT_CHECKPOINT, budget_seconds=args.time_limit)
-    origins = _origins(result.program, weights)
-    rows = None if origins is None else [_origin_row(origin, sure) for origin, sure in origins]
-    places = "".join(f"\n# {row['line']:<4}{row['where']}" for row in rows or ())
-    row = {**result.to_dict(), "origins": rows}
-    _print(row, f"{result.code}\n# {_marked(result)}{places}", args.json)
-    if args.report:
-        _write_report(args, result, weights, origins)
-    if args.figure:
-        _write_figure(args.figure, result.program, weights, origins)
-    return _exit_status(result.status)
-
-
-def _exit_status(status: Status) -> int:
-    """0 for what is proven, 1 for what is refuted, 3 for what is neither."""
-    from trade_hf.verification import PROVEN, Status
-
-    return 0 if status in PROVEN else 1 if status is Status.REFUTED else NOT_PROVEN
-
-
-def _origins(program: Program, weights: TracrWeights) -> list[tuple[LineOrigin, bool]] | None:
-    """Where in the model each line is, and whether ablation confirms it; None where the model's parts are not those of
-    the program."""
-    from trade_hf.provenance import confirm, provenance
-
-    try:
-        origins = provenance(program, weights)
-        return list(zip(origins, confirm(program, weights, origins), strict=True))
-    except ValueError:
-        return None
-
-
-def _origin_row(origin: LineOrigin, sure: bool) -> dict[str, Any]:
-    return {
-        "line": variable_name(origin.line),
-        "where": str(origin) + ("" if sure else " (not confirmed by ablation)"),
-        "components": [asdict(part) for part in origin.components],
-        "confirmed": sure,
-    }
-
-
-def _write_report(
-    args: argparse.Namespace, result: Any, weights: TracrWeights, origins: list[tuple[LineOrigin, bool]] | None
-) -> None:
-    from trade_hf.report.page import report
-
-    text = report(result, weights, args.file.name, [origin for origin, _ in origins or ()])
-    write_text(args.report, text)
-
-
-def _write_figure(
-    path: Path, program: Program, weights: TracrWeights, origins: list[tuple[LineOrigin, bool]] | None
-) -> None:
-    from trade_hf.drawing import draw_layers
-
-    if origins is None:
-        raise UsageError(f"{path}: not drawn: the model's parts are not those of the program that was found")
-    write_text(path, draw_layers(program, weights, [origin for origin, _ in origins]))
-
-
-def _marked(result: Any) -> str:
-    """The certificate, with a plain word in front if nothing is proven."""
-    return result.certificate if result.verdict.is_verified else f"NOT VERIFIED: {result.certificate}"
-
-
 def _compile(args: argparse.Namespace) -> int:
     from trade_hf.compiled.compiler import compile_program
     from trade_hf.compiled.transformer_lens import save as save_for_transformer_lens
@@ -241,7 +152,8 @@ def _compile(args: argparse.Namespace) -> int:
     check_output(args.output)
     vocab = _distinct_vocab(args.vocab)
     how = _given(args, "bos", "pad", "exactness")
-    weights = compile_program(read_program(args.program), vocab, args.max_seq_len, causal=args.causal, **how)
+    program = read_program(args.program)
+    weights = changed(compile_program(program, vocab, args.max_seq_len, causal=args.causal, **how), args)
     if args.format == "transformer-lens":
         save_for_transformer_lens(weights, args.output)
     else:
@@ -251,9 +163,6 @@ def _compile(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from trade_hf.certificate import certify
-    from trade_hf.verification import verify
-
     how = _given(args, "limit", "samples", "seed")
     if args.certificate:
         if how.keys() - {"limit"}:
@@ -263,30 +172,33 @@ def _verify(args: argparse.Namespace) -> int:
         raise UsageError("expected a model and a program: trade verify MODEL PROGRAM, or --certificate FILE")
     check_output(args.write_certificate)
     program, weights = read_program(args.program), read_model(args.file, args)
+    from trade_hf.certificate import certify  # takes seconds, so bad input is answered before
+    from trade_hf.verification import verify
+
     verdict = verify(program, weights, **how)
     if args.write_certificate:
         write_text(args.write_certificate, certify(program, weights, args.file, **how).to_json())
-    text = str(verdict)
+    text = headline(verdict)
     if verdict.counterexample is not None:
         text += f"\n  program: {list(verdict.expected or ())}\n  model:   {list(verdict.got or ())}"
     _print(verdict.to_dict(), text, args.json)
-    return _exit_status(verdict.status)
+    return exit_status(verdict.status)
 
 
 def _recheck(args: argparse.Namespace) -> int:
-    from trade_hf.certificate import Certificate, CertificateError, recheck
-    from trade_hf.verification import EXHAUSTIVE_LIMIT, Status
-
     if args.program is not None or args.write_certificate is not None:
         raise UsageError("--certificate: expected a model or nothing beside it, the certificate holds the program")
     text, weights = read_certificate(args.certificate), read_model(args.file, args) if args.file else None
+    from trade_hf.certificate import Certificate, CertificateError, recheck
+    from trade_hf.verification import EXHAUSTIVE_LIMIT, Status
+
     try:
         found = recheck(Certificate.from_json(text), weights, args.limit or EXHAUSTIVE_LIMIT)
     except CertificateError as error:
         _print({"holds": False, "reason": str(error)}, f"REFUSED: {error}", args.json)
         return 1
     _print({"holds": True, "certificate": found.summary}, f"checked again: {found.summary}", args.json)
-    return _exit_status(Status(found.verdict))
+    return exit_status(Status(found.verdict))
 
 
 def _sample(args: argparse.Namespace) -> int:
@@ -319,15 +231,16 @@ def _sample(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     from trade_hf.demo import run_demo
 
-    rows = []
-    for row in run_demo(args.checkpoint):
+    rows: list[dict[str, Any]] = []
+    for row, result in run_demo(args.checkpoint, say):
         rows.append(row)
         if not args.json:
-            print(f"━━ {row['name']}\n\ntrue program\n{_indent(row['true_code'])}\n")
-            print(f"decompiled from the weights\n{_indent(row['code'])}\n\n→ {row['shown']}\n", flush=True)
-    if args.json:
-        print(json.dumps([{key: value for key, value in row.items() if key != "shown"} for row in rows], indent=2))
-    return 0
+            print(f"━━ {row['name']}\n\nthe program that was compiled\n{code_in_colour(indented(row['true_code']))}\n")
+            print(f"read from the scrambled weights\n{code_in_colour(indented(row['code']))}\n")
+            print(f"{headline(result.verdict)}\n", flush=True)
+    proven = sum(row["proven"] for row in rows)
+    _print(rows, f"{proven} of {len(rows)} proven", args.json)
+    return 0 if proven == len(rows) else NOT_PROVEN
 
 
 def _app(args: argparse.Namespace) -> int:
@@ -338,11 +251,6 @@ def _app(args: argparse.Namespace) -> int:
     check_port(args.port, os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
     serve(args.port, args.time_limit)
     return 0
-
-
-def _indent(code: str) -> str:
-    lines = [line for line in code.strip().splitlines() if line and not line.startswith("from ")]
-    return "\n".join(f"    {line}" for line in lines)
 
 
 if __name__ == "__main__":
