@@ -116,14 +116,15 @@ def test_what_is_written_is_said(model_file, tmp_path, capsys):
     assert report.stat().st_size and figure.stat().st_size
 
 
-@pytest.mark.parametrize("command", [["decompile", "no.safetensors"], ["verify", "no.safetensors", "no.py"]])
+@pytest.mark.parametrize("command", ["decompile none", "verify none program.py", "verify --certificate none"])
 def test_a_missing_file_is_answered_before_anything_heavy_is_imported(command, tmp_path):
     code = (
         "import sys\nfrom trade_hf.cli import main\nassert main(sys.argv[1:]) == 2\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0 and done.stderr == "trade: no.safetensors: no such file\n", done.stderr
+    (tmp_path / "program.py").write_text(to_text(CASES[1].program))
+    done = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == "trade: none: no such file\n", done.stderr
 
 
 def test_the_version(capsys):
