@@ -6,6 +6,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# As many processes as there are cores, four at most, of one thread each.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export HF_HUB_OFFLINE = 1
 
@@ -23,13 +25,13 @@ demo: setup
 	$(BIN)/trade demo
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(TESTS)
 
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	$(TESTS)
 
 latest: setup
 	$(BIN)/python scripts/export_checkpoint.py $(RUN) training/latest --if-better

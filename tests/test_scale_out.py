@@ -124,8 +124,15 @@ def test_a_worker_that_is_killed_ends_the_stage(tmp_path):
         list(runner(tmp_path, patience=3)(os._exit, [(1,), (1,)], "die"))
 
 
-def test_workers_end_with_a_driver_that_is_killed(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(scale_out.ROOT), "TMPDIR": str(tmp_path)}
+@pytest.fixture
+def short_path():
+    """Sockets' paths must not be longer than some 100 characters."""
+    with TemporaryDirectory() as folder:
+        yield folder
+
+
+def test_workers_end_with_a_driver_that_is_killed(tmp_path, short_path):
+    environment = {**os.environ, "PYTHONPATH": str(scale_out.ROOT), "TMPDIR": short_path}
     with subprocess.Popen([sys.executable, "-c", SLEEP, str(tmp_path / "stages")], env=environment) as driver:
         deadline = time.monotonic() + 60
         while len(list(tmp_path.glob("stages/*/datatrove/logs/task_*.log"))) < 2:
