@@ -1,9 +1,7 @@
-"""Does the model use a line's value? Interchange interventions on the subspace that holds it.
+"""Where in a model each line of a program is, and whether the model uses it.
 
-For each s-op of a program: the directions of the residual stream in which its values differ are found by regression on
-half of the inputs; then what lies in them is exchanged for another input's, and the model's answers are held against
-the program's with that line's values exchanged (arXiv:2106.02997, arXiv:2303.02536). The place is the one that does
-best on the first half of the pairs; the figure is of the other half.
+For each s-op: what holds its value is exchanged for another input's, and the model's answers are held against the
+program's with that line's values exchanged (`interchange.py`). For each selector: the head whose attention it follows.
 """
 
 from __future__ import annotations
@@ -14,17 +12,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from trade_hf.rasp.program import RaspError, variable_name
-from trade_hf.trained.answers import Answers
+from trade_hf.rasp.program import variable_name
 from trade_hf.trained.domain import PADDING, Domain
 from trade_hf.trained.evidence import Evidence, patterns
+from trade_hf.trained.interchange import Exchange
 from trade_hf.trained.program import Program, Run
 from trade_hf.trained.transformer import Transformer
 
 MOST_INPUTS = 600  # that a mechanism is looked for on
-MOST_DIRECTIONS = 8  # of the subspace of one value
 CONFIDENCE = 1.96  # standard deviations: 95 %
 
 
@@ -34,13 +30,14 @@ class Mechanism:
 
     Attributes:
       line: its name.
-      where: the hook of the residual stream, or the head.
+      where: the hook of the residual stream, the part that reads it there, or the head.
       held: of an s-op: the share of its variance that a linear map from there gives; of a selector: the squared
         correlation of the head's attention with it.
       interchange: the share of answers that should change with the line's value and do so as the program says; None
         for selectors, and where no answer should change.
       interval: of that share, 95 % (Wilson).
       cases: how many answers should have changed.
+      kept: the share of the answers that should not change with it and do not; None where there are none.
     """
 
     line: str
@@ -49,6 +46,7 @@ class Mechanism:
     interchange: float | None = None
     interval: tuple[float, float] | None = None
     cases: int = 0
+    kept: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,8 +72,25 @@ def mechanism(program: Program, model: Transformer, domain: Domain, seed: int = 
         if line.op.gives_selector:
             found.append(_head_of(number, selectors[number], heads, part))
         else:
-            found.append(exchange.line(number))
+            found.append(_mechanism_of(number, exchange))
     return found
+
+
+def _mechanism_of(number: int, exchange: Exchange) -> Mechanism:
+    """An s-op's place, and what happens there when it is exchanged."""
+    values, evidence = exchange.values[number], exchange.evidence
+    assert values is not None
+    outcome = exchange.line(number)
+    if outcome is None:
+        place = evidence.place(np.nan_to_num(values))
+        return Mechanism(variable_name(number), place.hook, round(place.r2, 4))
+    r2 = float(evidence.held(np.nan_to_num(values)[None])[0][evidence.hooks.index(outcome.stream)])
+    low, high = interval(outcome.right, outcome.cases)
+    return Mechanism(
+        variable_name(number), outcome.place, round(r2, 4), round(outcome.right / outcome.cases, 4),
+        (round(low, 4), round(high, 4)), outcome.cases,
+        round(outcome.kept / outcome.others, 4) if outcome.others else None,
+    )  # fmt: skip
 
 
 def _selectors(program: Program, domain: Domain) -> dict[int, np.ndarray]:
@@ -101,99 +116,6 @@ def _squared_correlation(first: np.ndarray, second: np.ndarray) -> float:
         return 0.0
     correlation = float(np.corrcoef(first, second)[0, 1])
     return max(correlation, 0.0) ** 2
-
-
-class Exchange:
-    """Interchange interventions for the lines of one program.
-
-    Args:
-      program, model, domain: what is looked at, on inputs few enough to be run often.
-      evidence: the model's activations on them.
-      rng: draws the pairs of inputs.
-    """
-
-    def __init__(
-        self, program: Program, model: Transformer, domain: Domain, evidence: Evidence, rng: np.random.RandomState
-    ) -> None:
-        self.program, self.model, self.domain, self.evidence = program, model, domain, evidence
-        self.values = program.evaluate_all(domain.tokens)
-        self.partner = _partners(domain.lengths, rng)
-        self.is_fitted = rng.rand(len(domain)) < 0.5  # inputs that directions and places are fitted on
-        self.base = program.evaluate(domain.tokens)
-
-    def line(self, number: int) -> Mechanism:
-        """Where an s-op's value is, and what happens when it is exchanged."""
-        values = self.values[number]
-        assert values is not None
-        name, place = variable_name(number), self.evidence.place(np.nan_to_num(values))
-        try:
-            expected = self.program.evaluate_with(self.domain.tokens, number, values[self.partner])
-        except RaspError:  # the program has no value there: nothing to hold the model against
-            return Mechanism(name, place.hook, round(place.r2, 4))
-        should = self.domain.is_answer & (expected != self.base) & ~np.isnan(expected)
-        if not should[~self.is_fitted].any():
-            return Mechanism(name, place.hook, round(place.r2, 4))
-        outcomes = {hook: self._changed(hook, values) == expected for hook in self.evidence.hooks}
-        fitted, judged = should & self.is_fitted[:, None], should & ~self.is_fitted[:, None]
-        best = max(outcomes, key=lambda hook: outcomes[hook][fitted].mean() if fitted.any() else 0.0)
-        right, cases = int(outcomes[best][judged].sum()), int(judged.sum())
-        r2 = float(self.evidence.held(np.nan_to_num(values)[None])[0][self.evidence.hooks.index(best)])
-        low, high = interval(right, cases)
-        return Mechanism(name, best, round(r2, 4), round(right / cases, 4), (round(low, 4), round(high, 4)), cases)
-
-    def _changed(self, hook: str, values: np.ndarray) -> np.ndarray:
-        """[input, position] the model's answers with what holds `values` at a hook exchanged for the partner's."""
-        directions = torch.tensor(self._directions(hook, values), dtype=torch.float32)
-        logits = np.zeros((*self.domain.tokens.shape, self.domain.columns), np.float32)
-        stream = self.evidence.streams[hook]
-        with torch.no_grad():
-            for rows in self.model.batches(self.domain):
-                length = int(self.domain.lengths[rows[0]])
-                theirs = torch.tensor(stream[self.partner[rows], :length])
-
-                def exchanged(own: torch.Tensor, theirs: torch.Tensor = theirs) -> torch.Tensor:
-                    return own + (theirs - own) @ directions @ directions.T
-
-                found = self.model.run(self.domain.tokens[rows, :length], patches={hook: exchanged})
-                logits[rows, :length] = found[..., : self.domain.columns].numpy()
-        return Answers.of(logits, self.domain).values
-
-    def _directions(self, hook: str, values: np.ndarray) -> np.ndarray:
-        """[d_model, direction] orthonormal directions in which the stream differs with a value.
-
-        What follows from token and position alone is taken off first, unless the value itself follows from them.
-        """
-        at = self.evidence.is_token & self.is_fitted[:, None]
-        stream, wanted = self.evidence.streams[hook][at].astype(np.float64), values[at]
-        classes, codes = np.unique(wanted, return_inverse=True)
-        indicators = np.eye(len(classes))[codes] if len(classes) <= 4 * MOST_DIRECTIONS else wanted[:, None]
-        width = self.domain.tokens.shape[1]
-        alone = np.unique(self.domain.tokens[at] * width + np.nonzero(at)[1], return_inverse=True)[1]
-        within = _less_means(indicators, alone)
-        if np.square(within).sum() > 0.01 * np.square(indicators - indicators.mean(0)).sum():
-            stream, indicators = _less_means(stream, alone), within
-        else:
-            stream, indicators = stream - stream.mean(0), indicators - indicators.mean(0)
-        slopes = np.linalg.lstsq(indicators, stream, rcond=1e-6)[0]
-        _, sizes, directions = np.linalg.svd(indicators @ slopes, full_matrices=False)
-        kept = min(MOST_DIRECTIONS, int((sizes > 0.02 * sizes.max()).sum()))
-        return directions[:kept].T
-
-
-def _less_means(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Rows less the mean of their group."""
-    means = np.zeros((groups.max() + 1, rows.shape[1]))
-    np.add.at(means, groups, rows)
-    return rows - (means / np.bincount(groups)[:, None])[groups]
-
-
-def _partners(lengths: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
-    """[input] another input of the same length, drawn at random."""
-    partner = np.arange(len(lengths))
-    for length in np.unique(lengths):
-        rows = rng.permutation(np.flatnonzero(lengths == length))
-        partner[rows] = np.roll(rows, 1)
-    return partner
 
 
 def interval(right: int, cases: int) -> tuple[float, float]:

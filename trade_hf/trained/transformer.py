@@ -131,7 +131,8 @@ class Transformer:
             stream = stream + self._attention(stream, block, weights, at)
             if not self.config.attn_only:
                 stream = at(f"{block}.hook_resid_mid", stream)
-                hidden = self._norm(stream, f"{block}.ln2", weights) @ weights[f"{block}.mlp.W_in"]
+                seen = at(f"{block}.hook_mlp_in", stream)
+                hidden = self._norm(seen, f"{block}.ln2", weights) @ weights[f"{block}.mlp.W_in"]
                 hidden = ACTIVATIONS[self.config.act_fn](hidden + weights[f"{block}.mlp.b_in"])
                 hidden = at(f"{block}.mlp.hook_post", hidden)
                 stream = stream + hidden @ weights[f"{block}.mlp.W_out"] + weights[f"{block}.mlp.b_out"]
@@ -140,10 +141,16 @@ class Transformer:
 
     def _attention(self, stream: torch.Tensor, block: str, weights: Mapping, at: Callable) -> torch.Tensor:
         """[input, position, d_model] what the heads of a layer add to the stream."""
-        seen = self._norm(stream, f"{block}.ln1", weights)[:, None]  # [input, 1, position, d_model]
-        query, key, value = (
-            seen @ weights[f"{block}.attn.W_{part}"] + weights[f"{block}.attn.b_{part}"][:, None] for part in "QKV"
-        )
+
+        plain = self._norm(stream, f"{block}.ln1", weights)
+
+        def read(part: str) -> torch.Tensor:
+            """[input, head, position, d_head] queries, keys or values."""
+            source = at(f"{block}.hook_{part.lower()}_input", stream)
+            seen = plain if source is stream else self._norm(source, f"{block}.ln1", weights)
+            return seen[:, None] @ weights[f"{block}.attn.W_{part}"] + weights[f"{block}.attn.b_{part}"][:, None]
+
+        query, key, value = map(read, "QKV")
         scores = query @ key.transpose(-1, -2) / math.sqrt(self.config.d_head)
         if self.config.attention_dir == "causal":
             later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
