@@ -7,7 +7,7 @@ program's with that line's values exchanged (`interchange.py`). For each selecto
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from trade_hf.trained.program import Program, Run
 from trade_hf.trained.transformer import Transformer
 
 MOST_INPUTS = 600  # that a mechanism is looked for on
+USED = 0.9  # interchange accuracy from which on a model is said to use a line
 CONFIDENCE = 1.96  # standard deviations: 95 %
 
 
@@ -52,20 +53,62 @@ class Mechanism:
         return asdict(self)
 
 
-def mechanism(program: Program, model: Transformer, domain: Domain, seed: int = 0) -> list[Mechanism]:
+def choose(
+    programs: Sequence[Program], model: Transformer, domain: Domain, seed: int = 0
+) -> tuple[Program, list[Mechanism]]:
+    """Of programs that agree with a model alike, the one whose lines it uses most, the first one on ties; and its
+    mechanism.
+
+    They are compared by their least used line, then by all lines, without learned projections; the one that is chosen
+    and the first are then held against each other with them.
+    """
+    quick = {n: mechanism(program, model, domain, seed, learn=False) for n, program in enumerate(programs)}
+    if len(programs) > 1:
+        ordered = sorted(quick, key=lambda n: (*(-figure for figure in _use(quick[n])), n))
+    else:
+        ordered = [0]
+    found = {n: mechanism(programs[n], model, domain, seed) for n in sorted({0, ordered[0]})}
+    best = min(found, key=lambda n: (*(-figure for figure in _use(found[n])), n))
+    return programs[best], found[best]
+
+
+def _use(lines: Sequence[Mechanism]) -> tuple[float, float]:
+    """The least interchange accuracy and the mean; the same for all programs whose lines are all used."""
+    shares = [line.interchange for line in lines if line.interchange is not None] or [1.0]
+    return (USED, 1.0) if min(shares) >= USED else (min(shares), sum(shares) / len(shares))
+
+
+def verdict(lines: Sequence[Mechanism]) -> str:
+    """In words, whether the model uses the lines of a program."""
+    tested = [line for line in lines if line.interchange is not None]
+    unused = [line.line for line in tested if (line.interchange or 0) < USED]
+    if not tested:
+        return "whether the model uses these lines is not known: exchanging the value of one changes no answer"
+    if not unused:
+        return f"the model uses all {len(tested)} lines that could be tested: interchange accuracy {USED} or more"
+    return (
+        f"the model behaves like this program and does not compute it this way: of {len(tested)} lines that could be "
+        f"tested, {', '.join(unused)} {'has' if len(unused) == 1 else 'have'} an interchange accuracy below {USED}"
+    )
+
+
+def mechanism(
+    program: Program, model: Transformer, domain: Domain, seed: int = 0, learn: bool = True
+) -> list[Mechanism]:
     """The mechanism of each line of a program.
 
     Args:
       program: it need not agree with the model.
       model, domain: the model and its inputs.
       seed: of the inputs that are drawn, where there are many, and of the pairs.
+      learn: whether projections are learned where those by regression do not do.
     """
     rng = np.random.RandomState(seed)
     chosen = np.sort(rng.permutation(len(domain))[:MOST_INPUTS])
     part = domain.rows(chosen)
     evidence = Evidence(model, part)
     heads = patterns(model, part)
-    exchange = Exchange(program, model, part, evidence, rng)
+    exchange = Exchange(program, model, part, evidence, rng, learn)
     selectors = _selectors(program, part)
     found = []
     for number, line in enumerate(program.lines):

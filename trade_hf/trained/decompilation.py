@@ -25,7 +25,7 @@ import torch
 from trade_hf.compiled.weights import WeightsError
 from trade_hf.trained.answers import Answers
 from trade_hf.trained.candidate import MOST_CELL_SHARE, MOST_LINES
-from trade_hf.trained.causality import Mechanism, mechanism
+from trade_hf.trained.causality import Mechanism, choose, verdict
 from trade_hf.trained.domain import Domain
 from trade_hf.trained.expression import to_set
 from trade_hf.trained.program import Program
@@ -180,6 +180,7 @@ class TrainedDecompilation:
             "lines": len(self.program),
             "table_cells": self.program.table_cells,
             "mechanism": [line.to_dict() for line in self.mechanism],
+            "mechanism_in_words": verdict(self.mechanism) if self.mechanism else None,
             "domain_inputs": comparison.of,
             "differing_in_float64": comparison.double,
             "smallest_logit_gap": None if math.isinf(comparison.gap) else round(comparison.gap, 6),
@@ -189,7 +190,8 @@ class TrainedDecompilation:
 
     def __str__(self) -> str:
         lines = [f"# {m.line:<4} {_in_words(m)}" for m in self.mechanism]
-        return "\n".join([f"{self.code.rstrip()}", f"# {self.certificate}", *lines, ""])
+        words = [f"# {verdict(self.mechanism)}"] if self.mechanism else []
+        return "\n".join([f"{self.code.rstrip()}", f"# {self.certificate}", *words, *lines, ""])
 
     def __repr__(self) -> str:
         return f"TrainedDecompilation({self.certificate}, {self.seconds:.3g} s)"
@@ -231,12 +233,15 @@ def decompile_trained(
     model = Transformer.of(source)
     inputs = _domain(source, domain, seed)
     answers = Answers.of(model.logits(inputs), inputs)
-    found = Search(model, inputs, answers, seconds, steps, progress, seed).run()
-    comparison = compare(found.program, model, inputs)
-    lines = tuple(mechanism(found.program, model, inputs, seed)) if with_mechanism else ()
+    search = Search(model, inputs, answers, seconds, steps, progress, seed)
+    program = search.run().program
+    lines: list[Mechanism] = []
+    if with_mechanism:
+        program, lines = choose([found.program for found in search.choices()], model, inputs, seed)
+    comparison = compare(program, model, inputs)
     vocab = tuple(np.unique(inputs.tokens[inputs.tokens >= 0]).tolist())
     return TrainedDecompilation(
-        found.program, comparison, lines, time.monotonic() - start, vocab, inputs.tokens.shape[1]
+        program, comparison, tuple(lines), time.monotonic() - start, vocab, inputs.tokens.shape[1]
     )
 
 

@@ -35,6 +35,7 @@ class Grower:
         self.occurrences = self._occurrences()
         self.lengths: list[Node] = []
         self.counts: list[Node] = []  # how often each token occurs
+        self.totals: list[Node] = []  # sums of tokens
         self.holding: list[Node] = []  # tests of the token here
 
     def _low_tokens(self) -> Node:
@@ -77,6 +78,7 @@ class Grower:
                     self._read(both, [TOKENS, INDICES])
         self._extremes()
         self._differences()
+        self._sums()
         for text in ("k == q - 2", *(f"k == {place}" for place in range(min(space.tokens.shape[1], 6)))):
             if (node := space.select(text, INDICES, INDICES)) is not None:
                 space.gather(node, TOKENS)
@@ -94,6 +96,30 @@ class Grower:
             for where in (self.everywhere, *self.positions[1:]):
                 if powers is not None and where is not None:
                     space.mean(where, powers)
+
+    def _sums(self) -> None:
+        """The sum of the tokens, everywhere and up to here, special ones counted as 0."""
+        space = self.space
+        counted: Node | None = TOKENS
+        if space.specials:
+            tests = " or ".join(f"x == {token}" for token in space.specials[:4])
+            counted = space.map(f"0 if {tests} else x", TOKENS)
+        up_to = self.everywhere if space.causal else space.select("k <= q", INDICES, INDICES)
+        for where in dict.fromkeys((self.everywhere, up_to)):
+            mean = None if where is None or counted is None else space.mean(where, counted)
+            width = None if where is None else space.width(where)
+            if mean is not None and width is not None:
+                self._signs(space.pair("round(x * y)", mean, width))
+
+    def _signs(self, total: Node | None) -> None:
+        """A sum, less a multiple of how many it is of."""
+        space = self.space
+        if total is None:
+            return
+        self.totals.append(total)
+        for count in (INDICES, *self.lengths):
+            for factor in ("y", *(f"{token} * y" for token in space.vocab[2:6])):
+                space.pair(f"x - {factor}", total, count)
 
     def _differences(self) -> None:
         """How much more often one token occurs than another, everywhere and so far."""

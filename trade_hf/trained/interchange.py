@@ -74,12 +74,20 @@ class Exchange:
       program, model, domain: what is looked at, on inputs few enough to be run often.
       evidence: the model's activations on them.
       rng: draws the halves and the pairs of inputs.
+      learn: whether projections are learned where those by regression do not do.
     """
 
     def __init__(
-        self, program: Program, model: Transformer, domain: Domain, evidence: Evidence, rng: np.random.RandomState
+        self,
+        program: Program,
+        model: Transformer,
+        domain: Domain,
+        evidence: Evidence,
+        rng: np.random.RandomState,
+        learn: bool = True,
     ) -> None:
         self.program, self.model, self.domain, self.evidence = program, model, domain, evidence
+        self.learn = learn
         self.values = program.evaluate_all(domain.tokens)
         self.base = program.evaluate(domain.tokens)
         self.is_fitted = rng.rand(len(domain)) < 0.5
@@ -134,7 +142,7 @@ class Exchange:
                     tried[place] = share, projections
                 yield share, place, found
         order = sorted(tried, key=lambda place: -tried[place][0])
-        if not order or tried[order[0]][0] >= GOOD:
+        if not order or tried[order[0]][0] >= GOOD or not self.learn:
             return
         for place in order[:LEARNED]:
             projections = learned(tried[place][1], partial(self._loss, place, expected))

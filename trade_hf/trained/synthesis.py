@@ -39,6 +39,8 @@ NEAR = 0.02  # share of inputs on which a program may be wrong and yet be what t
 FEW_INPUTS = 40  # that a rule is sought on, where the model makes errors
 SHORT = 9.0  # a program of this description length is short enough to end the search
 TRIED = 12  # candidates of one step that are run on all inputs
+CHOICES = 6  # programs that are equal on all inputs, and by how much they may be longer than the shortest
+CHOICES_LONGER = 2.0
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Search:
         self.steps = steps
         self.progress = progress or (lambda text: None)
         self.best: Found | None = None
+        self.equal: dict[Program, Found] = {}  # programs of at most MOST_LINES lines that are equal on all inputs
         self.sample = self._first_sample(np.random.RandomState(seed))
         # Where the answers are at the last position alone, which sees everything, RASP's own selectors will do.
         at_last = np.array_equal(domain.is_answer, np.arange(domain.tokens.shape[1]) == domain.lengths[:, None] - 1)
@@ -122,6 +125,14 @@ class Search:
             self.list_exceptions()
         assert self.best is not None
         return self.best
+
+    def choices(self) -> list[Found]:
+        """Programs that are about as short as the best one and equal on all inputs, the shortest first; else the best
+        one alone."""
+        assert self.best is not None
+        most = self.best.length + CHOICES_LONGER
+        found = sorted([f for f in self.equal.values() if f.length <= most], key=lambda f: (f.length, f.program.code))
+        return found[:CHOICES] or [self.best]
 
     def is_whole(self) -> bool:
         """Whether a program of at most MOST_LINES lines is equal on all inputs."""
@@ -249,18 +260,20 @@ class Search:
                 return
 
     def _try(self, candidates: list[Candidate]) -> np.ndarray | None:
-        """None once a candidate is right on all inputs; else inputs on which the first one is wrong."""
+        """None if a candidate is right on all inputs; else inputs on which the first one is wrong."""
         first: np.ndarray | None = None
+        most = np.inf
         for candidate in candidates:
+            if candidate.length > most:
+                break
             found = self.check(candidate.program(self.space))
-            if not found.wrong.any():
-                self.keep(found)
-                return None
             self.keep(found)
-            if first is None:
+            if not found.wrong.any():
+                most = min(most, candidate.length + CHOICES_LONGER)
+            elif first is None:
                 fresh = np.setdiff1d(np.flatnonzero(found.wrong), self.sample)
                 first = fresh[np.linspace(0, len(fresh) - 1, min(COUNTEREXAMPLES, len(fresh))).astype(int)]
-        return first if first is not None and len(first) else None
+        return first if most == np.inf and first is not None and len(first) else None
 
     def check(self, program: Program) -> Found:
         """A program with the inputs on which it is wrong."""
@@ -271,6 +284,8 @@ class Search:
         if not found.wrong.any():
             found = shorten(found.program, self.check)
         fits = len(found.program) <= MOST_LINES
+        if fits and not found.wrong.any():
+            self.equal[found.program] = found
         rank = (fits, found.agreeing, -found.length)
         if self.best is None or rank > (len(self.best.program) <= MOST_LINES, self.best.agreeing, -self.best.length):
             self.best = found
