@@ -157,3 +157,10 @@ def test_names_of_two():
     x, y = np.array([1.0, 2, 3]), np.array([2.0, 2, 2])
     cells = Cells(np.arange(3), np.arange(3), np.array([0.0, 1, 0]), False, 3)
     assert named_binary(x, y, cells.answers, cells) == "1 if x == y else 0"
+
+
+def test_sums_of_tokens_leave_special_ones_out():
+    task = rule_task(next(rule for rule in RULES if rule.name == "cumulative_sign"))
+    domain = Domain.from_dict(task.domain)
+    found = search(domain, np.where(domain.is_answer, task.answers, np.nan))
+    assert not found.wrong.any() and found.program.table_cells == 0 and len(found.program) <= 8

@@ -116,7 +116,7 @@ class Search:
             if not self.is_whole():
                 self.solve_loosely(since)
             since = since + 1 if self.best is before else 0
-            if self.is_over() or (self.is_whole() and self.best and (self.best.length <= SHORT or since >= PATIENCE)):
+            if self.is_over() or self.is_short_enough(since):
                 break
             if self.is_near() and since >= PATIENCE:
                 break
@@ -137,6 +137,12 @@ class Search:
     def is_whole(self) -> bool:
         """Whether a program of at most MOST_LINES lines is equal on all inputs."""
         return self.best is not None and not self.best.wrong.any() and len(self.best.program) <= MOST_LINES
+
+    def is_short_enough(self, since: int) -> bool:
+        """Whether no shorter program is sought, `since` steps after the last one: the longer it is, the more steps."""
+        if self.best is None or not self.is_whole():
+            return False
+        return self.best.length <= SHORT or since >= PATIENCE * (1 + self.best.length // MOST_LINES)
 
     def is_near(self) -> bool:
         """Whether a short program is wrong on so few inputs that these can be listed."""
