@@ -108,7 +108,10 @@ class Space:
             return None
         key = self._key(values)
         if key in self._known:
-            return self._known[key]
+            same = self._known[key]
+            if kind is Kind.TRUTH and self.kinds[same] is Kind.NUMBER:  # a number that is 0 or 1 says whether
+                self.kinds[same] = kind
+            return same
         node = len(self.lines)
         self.lines[node], self.kinds[node], self.values[node] = line, kind, values
         self._known[key] = node

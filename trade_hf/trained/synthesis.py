@@ -39,6 +39,7 @@ NEAR = 0.02  # share of inputs on which a program may be wrong and yet be what t
 FEW_INPUTS = 40  # that a rule is sought on, where the model makes errors
 SHORT = 9.0  # a program of this description length is short enough to end the search
 TRIED = 12  # candidates of one step that are run on all inputs
+MOST_TESTED = 6  # tests of how often a token occurs
 CHOICES = 6  # programs that are equal on all inputs, and by how much they may be longer than the shortest
 CHOICES_LONGER = 2.0
 
@@ -186,7 +187,7 @@ class Search:
         grow.scores([*inputs, INDICES])
         grow.joined(grow.occurrences)
         yield "round 1, orders"
-        grow.tests(grow.occurrences)
+        grow.truths(grow.tests(grow.occurrences)[:MOST_TESTED])
         neighbours = grow.shifts([TOKENS])
         grow.comparisons([*inputs, *neighbours])
         grow.comparisons([INDICES, *grow.occurrences, *grow.lengths])
