@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 from trade_hf.files import write_text
 
+CLEARED = "\r\x1b[K"  # to the start of a terminal's line, which is emptied
 REFUTED, NOT_PROVEN = 1, 3  # exit statuses beside 0 for what is proven
 
 
@@ -17,6 +21,7 @@ def add_options(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("trained models (a folder with model.safetensors, config.json, domain.json)")
     group.add_argument("--domain", type=Path, metavar="FILE", help="inputs and answers (default: FOLDER/domain.json)")
     group.add_argument("--seconds", type=float, default=None, help="of processor time, of the search (default 60)")
+    group.add_argument("--resume", type=Path, metavar="FILE", help="keep the best so far here, and go on from there")
     group.add_argument("--save-program", type=Path, metavar="FILE", help="write the program as Python for tracr")
     group.add_argument("--quiet", action="store_true", help="no progress on standard error")
 
@@ -36,11 +41,26 @@ def decompile_folder(args: Namespace) -> int:
     seconds = SECONDS if args.seconds is None else args.seconds
     if not 0 < seconds <= 86_400:
         raise ValueError(f"--seconds: expected seconds above 0, got {seconds}")
-    progress = None if args.quiet else lambda text: print(text, file=sys.stderr, flush=True)
-    result = decompile_trained(args.file, args.domain, seconds, progress=progress)
+    progress = None if args.quiet else _progress()
+    result = decompile_trained(args.file, args.domain, seconds, progress=progress, resume=args.resume)
+    if progress and sys.stderr.isatty():
+        print(CLEARED, end="", file=sys.stderr, flush=True)
     print(json.dumps(result.to_dict(), indent=2) if args.json else str(result).rstrip("\n"))
     if args.save_program:
         write_text(args.save_program, result.code)
     if result.is_proven:
         return 0
     return REFUTED if result.status is Status.REFUTED else NOT_PROVEN
+
+
+def _progress() -> Callable[[str], None]:
+    """Shows a line of text with the time: on a terminal in the last one's place."""
+    start, is_terminal = time.monotonic(), sys.stderr.isatty()
+
+    def show(text: str) -> None:
+        line = f"{time.monotonic() - start:6.1f} s  {text}"
+        if is_terminal:
+            line = f"{CLEARED}{line[: shutil.get_terminal_size().columns - 1]}"
+        print(line, end="" if is_terminal else "\n", file=sys.stderr, flush=True)
+
+    return show

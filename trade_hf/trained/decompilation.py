@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from trade_hf.trained.causality import Mechanism, choose, verdict
 from trade_hf.trained.domain import Domain
 from trade_hf.trained.expression import to_set
 from trade_hf.trained.program import Program
+from trade_hf.trained.progress import Progress, identity
 from trade_hf.trained.synthesis import SECONDS, STEPS, Search
 from trade_hf.trained.transformer import Transformer
 from trade_hf.verification import CONFIDENCE, Status
@@ -216,6 +217,7 @@ def decompile_trained(
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
     with_mechanism: bool = True,
+    resume: str | os.PathLike | None = None,
 ) -> TrainedDecompilation:
     """Find a short program for an ordinary transformer, and say how far the two agree.
 
@@ -226,6 +228,7 @@ def decompile_trained(
       seed: of the samples.
       progress: called with a line of text now and then.
       with_mechanism: whether to look for where in the model each line is.
+      resume: a file in which the best so far is kept, and from which a search that was killed goes on.
 
     Raises WeightsError for a model or a domain that cannot be read.
     """
@@ -233,7 +236,11 @@ def decompile_trained(
     model = Transformer.of(source)
     inputs = _domain(source, domain, seed)
     answers = Answers.of(model.logits(inputs), inputs)
-    search = Search(model, inputs, answers, seconds, steps, progress, seed)
+    begun, keep = None, None
+    if resume is not None:
+        begun = Progress.load(Path(resume), identity(model, inputs, seed))
+        keep = partial(Progress.save, path=Path(resume))
+    search = Search(model, inputs, answers, seconds, steps, progress, seed, begun, keep)
     program = search.run().program
     lines: list[Mechanism] = []
     if with_mechanism:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from trade_hf.rasp.program import INDICES, TOKENS
 from trade_hf.trained.answers import Answers
 from trade_hf.trained.candidate import CELLS_PER_LINE, MOST_LINES, Candidate, Cells, cells_of
 from trade_hf.trained.domain import Domain
@@ -22,9 +22,12 @@ from trade_hf.trained.evidence import Evidence
 from trade_hf.trained.exceptions import LINES, with_exceptions
 from trade_hf.trained.grow import Grower
 from trade_hf.trained.program import Program
+from trade_hf.trained.progress import MOST_PROGRAMS, Progress
+from trade_hf.trained.rounds import Rounds
 from trade_hf.trained.shorten import shorten
 from trade_hf.trained.solve import Solver
 from trade_hf.trained.space import Kind, Node, Space
+from trade_hf.trained.text import parse
 from trade_hf.trained.transformer import Transformer
 
 SECONDS = 60.0  # of processor time
@@ -32,14 +35,11 @@ PATIENT = 4.0  # how many times as much the search may take by the clock, on a b
 STEPS = 120_000  # nodes of the space
 SAMPLE_PAIRS = 8_000  # of positions, of all inputs of the sample
 COUNTEREXAMPLES = 48  # inputs that join the sample at a time
-ROUNDS = ((6, 16), (12, 40), (24, 80), (48, 160))  # how many s-ops something is built on: of one kind, of all
-HELD_IN_LINES = 4  # by how many lines an s-op that the model holds fully comes before one that it does not hold
 PATIENCE = 4  # steps without a shorter program, once one is equal on all inputs
 NEAR = 0.02  # share of inputs on which a program may be wrong and yet be what the model follows, but for errors
 FEW_INPUTS = 40  # that a rule is sought on, where the model makes errors
 SHORT = 9.0  # a program of this description length is short enough to end the search
 TRIED = 12  # candidates of one step that are run on all inputs
-MOST_TESTED = 6  # tests of how often a token occurs
 CHOICES = 6  # programs that are equal on all inputs, and by how much they may be longer than the shortest
 CHOICES_LONGER = 2.0
 
@@ -76,6 +76,9 @@ class Search:
       seconds: of processor time after which it ends, so that a busy machine finds the same.
       steps: nodes after which it ends.
       progress: called with a line of text now and then.
+      seed: of the sample.
+      begun: what an earlier search has done.
+      keep: called with what is done, whenever that is more.
     """
 
     def __init__(
@@ -87,20 +90,25 @@ class Search:
         steps: int = STEPS,
         progress: Callable[[str], None] | None = None,
         seed: int = 0,
+        begun: Progress | None = None,
+        keep: Callable[[Progress], None] | None = None,
     ) -> None:
         self.model, self.domain, self.answers = model, domain, answers
+        self.done, self._save = begun or Progress(""), keep or (lambda done: None)
         self.end, self.end_by_clock = time.process_time() + seconds, time.monotonic() + PATIENT * seconds
         self.steps = steps
         self.progress = progress or (lambda text: None)
         self.best: Found | None = None
         self.equal: dict[Program, Found] = {}  # programs of at most MOST_LINES lines that are equal on all inputs
         self.sample = self._first_sample(np.random.RandomState(seed))
+        self._drawn = len(self.sample)  # inputs of it that are no counterexamples
+        known = np.array(self.done.counterexamples, np.int64)
+        self.sample = np.concatenate([self.sample, np.setdiff1d(known[known < len(domain)], self.sample)])
         # Where the answers are at the last position alone, which sees everything, RASP's own selectors will do.
         at_last = np.array_equal(domain.is_answer, np.arange(domain.tokens.shape[1]) == domain.lengths[:, None] - 1)
         self.space = Space(domain.tokens[self.sample], model.config.attention_dir == "causal" and not at_last)
         self.grower = Grower(self.space, self.is_over)
-        self.evidence = Evidence(model, domain.rows(self.sample))
-        self._gains: dict[Node, float] = {}
+        self.rounds = Rounds(self.space, self.grower, Evidence(model, domain.rows(self.sample)))
         self._solver = self.solver()
 
     def is_over(self) -> bool:
@@ -110,13 +118,19 @@ class Search:
     def run(self) -> Found:
         """The best program that was found."""
         since = 0  # steps since the best program so far was found
-        for step in self.steps_of_search():
+        for text in self.done.programs:
+            self.keep(self.check(parse(text)))
+        for number, step in enumerate(() if self.done.is_over else self.rounds.steps()):
+            if number < self.done.steps:  # its s-ops are needed; what follows from them was sought
+                continue
             self.progress(f"{step}: {len(self.space.lines):,} s-ops and selectors")
             before = self.best
             self.solve()
             if not self.is_whole():
                 self.solve_loosely(since)
             since = since + 1 if self.best is before else 0
+            if not self.is_over():
+                self.save(steps=number + 1)
             if self.is_over() or self.is_short_enough(since):
                 break
             if self.is_near() and since >= PATIENCE:
@@ -125,7 +139,18 @@ class Search:
             self.approximate()
             self.list_exceptions()
         assert self.best is not None
+        self.save(is_over=not self.is_over())
         return self.best
+
+    def save(self, **changes: Any) -> None:
+        """Has what is done kept: the best program first."""
+        programs = [] if self.best is None else [self.best.program]
+        programs += [found.program for found in self.equal.values() if found is not self.best]
+        texts = tuple(program.code for program in programs[:MOST_PROGRAMS])
+        self.done = replace(
+            self.done, programs=texts, counterexamples=tuple(self.sample[self._drawn :].tolist()), **changes
+        )
+        self._save(self.done)
 
     def choices(self) -> list[Found]:
         """Programs that are about as short as the best one and equal on all inputs, the shortest first; else the best
@@ -153,69 +178,6 @@ class Search:
             and len(self.best.program) + LINES <= MOST_LINES
             and self.best.program.table_cells + self.best.wrong.sum() <= self._solver.cells.most_cells
         )
-
-    # ------------------------------------------------------------ growing
-
-    def steps_of_search(self) -> Iterator[str]:
-        """Adds nodes; yields after each part of a round."""
-        grow = self.grower
-        inputs = list(dict.fromkeys([TOKENS, grow.low]))
-        grow.begin()
-        yield "tokens and positions"
-        yield from self._first_round(inputs)
-        for number, (few, many) in enumerate(ROUNDS):
-            numbers = self.pool(2 * few, Kind.NUMBER, Kind.POSITION)
-            grow.alike(numbers[:few])
-            grow.tests(numbers)
-            yield f"round {number + 2}, like with like"
-            grow.across(numbers, [TOKENS, *numbers[:few]])
-            grow.shifts(self.pool(few, Kind.NUMBER, Kind.TOKEN, Kind.TRUTH))
-            grow.comparisons([*inputs, *self.pool(few, Kind.TOKEN)])
-            grow.comparisons([INDICES, *self.pool(2 * few, Kind.NUMBER, Kind.POSITION)])
-            yield f"round {number + 2}, comparisons"
-            grow.truths(self.pool(many, Kind.TRUTH))
-            grow.tests(self.pool(many, Kind.NUMBER))
-            yield f"round {number + 2}, where something holds"
-            grow.scores(self.pool(few, Kind.NUMBER, Kind.TRUTH))
-            grow.joined(self.pool(few, Kind.NUMBER))
-            yield f"round {number + 2}, orders"
-
-    def _first_round(self, inputs: list[Node]) -> Iterator[str]:
-        """What is made of tokens, of positions, and of how often a token occurs."""
-        grow = self.grower
-        grow.alike(inputs)
-        grow.scores([*inputs, INDICES])
-        grow.joined(grow.occurrences)
-        yield "round 1, orders"
-        grow.truths(grow.tests(grow.occurrences)[:MOST_TESTED])
-        neighbours = grow.shifts([TOKENS])
-        grow.comparisons([*inputs, *neighbours])
-        grow.comparisons([INDICES, *grow.occurrences, *grow.lengths])
-        grow.shifts([*grow.occurrences, *neighbours])
-        grow.across([*grow.occurrences, *grow.lengths], inputs)
-        yield "round 1, comparisons"
-        grow.alike(grow.occurrences)
-        grow.scores(grow.occurrences)
-        yield "round 1, how often tokens occur"
-        grow.truths(grow.holding)
-        grow.truths(self.pool(60, Kind.TRUTH))
-        grow.truths(grow.grams())
-        yield "round 1, where something holds"
-
-    def pool(self, most: int, *kinds: Kind) -> list[Node]:
-        """S-ops of these kinds, the cheap ones and those that the model holds first; none that follow from the token
-        and the position here."""
-        nodes = [n for n, kind in self.space.kinds.items() if kind in kinds]
-        self._weigh(nodes)
-        nodes = [n for n in nodes if not np.isnan(self._gains[n])]
-        return sorted(nodes, key=lambda n: (self.space.cost(n) - HELD_IN_LINES * self._gains[n], n))[:most]
-
-    def _weigh(self, nodes: list[Node]) -> None:
-        new = [n for n in nodes if n not in self._gains]
-        for start in range(0, len(new), 500):
-            part = new[start : start + 500]
-            gains = self.evidence.gain(np.stack([self.space.values[n][: len(self.evidence.is_token)] for n in part]))
-            self._gains.update(zip(part, gains.tolist(), strict=True))
 
     # ------------------------------------------------------------ solving
 
@@ -296,6 +258,7 @@ class Search:
         rank = (fits, found.agreeing, -found.length)
         if self.best is None or rank > (len(self.best.program) <= MOST_LINES, self.best.agreeing, -self.best.length):
             self.best = found
+            self.save()
             self.progress(f"{found.agreeing:,} of {len(found.wrong):,} inputs, {len(found.program)} lines")
 
     def list_exceptions(self) -> None:

@@ -26,6 +26,8 @@ from trade_hf.trained.layouts import checked, from_bridge, from_gpt2, to_array
 
 MAX_CONFIG_BYTES = 1_000_000
 MOST_CELLS = 8_000_000  # numbers in the largest activation of one batch
+# What a part reads, to be patched for it alone; it is not cached, since it is the residual stream.
+INPUTS = ("hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in")
 Patch = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -119,7 +121,7 @@ class Transformer:
 
         def at(name: str, value: torch.Tensor) -> torch.Tensor:
             value = patches[name](value) if patches and name in patches else value
-            if cache is not None:
+            if cache is not None and not name.endswith(INPUTS):
                 cache[name] = value
             return value
 
