@@ -11,22 +11,28 @@ Answers as Hugging Face's inference toolkit (webservice_starlette.py): what the 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import importlib.util
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import BoundedSemaphore, Thread
+from threading import Thread
 from typing import Any
 
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
 MAX_BODY = 24_000_000  # bytes: what the handler takes, in base64
-MAX_DISCARDED = 500_000_000  # bytes of a body too large that are read, so that the client gets to see the answer
 MAX_REQUESTS = 32  # at a time
 BODY_LIMIT = 20.0  # seconds that sending a body may take
-CHUNK = 2**16
 
 Handler = Callable[[Any], Any]
 
@@ -36,9 +42,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="as scripts/export_checkpoint.py --remote-code writes it")
     parser.add_argument("--port", type=int, default=8080)
     args = parser.parse_args()
-    server = Server(load_handler(args.folder), args.port)
-    print(f"http://127.0.0.1:{server.server_port}")
-    server.serve_forever()
+    uvicorn.run(application(load_handler(args.folder)), port=args.port, log_level="info")
 
 
 def load_handler(folder: Path, **limits: Any) -> Any:
@@ -52,100 +56,80 @@ def load_handler(folder: Path, **limits: Any) -> Any:
     return module.EndpointHandler(str(folder), **limits)
 
 
-class Refusal(Exception):
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+def application(handler: Handler, body_limit: float = BODY_LIMIT) -> Starlette:
+    """The web application: GET says that it is there, POST asks the handler.
+
+    Args:
+      handler: what is asked, in a thread of its own.
+      body_limit: seconds that sending a body may take.
+    """
+    places = asyncio.Semaphore(MAX_REQUESTS)
+
+    async def ready(request: Request) -> JSONResponse:
+        return JSONResponse({"status": "ok"})
+
+    async def answer(request: Request) -> JSONResponse:
+        if places.locked():
+            raise HTTPException(503, f"busy: {MAX_REQUESTS} requests are under way")
+        async with places:
+            asked = parsed(request, await body(request, body_limit))
+            try:
+                return JSONResponse(await run_in_threadpool(handler, asked))
+            except (ValueError, TimeoutError, RuntimeError) as error:
+                raise HTTPException(400, str(error)) from None
+
+    async def refused(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return JSONResponse({"error": error.detail}, error.status_code)
+
+    routes = [Route("/{path:path}", ready, methods=["GET"]), Route("/{path:path}", answer, methods=["POST"])]
+    return Starlette(routes=routes, exception_handlers={HTTPException: refused})
 
 
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
+async def body(request: Request, limit: float) -> bytes:
+    """What the client sends. One too large is read and thrown away, so that the client gets to see the answer."""
+    parts: list[bytes] = []
+    length = 0
+    try:
+        async with asyncio.timeout(limit):
+            async for part in request.stream():
+                length += len(part)
+                if length <= MAX_BODY:
+                    parts.append(part)
+    except TimeoutError:
+        if length <= MAX_BODY:
+            raise HTTPException(408, f"the body did not come within {limit:g} s") from None
+    if length > MAX_BODY:
+        raise HTTPException(413, f"expected at most {MAX_BODY:,} bytes, got more")
+    return b"".join(parts)
 
-    def __init__(self, handler: Handler, port: int = 0, body_limit: float = BODY_LIMIT) -> None:
-        super().__init__(("127.0.0.1", port), partial(Connection, handler, body_limit, BoundedSemaphore(MAX_REQUESTS)))
+
+def parsed(request: Request, content: bytes) -> Any:
+    """The JSON of a body."""
+    packed = request.headers.get("content-encoding", "identity")
+    if packed != "identity":
+        raise HTTPException(415, f"expected a plain body, got one in {packed}")
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        raise HTTPException(400, "expected JSON") from None
 
 
 @contextmanager
 def serving(handler: Handler, body_limit: float = BODY_LIMIT) -> Iterator[int]:
     """The port of a server that runs in a thread."""
-    with Server(handler, 0, body_limit) as server:
-        thread = Thread(target=server.serve_forever, args=(0.05,))
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(application(handler, body_limit), log_level="error"))
+        thread = Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
         try:
-            yield server.server_port
+            yield listening.getsockname()[1]
         finally:
-            server.shutdown()
+            server.should_exit = True
             thread.join()
-
-
-class Connection(BaseHTTPRequestHandler):
-    """One connection, with one request."""
-
-    wbufsize = -1
-
-    def __init__(self, handler: Handler, body_limit: float, places: BoundedSemaphore, *args: Any) -> None:
-        self.handler, self.body_limit, self.places = handler, body_limit, places
-        self.timeout = body_limit  # of the socket, for the head of the request too
-        super().__init__(*args)
-
-    def do_GET(self) -> None:  # noqa: N802
-        self.answer(200, {"status": "ok"})
-
-    def do_POST(self) -> None:  # noqa: N802
-        if not self.places.acquire(blocking=False):
-            return self.answer(503, {"error": f"busy: {MAX_REQUESTS} requests are under way"})
-        try:
-            self.answer(200, self.handler(self.parsed_body()))
-        except Refusal as refusal:
-            self.answer(refusal.status, {"error": str(refusal)})
-        except (ValueError, TimeoutError, RuntimeError) as error:
-            self.answer(400, {"error": str(error)})
-        finally:
-            self.places.release()
-
-    def parsed_body(self) -> Any:
-        if self.headers.get("Content-Encoding", "identity") != "identity":
-            raise Refusal(415, f"expected a plain body, got one in {self.headers['Content-Encoding']}")
-        try:
-            return json.loads(self.body())
-        except (ValueError, RecursionError):
-            raise Refusal(400, "expected JSON") from None
-
-    def body(self) -> bytes:
-        length = self.headers.get("Content-Length", "")
-        if not length.isdigit():
-            raise Refusal(411, "expected a Content-Length")
-        if int(length) > MAX_BODY:
-            for _ in self.chunks(min(int(length), MAX_DISCARDED)):
-                pass
-            raise Refusal(413, f"expected at most {MAX_BODY:,} bytes, got {int(length):,}")
-        return b"".join(self.chunks(int(length)))
-
-    def chunks(self, length: int) -> Iterator[bytes]:
-        """What the client sends, up to `length` bytes; Refusal when that takes too long."""
-        end = time.monotonic() + self.body_limit
-        while length:
-            self.connection.settimeout(max(end - time.monotonic(), 0.001))
-            try:
-                chunk = self.rfile.read1(min(length, CHUNK))
-            except TimeoutError:
-                raise Refusal(408, f"the body did not come within {self.body_limit:g} s") from None
-            if not chunk:
-                raise Refusal(400, f"the body ended {length:,} bytes early")
-            length -= len(chunk)
-            yield chunk
-
-    def answer(self, status: int, value: Any) -> None:
-        body = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: Any) -> None:
-        """Nothing."""
 
 
 if __name__ == "__main__":

@@ -146,6 +146,25 @@ program = rasp.Aggregate(v4, rasp.tokens)"""
     assert canonicalise(spelled, vocab, 4) == canonical
 
 
+@pytest.mark.parametrize(
+    ("predicate", "printed"),
+    [
+        ("rasp.Comparison.EQ", "rasp.Comparison.EQ"),
+        ("rasp.Comparison.TRUE", "rasp.Comparison.TRUE"),
+        ("rasp.Comparison.LT", "rasp.Comparison.LT"),  # tokens are ranked as they compare
+        ("lambda k, q: (k, q) in [('a', 'b'), ('b', 'c')]", "lambda k, q: (k, q) in [('a', 'b'), ('b', 'c')]"),
+    ],
+)
+def test_comparisons_of_strings_are_printed_by_name(predicate, printed):
+    program = parse(f"v1 = rasp.Select(rasp.tokens, rasp.tokens, {predicate})\nprogram = rasp.SelectorWidth(v1)")
+    vocab = ("a", "b", "c")
+    weights = compile_program(program, vocab, 4)
+    spelled = spell(canonicalise(program, vocab, 4), vocab, 4, weights.output_values)
+    assert f"rasp.Select(rasp.tokens, rasp.tokens, {printed})" in to_text(spelled)
+    assert parse(to_text(spelled)) == spelled
+    assert are_identical(compile_program(spelled, vocab, 4), weights)
+
+
 def test_a_program_that_writes_the_number_of_no_token_cannot_be_spelled():
     program = parse("program = rasp.Map(lambda x: x + 1, rasp.tokens)")
     with pytest.raises(UnsupportedError, match="line 1: 2 is the number of no token"):

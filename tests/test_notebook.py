@@ -1,45 +1,47 @@
-"""The quickstart notebook runs from top to bottom, in a process of its own."""
+"""The notebooks of examples/ run from top to bottom, print what is stored in them, and can be installed on Colab."""
 
 import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
-NOTEBOOK = Path(__file__).parent.parent / "scripts" / "quickstart.ipynb"
-# As a kernel does it: cells share one namespace, and what a cell's last expression gives is shown.
-RUN = """
-import ast, json, sys
-names = {"__name__": "__main__"}
-for cell in json.load(open(sys.argv[1], encoding="utf-8"))["cells"]:
-    if cell["cell_type"] != "code":
-        continue
-    body = ast.parse("".join(cell["source"])).body
-    last = body.pop() if isinstance(body[-1], ast.Expr) else None
-    exec(compile(ast.Module(body, []), cell["id"], "exec"), names)
-    if last is not None:
-        value = eval(compile(ast.Expression(last.value), cell["id"], "eval"), names)
-        html = getattr(value, "_repr_html_", lambda: None)()
-        print(cell["id"], "shows", "HTML" if html else repr(value))
-"""
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 
 
-def test_the_quickstart_notebook_runs(tmp_path):
-    environment = os.environ | {"TMPDIR": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", RUN, str(NOTEBOOK)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=NOTEBOOK.parent.parent,
-    )
+def cells(path, kind="code"):
+    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_and_prints_what_is_stored_in_it(path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), "--check", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("shows HTML") == 3  # a model, a result, a model
-    assert "equivalent on all 340 inputs | refuted by" in done.stdout
-    assert "'functional_equivalence': 0.8" in done.stdout and "'compiles': 0.8" in done.stdout
-    assert (next(tmp_path.rglob("report.html"))).read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
-def test_the_notebook_is_kept_without_outputs():
-    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells if cell["cell_type"] == "code")
+def test_there_are_four_and_each_shows_what_it_is_about():
+    shown = {path.stem[2:]: "".join(str(cell["outputs"]) for cell in cells(path)) for path in NOTEBOOKS}
+    assert shown.keys() == {"your_tracr_model", "transformer_lens", "score_your_decompiler", "trained_model"}
+    assert "refuted by" in shown["your_tracr_model"] and "confirmed by ablation" in shown["your_tracr_model"]
+    assert "identical weights" in shown["transformer_lens"] and "refuted by" in shown["transformer_lens"]
+    assert "'exact_match': 1.0" in shown["score_your_decompiler"]
+    assert "equal on all 9,840 inputs" in shown["trained_model"] and "interchange" in shown["trained_model"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_first_cell_installs_the_package_where_it_is_missing(path):
+    first = source(cells(path)[0])
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    [target] = [part.strip("\"'") for part in first.replace(",", " ").split() if part.startswith('".')]
+    assert 'find_spec("trade_hf") is None' in first
+    assert target == "." or target[2:-1] in extras

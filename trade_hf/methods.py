@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
 from trade_hf.compiled.weights import TracrWeights
 
 LONGEST_ANSWER = 2_000_000  # bytes
@@ -168,13 +170,12 @@ def _late(seconds: float) -> str:
 
 
 def _memory_of_group(group: int) -> int:
-    """Bytes that the processes of a group hold; 0 where /proc does not tell."""
+    """Bytes that the processes of a group hold."""
     total = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            fields = stat.read_text().rpartition(")")[2].split()  # from the state on; see proc(5)
-            if int(fields[2]) == group:
-                total += int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == group:
+                total += process.memory_info().rss
     return total
 
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, Value, compares, tabulated
+from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, Value, agrees, compares, tabulated
 from trade_hf.rasp.program import (
     INDICES,
     OP_RANK,
@@ -492,7 +492,8 @@ def spell(program: Program, vocab: tuple[Value, ...], max_seq_len: int, output_v
 
 
 def _spelled(tables: Tables, number: int, vocab: tuple[Value, ...], holds_tokens: set[Variable]) -> Function:
-    """The line's function as a table with tokens in place of their ranks."""
+    """The line's function with tokens in place of their ranks: itself where its name means the same of tokens, as that
+    of equality does; else a table."""
 
     def shown(variable: Variable, value: Value) -> Value:
         if variable not in holds_tokens:
@@ -507,9 +508,10 @@ def _spelled(tables: Tables, number: int, vocab: tuple[Value, ...], holds_tokens
     for args in itertools.product(*(tables[argument].values for argument in line.args)):
         value = line.function(*args)
         key = tuple(shown(argument, arg) for argument, arg in zip(line.args, args, strict=True))
-        if line.op is Op.SELECT:
-            if value:
-                pairs[key] = True
-        elif value is not None:
-            pairs[key if len(key) > 1 else key[0]] = shown(number, value)
+        if value is not None:
+            pairs[key if len(key) > 1 else key[0]] = value if line.op is Op.SELECT else shown(number, value)
+    if line.function.name is not None and agrees(line.function, pairs):
+        return line.function
+    if line.op is Op.SELECT:
+        pairs = {key: True for key, is_selected in pairs.items() if is_selected}
     return tabulated(line.op.kind, pairs)

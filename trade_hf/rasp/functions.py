@@ -195,7 +195,7 @@ def find_named(kind: Kind, pairs: Pairs) -> Function:
     """The first named function that agrees with `pairs` everywhere, else the explicit table itself."""
     numeric = all(_is_number(part) for key in pairs for part in (key if isinstance(key, tuple) else (key,)))
     for name, function in FUNCTIONS[kind].items():
-        if (numeric or not any(map(str.isdigit, name))) and _agrees(function, pairs):
+        if (numeric or not any(map(str.isdigit, name))) and agrees(function, pairs):
             return function
     if kind is Kind.PREDICATE:
         pairs = {key: True for key, selected in pairs.items() if selected}
@@ -220,7 +220,8 @@ def is_small(value: Value) -> bool:
     return len(value) <= MAX_LENGTH and (isinstance(value, str) or all(map(is_small, value)))
 
 
-def _agrees(function: Function, pairs: Pairs) -> bool:
+def agrees(function: Function, pairs: Pairs) -> bool:
+    """Whether a function gives these values at these arguments."""
     try:
         for args, value in pairs.items():
             got = function(*args) if function.kind is not Kind.UNARY else function(args)

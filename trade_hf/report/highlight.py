@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import keyword
 import re
-import tokenize
 
-from trade_hf.report.markup import Html, element, escape, join, scrolling
+from pygments import highlight
+from pygments.filters import NameHighlightFilter
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+from pygments.token import Name
 
-_NAMES_OF_LINES = re.compile(r"v\d+")
+from trade_hf.report.markup import Html, element, join, scrolling
+
+_NAMES_OF_LINES = re.compile(r"\bv\d+\b")
+_OPERATIONS = ["Aggregate", "LinearSequenceMap", "Map", "Select", "SelectorWidth", "SequenceMap", "numerical"]
+_FORMATTER = HtmlFormatter(nowrap=True)
 
 
 def code_html(code: str, label: str = "program", anchors: bool = False) -> Html:
@@ -19,52 +24,16 @@ def code_html(code: str, label: str = "program", anchors: bool = False) -> Html:
     """
     lines = []
     for text in highlighted(code):
-        name = re.match(r'<span class="name">(v\d+)</span> ', text)
+        name = re.match(r'<span class="nv">(v\d+)</span>', text)
         lines.append(element("span", text, class_="line", id=name[1] if name and anchors else None))
     return scrolling(element("pre", element("code", join(lines, "\n"))), label)
 
 
 def highlighted(code: str) -> list[Html]:
-    """Lines of code with spans around keywords, names, numbers and strings. Text that is not Python is only escaped."""
-    lines = code.rstrip("\n").split("\n")
-    marks: list[list[tuple[int, int, str]]] = [[] for _ in lines]
-    for token, before in _tokens(code):
-        kind = _kind(token, before)
-        if kind and token.start[0] == token.end[0]:
-            marks[token.start[0] - 1].append((token.start[1], token.end[1], kind))
-    return [_marked(line, spans) for line, spans in zip(lines, marks, strict=True)]
-
-
-def _tokens(code: str) -> list[tuple[tokenize.TokenInfo, str]]:
-    """Tokens, each with the text of the one before it."""
-    try:
-        tokens = list(tokenize.generate_tokens(io.StringIO(code).readline))
-    except (tokenize.TokenError, SyntaxError):
-        return []
-    return list(zip(tokens, ["", *[token.string for token in tokens]], strict=False))
-
-
-def _kind(token: tokenize.TokenInfo, before: str) -> str | None:
-    match token.type:
-        case tokenize.STRING:
-            return "string"
-        case tokenize.NUMBER:
-            return "number"
-        case tokenize.COMMENT:
-            return "comment"
-        case tokenize.NAME if keyword.iskeyword(token.string):
-            return "keyword"
-        case tokenize.NAME if _NAMES_OF_LINES.fullmatch(token.string) or token.string == "program":
-            return "name"
-        case tokenize.NAME if before == ".":
-            return "attribute"
-    return None
-
-
-def _marked(line: str, spans: list[tuple[int, int, str]]) -> Html:
-    parts: list[Html] = []
-    end = 0
-    for start, stop, kind in spans:
-        parts += [escape(line[end:start]), element("span", line[start:stop], class_=kind)]
-        end = stop
-    return join([*parts, line[end:]])
+    """Lines of code in spans with Pygments' classes; names of lines are variables (`nv`), operations functions."""
+    text = code.rstrip("\n").encode("utf-8", "backslashreplace").decode("utf-8")
+    lexer = PythonLexer(stripnl=False, ensurenl=False)
+    lexer.add_filter(NameHighlightFilter(names=[*_NAMES_OF_LINES.findall(text), "program"], tokentype=Name.Variable))
+    lexer.add_filter(NameHighlightFilter(names=_OPERATIONS, tokentype=Name.Function))
+    lines = highlight(text, lexer, _FORMATTER).split("\n")
+    return [Html(line) for line in lines[: text.count("\n") + 1]]

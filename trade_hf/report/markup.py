@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
-import html
 from collections.abc import Iterable
 from pathlib import Path
+
+import markupsafe
+from markupsafe import Markup
 
 from trade_hf.rasp.functions import Value
 
@@ -13,20 +15,19 @@ _VOID = ("col", "img", "link", "meta")
 MAX_SHOWN = 24  # characters of a value that are shown
 
 
-class Html(str):
-    """Text that is HTML or SVG already."""
+Html = Markup  # text that is HTML or SVG already
 
 
 def escape(value: object) -> Html:
     """Text as HTML; lone surrogates, which no file can hold, as `\\ud800`."""
     if isinstance(value, Html):
         return value
-    return Html(html.escape(str(value).encode("utf-8", "backslashreplace").decode("utf-8")))
+    return markupsafe.escape(str(value).encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def join(parts: Iterable[object], by: str = "") -> Html:
     """Parts in a row, each escaped unless it is Html."""
-    return Html(by.join(map(escape, parts)))
+    return Html(by).join(map(escape, parts))
 
 
 def element(name: str, /, *children: object, **attributes: object) -> Html:
