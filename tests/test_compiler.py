@@ -11,10 +11,13 @@ from tracr.rasp import rasp
 
 from dataset_builder.corpus import CONFIGS
 from dataset_builder.sampler import sample_programs
+from trade_hf.cli import main
 from trade_hf.compiled.bridge import from_tracr, from_tracr_model, same_as_tracr, to_tracr
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.forward import run
+from trade_hf.compiled.weights import TracrWeights
 from trade_hf.rasp.evaluate import all_inputs, evaluate
+from trade_hf.rasp.folding import folded
 from trade_hf.rasp.tables import UnsupportedError, sort_values
 from trade_hf.rasp.text import parse, to_text
 
@@ -88,6 +91,55 @@ def test_table_of_cases(case):
     model = compiling.compile_rasp_to_model(namespace["program"], set(VOCAB), LENGTH)
     assert_same_weights(compile_program(case.program, VOCAB, LENGTH), from_tracr_model(model))
     check_against_tracr(case.program, namespace["program"], model, VOCAB, LENGTH)
+
+
+# Texts that do not say simplify=False: tracr folds a map of a map into one.
+FOLDED = {
+    "a map of a map": """v1 = rasp.Map(lambda x: x + 1, rasp.tokens).named("v1")
+v2 = rasp.Map(lambda x: x * 2, v1).named("v2")""",
+    "of a map of a map": """v1 = rasp.Map(lambda x: x % 3, rasp.indices).named("v1")
+v2 = rasp.Map(lambda x: x + 1, rasp.Map(lambda x: x * x, v1)).named("v2")
+v3 = rasp.SequenceMap(lambda x, y: x + y, v2, rasp.tokens).named("v3")""",
+    "the lower one is read by another line too": """v1 = rasp.Map(lambda x: x % 3, rasp.tokens).named("v1")
+v2 = rasp.Map(lambda x: x + 1, v1).named("v2")
+v3 = rasp.SequenceMap(lambda x, y: x * y, v1, v2).named("v3")""",
+    "one of them is kept": """v1 = rasp.Map(lambda x: x % 3, rasp.tokens).named("v1")
+v2 = rasp.Map(lambda x: x + 1, v1, simplify=False).named("v2")
+v3 = rasp.Map(lambda x: x > 1, v2, simplify=True).named("v3")""",
+    "a number between them": """v1 = rasp.numerical(rasp.Map(lambda x: x / 2, rasp.tokens)).named("v1")
+v2 = rasp.Map(lambda x: x > 1, v1).named("v2")""",
+    "of a number": """v1 = rasp.numerical(rasp.Map(lambda x: x == 2, rasp.tokens)).named("v1")
+v2 = rasp.Select(rasp.indices, rasp.indices, rasp.Comparison.LEQ).named("v2")
+v3 = rasp.numerical(rasp.Aggregate(v2, v1, default=0)).named("v3")
+v4 = rasp.Map(lambda x: x * 2, v3).named("v4")
+v5 = rasp.numerical(rasp.Map(lambda x: x > 1, v4)).named("v5")""",
+    "of what is undefined": """v1 = rasp.Map(lambda x: {0: 0, 1: 2}.get(x), rasp.tokens).named("v1")
+v2 = rasp.Map(lambda x: x == 0, v1).named("v2")""",
+}
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_maps_of_maps_are_folded_as_tracr_folds_them(name, tmp_path):
+    text = "\n".join(["from tracr.rasp import rasp", FOLDED[name], f"program = v{FOLDED[name].count('named')}"])
+    namespace = {}
+    exec(text, namespace)  # this table's own text
+    theirs = from_tracr_model(compiling.compile_rasp_to_model(namespace["program"], set(VOCAB), LENGTH))
+    program = parse(text)
+    assert_same_weights(compile_program(folded(program, VOCAB, LENGTH), VOCAB, LENGTH), theirs)
+    (tmp_path / "program.py").write_text(text)
+    assert main(["compile", str(tmp_path / "program.py"), "-o", str(tmp_path / "model.safetensors")]) == 0
+    assert_same_weights(TracrWeights.load(tmp_path / "model.safetensors"), theirs)
+    kept = parse(to_text(program))
+    assert folded(kept, VOCAB, LENGTH) is kept, "what is written here says simplify=False"
+
+
+def test_folding_says_what_tracr_fails_on_and_ends():
+    undefined = "v1 = rasp.Map(lambda x: {0: 0}.get(x), rasp.tokens)\nprogram = rasp.Map(lambda x: x + 1, v1)"
+    with pytest.raises(UnsupportedError, match=r"line 2: expected simplify=False to keep .*NoneType"):
+        folded(parse(undefined), VOCAB, LENGTH)
+    squares = "v = rasp.Map(lambda x: x + 2, rasp.tokens)\n" + "v = rasp.Map(lambda x: x * x, v)\n" * 90
+    with pytest.raises(UnsupportedError, match="expected numbers of up to"):
+        folded(parse(f"{squares}program = v"), VOCAB, LENGTH)
 
 
 @pytest.fixture(scope="module")

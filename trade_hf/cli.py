@@ -148,11 +148,12 @@ def _print(data: Any, text: str, as_json: bool) -> None:
 def _compile(args: argparse.Namespace) -> int:
     from trade_hf.compiled.compiler import compile_program
     from trade_hf.compiled.transformer_lens import save as save_for_transformer_lens
+    from trade_hf.rasp.folding import folded
 
     check_output(args.output)
     vocab = _distinct_vocab(args.vocab)
     how = _given(args, "bos", "pad", "exactness")
-    program = read_program(args.program)
+    program = folded(read_program(args.program), vocab, args.max_seq_len)
     weights = changed(compile_program(program, vocab, args.max_seq_len, causal=args.causal, **how), args)
     if args.format == "transformer-lens":
         save_for_transformer_lens(weights, args.output)
@@ -173,8 +174,10 @@ def _verify(args: argparse.Namespace) -> int:
     check_output(args.write_certificate)
     program, weights = read_program(args.program), read_model(args.file, args)
     from trade_hf.certificate import certify  # takes seconds, so bad input is answered before
+    from trade_hf.rasp.folding import folded
     from trade_hf.verification import verify
 
+    program = folded(program, weights.input_vocab, weights.max_seq_len)
     verdict = verify(program, weights, **how)
     if args.write_certificate:
         write_text(args.write_certificate, certify(program, weights, args.file, **how).to_json())

@@ -17,6 +17,7 @@ from trade_hf.compiled.weights import TracrWeights
 from trade_hf.decompiler import Decompilation, decompile_with, load_model
 from trade_hf.drawing import draw_layers
 from trade_hf.provenance import LineOrigin, confirm, provenance
+from trade_hf.rasp.folding import folded
 from trade_hf.rasp.functions import Value
 from trade_hf.rasp.program import Program, variable_name
 from trade_hf.rasp.text import parse
@@ -104,7 +105,8 @@ def _compiled(code: str, vocab: str, length: int) -> TracrWeights:
         raise ValueError("expected a RASP program, got none: write one, or choose an example")
     if len(code) > MAX_CODE:
         raise ValueError(f"expected a program of at most {MAX_CODE:,} characters, got {len(code):,}")
-    return compile_program(parse(code), *domain(vocab, length))
+    over = domain(vocab, length)
+    return compile_program(folded(parse(code), *over), *over)
 
 
 def domain(vocab: str, length: float) -> tuple[tuple[Value, ...], int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from trade_hf.compiled.compiler import compile_like, compile_program
 from trade_hf.compiled.weights import TracrWeights, WeightsError
 from trade_hf.rasp.canonical import canonicalise
+from trade_hf.rasp.folding import folded
 from trade_hf.rasp.functions import Value
 from trade_hf.rasp.program import Program, RaspError, variable_name
 from trade_hf.rasp.tables import UnsupportedError
@@ -56,11 +57,11 @@ def score(prediction: str, reference: str, vocab: Iterable[Value], max_seq_len: 
     if reference.endswith(WEIGHTS_SUFFIX):
         return _score_against_model(prediction, TracrWeights.load(reference))
     domain = (tuple(vocab), max_seq_len)
-    truth = parse(reference)
+    truth = folded(parse(reference), *domain)
     components = _components(truth, domain)
     compile_program(truth, *domain)
     try:
-        program = parse(prediction)
+        program = folded(parse(prediction), *domain)
         verdict = verify_programs(program, truth, *domain, limit=LIMIT, samples=LIMIT // 2)
         mine = _components(program, domain)
     except WRONG as error:
@@ -86,7 +87,7 @@ def score_all(
 
 def _score_against_model(prediction: str, weights: TracrWeights) -> Score:
     try:
-        program = parse(prediction)
+        program = folded(parse(prediction), weights.input_vocab, weights.max_seq_len)
         compile_like(program, weights)
         verdict = verify(program, weights, limit=LIMIT, samples=LIMIT // 2)
     except WRONG as error:

@@ -8,7 +8,7 @@ operation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 
@@ -70,11 +70,17 @@ OP_RANK: dict[Op, int] = {op: rank for rank, op in enumerate(Op)}
 
 @dataclass(frozen=True)
 class Line:
-    """One line: `op(*args, function)`. Raises RaspError if the components do not fit the operation."""
+    """One line: `op(*args, function)`. Raises RaspError if the components do not fit the operation.
+
+    Attributes:
+      folds: of a map in a text, whether tracr would fold it into the map that it reads (`folding.py`). As it stands,
+        the line means what its components say.
+    """
 
     op: Op
     args: tuple[Variable, ...]
     function: Function | None = None
+    folds: bool = field(default=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.args) != self.op.arity:

@@ -146,7 +146,8 @@ def parse(text: str) -> Program:
 
     Text is what `to_text` writes, or other Python for the tracr package: keyword arguments, arithmetic on numbers,
     functions without arguments (`def make(): … return …`), inside a code fence or not. The output is what `program` is
-    bound to, or what the function returns that stands last.
+    bound to, or what the function returns that stands last. A map of a map stays two lines; over a given domain
+    `folding.folded` makes of them what tracr does.
 
     Raises RaspSyntaxError with the place, what was expected and what came.
     """
@@ -297,7 +298,8 @@ class _Parser:
         sops = tuple(self.expression(given[name]) for name in _PARAMETERS[op] if name in _SOPS)
         match op:
             case Op.MAP:
-                return Line(line_op, sops, self.function(given["f"], Kind.UNARY))
+                folds = ast.unparse(given.get("simplify", ast.Constant(True))) == "True"
+                return Line(line_op, sops, self.function(given["f"], Kind.UNARY), folds)
             case Op.SEQUENCE_MAP:
                 return Line(line_op, sops, self.function(given["f"], Kind.BINARY))
             case Op.LINEAR_SEQUENCE_MAP:
@@ -323,8 +325,8 @@ class _Parser:
                 if encoding != "numerical" and value is not None:
                     wanted = "no default but None, the only one of a categorical aggregate in Tracr"
                     raise Unexpected(default, wanted, f"{quoted(default)} (a numerical one is rasp.numerical(…))")
-            case Op.MAP if ast.unparse(given.get("simplify", ast.Constant(False))) != "False":
-                raise Unexpected(given["simplify"], "simplify=False: no map is folded into another", quoted(node))
+            case Op.MAP if ast.unparse(given.get("simplify", ast.Constant(True))) not in ("True", "False"):
+                raise Unexpected(given["simplify"], "simplify=False or simplify=True", quoted(node))
 
     def predicate(self, node: ast.expr) -> Function:
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "rasp.Comparison":
