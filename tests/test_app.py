@@ -100,13 +100,9 @@ def test_bad_fields_get_one_line(demo, change, words):
     assert answer[6]["visible"] is False
 
 
-OWN_WORDS = {"empty and wide": "expected metadata of format 'tracr-weights-1'"}  # the app reads files, not bytes
-
-
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_files_are_refused_in_words(demo, name):
     content, words = HOSTILE[name]
-    words = OWN_WORDS.get(name, words)
     assert words in html.unescape(refusal(asked_about_file(demo, content)))
 
 
@@ -212,6 +208,15 @@ def test_a_model_that_no_program_fits_is_not_called_proven_and_shows_where(tmp_p
     assert "Not proven" in answer["lead"] and "A counterexample" in answer["known"] and "≠" in answer["known"]
     assert "no line is assigned to a layer" in answer["places"]
     assert set(answer["tokens"].split(", ")) <= set("01234")
+
+
+def test_where_rasp_says_something_else_is_shown(tmp_path):
+    """At exactness 10 a length is counted up to 1."""
+    length = parse("program = rasp.SelectorWidth(rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.TRUE))")
+    compile_program(length, (0, 1), 4, exactness=10).save(tmp_path / "model")
+    answer = decompile_answer({"file": str(tmp_path / "model"), "tokens": "0"}, str)
+    assert "Proven" in answer["lead"] and "Where RASP itself says something else" in answer["known"]
+    assert "v2 counts up to 1 of 4" in answer["known"]
 
 
 def test_the_examples_are_tracrs_own_programs():

@@ -12,9 +12,12 @@ from test_weights import assert_equal
 from trade_hf.compiled import transformer_lens as lens
 from trade_hf.compiled.bridge import to_tracr
 from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.denoise import denoise
 from trade_hf.compiled.formats import to_weights
+from trade_hf.compiled.transforms import permute, rotate
 from trade_hf.compiled.weights import TracrWeights, WeightsError
-from trade_hf.decompiler import decompile
+from trade_hf.decompiler import decompile, spelled
+from trade_hf.search import lifted_programs
 from trade_hf.verification import verify
 
 CASE = next(case for case in CASES if case.name == "sort of distinct tokens")
@@ -84,6 +87,7 @@ SOURCES = {
     "bfloat16": ({name: tensor.bfloat16() for name, tensor in STATE.items()}, LENS_KNOWN),
     "a gradient": ({name: torch.nn.Parameter(tensor) for name, tensor in STATE.items()}, LENS_KNOWN),
     "a compiled module": (prefixed("_orig_mod.", STATE), LENS_KNOWN),
+    "a module of several devices": (prefixed("module.", STATE), LENS_KNOWN),
     "a wrapped module": (prefixed("module._orig_mod.", STATE), LENS_KNOWN),
     "a state dict inside another": ({"state_dict": STATE, **LENS_KNOWN}, {}),
     "a mask that hides nothing": (
@@ -159,6 +163,19 @@ def test_a_model_without_a_row_for_pad(tiny_checkpoint):
     assert result.verdict.is_verified
 
 
+@pytest.mark.parametrize("change", [lambda weights, seed: weights, permute, rotate], ids=["own", "permuted", "rotated"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_model_without_a_row_for_pad_is_read_in_any_basis(case, change):
+    weights = change(compile_program(case.program, VOCAB, LENGTH), 1)
+    row = weights.vocab.index("compiler_pad")
+    name = "token_embed/embeddings"
+    tensors = weights.tensors | {name: np.delete(weights.tensors[name], row, 0), "unembed/w": weights.unembedding}
+    known = {"vocab": [*VOCAB, "compiler_bos"], "output_values": weights.output_values, "num_heads": weights.num_heads}
+    read = to_weights(tensors, **known, max_seq_len=LENGTH, pad=None)
+    program = next(lifted_programs(denoise(read)))
+    assert verify(spelled(program, read), read).is_verified
+
+
 def test_what_the_caller_knows_counts():
     other = to_weights(WEIGHTS, output_values=["a", "b", "c", "d", "e"], max_seq_len=2, causal=True)
     assert (other.output_values, other.max_seq_len, other.causal) == (("a", "b", "c", "d", "e"), 2, True)
@@ -185,7 +202,11 @@ ASKED = {
         "expected 'BOS' once in the vocabulary .bos or --bos",
     ),
     "no pad": (haiku(), KNOWN | {"pad": "PAD"}, "pad or --pad names another one; None or --no-pad for no row"),
-    "unused positions": (longer(), LENS_KNOWN, "beside the tensors max_seq_len .*the last 7 positions are embedded as"),
+    "unused positions": (
+        longer(),
+        LENS_KNOWN,
+        "beside the tensors max_seq_len or --max-seq-len .*the last 7 positions are embedded as",
+    ),
     "too long": (haiku(), KNOWN | {"max_seq_len": 9}, "max_seq_len: expected at most 5 positions, got 9"),
     "an older version's mask": (
         STATE | {"blocks.0.attn.mask": MASK},

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from trade_hf.compiled.pad_row import pad_row
 from trade_hf.compiled.tensor_files import LIMITS, WeightsError
 from trade_hf.rasp.functions import Value, plain
 
@@ -44,7 +45,7 @@ def read_description(metadata: dict[str, str]) -> Any:
     if "trade" not in metadata:
         return {"format": FORMAT}
     try:
-        return {"causal": False, **json.loads(metadata["trade"])}
+        return {"format": FORMAT, "causal": False, **json.loads(metadata["trade"])}
     except (TypeError, ValueError, RecursionError):
         raise WeightsError("the metadata under `trade` is not a JSON object") from None
 
@@ -98,15 +99,20 @@ def _unused_positions(positions: np.ndarray) -> int:
 
 def _unread_directions(tensors: dict[str, np.ndarray]) -> str:
     """A hint at the output: the directions that are written and never read, in Tracr's own basis."""
-    readers = [t for name, t in tensors.items() if name.endswith(("query/w", "key/w", "value/w", "linear_1/w"))]
-    writers = [t for name, t in tensors.items() if name.endswith(("attn/linear/w", "linear_2/w"))]
     width = tensors["token_embed/embeddings"].shape[1]
+    readers, writers = _readers_and_writers(tensors)
     if not all(t.ndim == 2 and t.shape[0] == width for t in readers) or any(t.shape[-1:] != (width,) for t in writers):
         return ""
     is_read = np.any([t.any(1) for t in readers], axis=0)
     is_written = np.any([t.any(0) for t in writers], axis=0)
     found = np.flatnonzero(is_written & ~is_read).tolist()
     return f"; written and never read: {', '.join(map(str, found))}" if found and is_read.any() else ""
+
+
+def _readers_and_writers(tensors: dict[str, np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Matrices of heads and hidden units, [d_model, unit] and [unit, d_model]; their shapes may be any."""
+    readers = [t for name, t in tensors.items() if name.endswith(("query/w", "key/w", "value/w", "linear_1/w"))]
+    return readers, [t for name, t in tensors.items() if name.endswith(("attn/linear/w", "linear_2/w"))]
 
 
 def fitted(tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -121,14 +127,19 @@ def fitted(tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> dict[str, np
     if meta.get("pad", PAD) is None:
         name, embedding = "token_embed/embeddings", tensors["token_embed/embeddings"]
         meta["vocab"] = [*meta["vocab"], PAD]
-        tensors = {**tensors, name: np.concatenate([embedding, _shared(embedding)[None]])}
+        tensors = {**tensors, name: np.concatenate([embedding, _pad_row(embedding, tensors)[None]])}
     return tensors
 
 
-def _shared(embedding: np.ndarray) -> np.ndarray:
-    """[d_model] what all tokens have in common, which the pad's row stands for where a model is read: in Tracr's own
-    basis, of zeros and ones, the constant direction; in another one their mean is as near as it gets."""
-    return embedding.min(0) if (embedding >= 0).all() else embedding.mean(0)
+def _pad_row(embedding: np.ndarray, tensors: dict[str, np.ndarray]) -> np.ndarray:
+    """As `pad_row`; zeros where tensors are not of the shapes of a model, which is refused later."""
+    width, (readers, writers) = embedding.shape[1], _readers_and_writers(tensors)
+    read = [t.T for t in (*readers, *([tensors[UNEMBED]] if UNEMBED in tensors else []))]
+    rows = [tensors["pos_embed/embeddings"][1:], *writers, *read]
+    if not all(t.ndim == 2 and t.shape[1] == width and np.isfinite(t).all() for t in [embedding, *rows]):
+        return np.zeros(width, np.float32)
+    writing = np.concatenate(rows[: 1 + len(writers)])
+    return pad_row(embedding, writing, np.concatenate([np.zeros((0, width)), *read])).astype(np.float32)
 
 
 def read_integer(meta: dict, key: str) -> int:
