@@ -16,8 +16,10 @@ from trade_hf.cli import main
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate, skew
 from trade_hf.compiled.weights import TracrWeights
+from trade_hf.decompile_command import exit_status
 from trade_hf.rasp.canonical import canonical_hash
 from trade_hf.rasp.text import parse, to_text
+from trade_hf.verification import Status
 
 
 @pytest.fixture
@@ -270,11 +272,31 @@ def test_a_port_in_use(capsys):
     assert "cannot be served on (Address already in use): give another one" in capsys.readouterr().err
 
 
-def test_a_folder_that_may_not_be_written_to(model_file, capsys, monkeypatch):
-    model_file.parent.chmod(0o500)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["decompile", "good.safetensors", "--report", "locked/x"],
+        ["decompile", "good.safetensors", "--figure", "locked/x"],
+        ["decompile", "good.safetensors", "--save-program", "locked/x"],
+        ["verify", "good.safetensors", "good.py", "--write-certificate", "locked/x"],
+        ["compile", "good.py", "-o", "locked/x"],
+    ],
+    ids=" ".join,
+)
+def test_a_folder_that_may_not_be_written_to(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _bad_files(tmp_path)
+    (tmp_path / "locked").mkdir(mode=0o500)
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root, as whom tests may run, may write everywhere
-    assert main(["decompile", str(model_file), "--report", str(model_file.parent / "report.html")]) == 2
-    assert "report.html: no permission to write there" in capsys.readouterr().err
+    assert main(command) == 2
+    assert capsys.readouterr().err == "trade: locked/x: no permission to write there\n"
+
+
+@pytest.mark.parametrize("status", Status)
+def test_the_exit_status_of_a_decompilation(status):
+    """That of `verify` is tested with models (test_false_certificates.py)."""
+    proven = ("identical weights", "equivalent", "identical weights in another basis")
+    assert exit_status(status) == (0 if status.value in proven else 1 if status.value == "refuted" else 3)
 
 
 def test_what_a_file_does_not_tell_is_an_option(model_file, program_file, tmp_path, capsys):
@@ -289,6 +311,20 @@ def test_what_a_file_does_not_tell_is_an_option(model_file, program_file, tmp_pa
     }
     options = [part for name, parts in known.items() for part in (f"--{name}", ",".join(map(str, parts)))]
     assert main(["verify", str(tmp_path / "haiku.npz"), str(program_file), *options]) == 0
+    assert "identical weights" in capsys.readouterr().out
+
+
+def test_names_a_number_and_a_missing_row_are_options(tmp_path, capsys):
+    """Of a model whose BOS has another name, which has no row for pad, and whose output is a number."""
+    program = next(case.program for case in CASES if case.name.startswith("fraction"))
+    weights = compile_program(program, VOCAB, LENGTH, bos="BOS")
+    name, row = "token_embed/embeddings", weights.vocab.index("compiler_pad")
+    np.savez(tmp_path / "haiku.npz", **weights.tensors | {name: np.delete(weights.tensors[name], row, 0)})
+    (tmp_path / "program.py").write_text(to_text(program))
+    [direction] = weights.metadata()["output_directions"]
+    known = f"--vocab 0,1,2,3,4,BOS --bos BOS --no-pad --numerical --output-directions {direction} --no-causal"
+    options = [*known.split(), "--num-heads", str(weights.num_heads), "--max-seq-len", str(LENGTH)]
+    assert main(["verify", str(tmp_path / "haiku.npz"), str(tmp_path / "program.py"), *options]) == 0
     assert "identical weights" in capsys.readouterr().out
 
 

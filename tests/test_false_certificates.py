@@ -15,6 +15,7 @@ from trade_hf.compiled.transforms import add_noise, permute, rotate
 from trade_hf.rasp.evaluate import all_inputs
 from trade_hf.rasp.reference import NoAnswerError, answer
 from trade_hf.rasp.text import parse, to_text
+from trade_hf.report.page import reservations_html
 from trade_hf.verification import Status, verify, verify_weights
 
 PROGRAMS = {case.name: case.program for case in CASES}
@@ -108,6 +109,8 @@ def test_what_holds_in_one_precision_alone(change, program, precision, basis):
     verdict = verify(program, model)
     assert verdict.status is Status.EQUIVALENT_IN_ONE_PRECISION and verdict.precision == precision
     assert not verdict.is_verified and verdict.elsewhere.inputs > 0
+    assert f" inputs, the first {list(verdict.elsewhere.first)}" in str(verdict)
+    assert (verdict.elsewhere.got != verdict.elsewhere.expected) or change is overflowing, "NaN has no value"
     assert f"equivalent on all 3,905 inputs in {precision} alone; in " in str(verdict)
     sampled = verify(program, model, limit=1, samples=2_000)
     assert sampled.status is Status.AGREES and sampled.precision == precision, "no proof by products either"
@@ -307,7 +310,7 @@ program = rasp.SelectorWidth(rasp.Select(v1, v1, rasp.Comparison.EQ))""",
     ),
     "a step that float32 cannot take": (
         """v1 = rasp.numerical(rasp.Map(lambda x: {0: 4000000, 1: 4000001, 2: 4000002}.get(x), rasp.tokens))
-program = rasp.Map(lambda x: {4000000: 0, 4000001: 1, 4000002: 2}.get(x), v1)""",
+program = rasp.Map(lambda x: {4000000: 0, 4000001: 1, 4000002: 2}.get(x), v1, simplify=False)""",
         (0, 1, 2),
         2,
         (1,),
@@ -325,6 +328,7 @@ def test_where_rasp_says_another_thing_the_verdict_says_so(text, vocab, length, 
         return
     assert verdict.is_verified and verdict.departure.first == first
     assert "RASP itself gives another answer than Tracr's model on" in str(verdict)
+    assert "Where RASP itself says something else" in reservations_html(verdict)
     try:
         assert verdict.departure.expected == tuple(answer(program, first))
     except NoAnswerError:

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +14,10 @@ from cases import CASES, LENGTH, VOCAB
 
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.formats import to_weights
+from trade_hf.compiled.forward import run
 from trade_hf.compiled.weights import WeightsError
 from trade_hf.decompiler import decompile
+from trade_hf.rasp.evaluate import all_inputs
 from trade_hf.verification import verify
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +38,11 @@ def padded(grown, more, heads=1):
     for name, tensor in PLAIN.tensors.items():
         pads = [(0, more * (axis == grown(name, tensor.ndim))) for axis in range(tensor.ndim)]
         tensors[name] = np.pad(tensor, pads)
-    return replace(PLAIN, tensors=tensors, num_heads=PLAIN.num_heads * heads)
+    wider = tensors["token_embed/embeddings"].shape[1] - PLAIN.d_model
+    unembedding = np.pad(PLAIN.unembedding, [(0, wider), (0, 0)])
+    return replace(
+        PLAIN, tensors=tensors, unembedding=unembedding, num_heads=PLAIN.num_heads * heads, residual_labels=()
+    )
 
 
 def unit_axis(name, ndim):
@@ -47,6 +55,12 @@ def head_axis(name, ndim):
     if name.endswith("attn/linear/w"):
         return 0
     return ndim - 1 if any(part in name for part in ("query", "key", "value")) else None
+
+
+def directions_axis(name, ndim):
+    if name.endswith(("query/w", "key/w", "value/w", "linear_1/w")):
+        return 0
+    return None if name.endswith(("query/b", "key/b", "value/b", "linear_1/b")) else ndim - 1
 
 
 DEGENERATE = {
@@ -86,6 +100,51 @@ TOO_LARGE = {
         "outputs is 5,000; the limit is 4,096",
     ),
 }
+
+
+def narrow(width, hidden, num_heads):
+    """Zeros in a residual stream of one direction: a small file of very many heads or hidden units."""
+    shapes = {f"attn/{part}/w": (1, width) for part in ("query", "key", "value")} | {"attn/linear/w": (width, 1)}
+    shapes |= {f"attn/{part}/b": (width,) for part in ("query", "key", "value")} | {"attn/linear/b": (1,)}
+    shapes |= {"mlp/linear_1/w": (1, hidden), "mlp/linear_1/b": (hidden,)}
+    shapes |= {"mlp/linear_2/w": (hidden, 1), "mlp/linear_2/b": (1,)}
+    tensors = {f"transformer/layer_0/{name}": np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    tensors |= {f"{name}_embed/embeddings": np.zeros((3, 1), np.float32) for name in ("token", "pos")}
+    return tensors | {
+        "vocab": [0, "compiler_bos", "compiler_pad"],
+        "num_heads": num_heads,
+        "output_values": None,
+        "output_directions": [0],
+    }
+
+
+NARROW = {
+    "100,000 heads": (narrow(100_000, 1, 100_000), "heads is 100,000; the limit is 2,048"),
+    "5,000,000 hidden units": (narrow(1, 5_000_000, 1), "hidden_units is 5,000,000; the limit is 131,072"),
+}
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_zeros_of_one_direction_are_refused_in_time_and_memory(name):
+    source, message = NARROW[name]
+    tracemalloc.start()
+    start = time.process_time()
+    with pytest.raises(WeightsError, match=message):
+        to_weights(source)
+    assert time.process_time() - start < 2
+    assert tracemalloc.get_traced_memory()[1] < 200_000_000
+    tracemalloc.stop()
+
+
+def test_most_directions_of_a_wide_model_may_be_idle(tiny_checkpoint):
+    """2,000 of them: what nothing reads and nothing writes takes no time."""
+    wide = padded(directions_axis, 2_000)
+    start = time.process_time()
+    assert verify(CASES[1].program, wide).is_verified
+    assert decompile(wide, tiny_checkpoint).verdict.is_verified
+    assert time.process_time() - start < 8
+    inputs = all_inputs(len(VOCAB), LENGTH)[::97]
+    assert np.allclose(run(wide, inputs).logits, run(PLAIN, inputs).logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", TOO_LARGE)

@@ -33,6 +33,7 @@ def test_public_names_resolve():
 
     for name in trade_hf.__all__:
         assert getattr(trade_hf, name).__name__ == name
+    assert {"TraDeConfig", "TraDeForConditionalGeneration", "TraDeProcessor"} <= set(trade_hf.__all__)
     assert trade_hf.__dir__() == trade_hf.__all__
 
 

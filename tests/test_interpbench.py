@@ -1,12 +1,15 @@
 """InterpBench's programs, read from a clone: here one that is made up, with what cases of the real one use."""
 
+import itertools
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from dataset_builder.interpbench import PACKAGE, interpbench_programs
 from trade_hf.rasp.text import to_text
+from trade_hf.verification import Status
 
 FILES = {
     "benchmark/vocabs.py": "def words():\n    return {'tea', 'a', 'of', 'time'}\n",
@@ -94,6 +97,17 @@ def test_they_are_scored_in_all_variants(evaluate, clone, tmp_path, monkeypatch,
         assert (result["n"], result["certified"], result["wrongly_certified"]) == (2, 2, 0), name
     assert found["interpbench-tracr"]["programs"][0]["certificate"] == "identical weights"
     assert not list(tmp_path.glob("*.progress.jsonl"))
+
+
+def test_what_is_no_proof_is_counted_apart(evaluate):
+    """An agreement in one precision, and one but for None; beside a proof, that RASP says something else."""
+    for status, departure in itertools.product(Status, (None, "some input")):
+        found = SimpleNamespace(status=status, verdict=SimpleNamespace(departure=departure))
+        assert evaluate._reservations(found) == {
+            "equivalent_in_one_precision": status is Status.EQUIVALENT_IN_ONE_PRECISION,
+            "equivalent_but_for_none": status is Status.EQUIVALENT_BUT_FOR_NONE,
+            "departs_from_rasp": departure is not None,
+        }
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from transformers.utils import logging
 from trade_hf.compiled.compiler import compile_like
 from trade_hf.compiled.denoise import denoise, is_aligned
 from trade_hf.compiled.formats import Known, to_weights
+from trade_hf.compiled.forward import without_idle_directions
 from trade_hf.compiled.products import do_parts_correspond
 from trade_hf.compiled.transforms import compress
 from trade_hf.compiled.weights import TracrWeights
@@ -248,6 +249,7 @@ def decompile_with(
     start = time.monotonic()
     end = math.inf if budget_seconds is None else start + budget_seconds
     limits = Limits(max_steps, None if budget_seconds is None else SEARCH_SHARE * budget_seconds)
+    whole, given = given, without_idle_directions(given)
     weights = _denoised(given, limits)
     likeness, is_clean = Likeness(weights), weights is not given
     # Where noise or a change of basis was taken off, the verdict that counts is another one, at the end.
@@ -292,11 +294,11 @@ def decompile_with(
     if verdict.is_verified or verdict.status.is_on_all_inputs:
         canonical = canonicalise_spoken(candidate.program, weights.input_vocab, weights.max_seq_len)
         if canonical != candidate.program:  # what is returned is what was compared
-            printed, its_verdict = _checked(canonical, Verifier(weights, limits=_what_is_left(end)))
+            printed, its_verdict = _checked(canonical, verifier.renewed(_what_is_left(end)))
             if its_verdict.status.strength >= verdict.status.strength:
                 program, verdict = printed, its_verdict
-    if is_clean:
-        verifier = Verifier(given, limits=_what_is_left(end))
+    if weights is not whole:
+        verifier = Verifier(whole, limits=_what_is_left(end))
         verdict = verifier.compare(program)
     verdict = verifier.with_departure(program, verdict)
     return Decompilation(program, verdict, tuple(attempts), chosen, ended_by, time.monotonic() - start, unread)

@@ -74,6 +74,7 @@ OUT_OF_SCALE = f"the model is outside Tracr's scale: all of its logits are alike
 BOS_LOGIT = COLDNESS / 2  # of a selected key above BOS, times the root of the key size
 FRACTION_DIGITS = 9  # of the values of a categorical output: 2.2 % 2 is not quite 0.2
 FIRST_CHUNK, CHUNK = 256, 16_384  # most programs that are wrong are so at once
+MOST_KEPT = 500_000  # positions whose answers are kept of a model that programs are compared with: up to 40 MB
 CHUNK_IN_TIME = 1_024  # where there is a time limit
 MOST_PAIRS = 4_000_000  # of positions, of all inputs of a chunk: what a selector and a head hold
 
@@ -262,6 +263,12 @@ class Verifier:
         """As `verify`."""
         return self.with_departure(program, self.compare(program))
 
+    def renewed(self, limits: Limits) -> Verifier:
+        """One of the same model, with samples of the usual size and limits of its own; what is kept is kept."""
+        other = Verifier(self.weights, limits=limits)
+        other.model = self.model
+        return other
+
     def compare(self, program: Program) -> Verdict:
         """As `verify`, without a look at whether RASP says what Tracr makes of the program."""
         weights, inputs = self.weights, self.inputs
@@ -417,19 +424,21 @@ class _ModelSide:
         self.weights = weights
         # Codes are places in the sorted vocabulary; a model may have its tokens in another order.
         self.order = np.array([*map(weights.input_vocab.index, vocab), PADDING])
-        self.kept: dict[bytes, dict[str, _Answer]] = {}  # of first chunks
+        self.kept: dict[bytes, dict[str, _Answer]] = {}  # of the first chunks
+        self.room = MOST_KEPT
 
     def __call__(self, inputs: np.ndarray) -> dict[str, _Answer]:
         """By precision, and in single precision with sums in another order."""
-        key = inputs.tobytes() if len(inputs) == FIRST_CHUNK else b""
+        key = inputs.tobytes() if inputs.size <= MOST_KEPT else b""
         if key in self.kept:
             return self.kept[key]
         answers = {
             name: _Answer.of(run(self.weights, self.order[inputs], dtype=dtype)) for name, dtype in PRECISIONS.items()
         }
         answers[REORDERED] = _Answer.of(run(self.weights, self.order[inputs], seed=0))
-        if key:
-            self.kept = {key: answers}
+        if key and inputs.size <= self.room:
+            self.room -= inputs.size
+            self.kept[key] = answers
         return answers
 
 

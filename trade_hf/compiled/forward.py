@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from trade_hf.compiled.transforms import WRITERS, all_readers, residual_vectors, with_directions
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.rasp.evaluate import PADDING
 from trade_hf.rasp.functions import Value
@@ -30,6 +31,8 @@ LARGEST = 1e29
 # Of the magnitudes that a sum adds up: how far off it is at most in a run with other rounding. What orders of a sum in
 # single precision differ by, measured in rotated models, is half of that.
 OTHER_ROUNDING = 2.0**-26
+WIDE = 512  # residual directions; few programs need more
+MOST_DRAWN = 2**21  # random numbers at once
 MAX_CELLS = 2**24  # numbers in one intermediate tensor: 64 MiB in float32, and there are several at a time
 
 
@@ -93,6 +96,7 @@ def run(
     once, fewer where the model is large. `dtype` is the precision of all sums; Tracr's is single. With a `seed`, each
     sum is off by a random part of OTHER_ROUNDING, as on a machine that takes it in another order.
     """
+    weights = without_idle_directions(weights)
     positions = inputs.shape[1] + 1
     widest = max(weights.num_heads * positions, weights.mlp_size, weights.num_heads * weights.key_size, weights.d_model)
     batch_size = max(1, min(batch_size, MAX_CELLS // (positions * widest)))
@@ -103,6 +107,19 @@ def run(
             some = rows[start : start + batch_size]
             logits[some] = model(inputs[some]).numpy()
     return Output(logits, real, weights.output_values)
+
+
+def without_idle_directions(weights: TracrWeights) -> TracrWeights:
+    """The model without residual directions that nothing writes or nothing reads, where they are most of a wide one's
+    and no number is infinite."""
+    if weights.d_model <= WIDE:
+        return weights
+    vectors = residual_vectors(weights)
+    writers = np.concatenate([part for name, part in vectors.items() if name.endswith((*WRITERS, "embeddings"))])
+    used = np.flatnonzero(writers.any(0) & all_readers(vectors).any(0))
+    if not 0 < len(used) <= weights.d_model / 2 or not is_bounded(weights):
+        return weights
+    return with_directions(weights, used)
 
 
 def _by_length(real: np.ndarray) -> list[np.ndarray]:
@@ -165,19 +182,29 @@ class _RoundedOtherwise(_Sums):
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
+        self.buffer = torch.empty(0)  # used again and again: to take new memory costs more than a sum
 
     def product(self, bias: Tensor, x: Tensor, w: Tensor) -> Tensor:
-        return self._off(torch.addmm(bias, x, w), torch.addmm(bias.abs(), x.abs(), w.abs()))
+        return self._off(torch.addmm(bias, x, w), torch.addmm(bias.abs(), self._magnitude(x), w.abs()))
 
     def add_product(self, total: Tensor, x: Tensor, w: Tensor) -> None:
-        total.copy_(self.product(total, x, w))
+        magnitude = self._magnitude(total).addmm_(x.abs(), w.abs())
+        self._off(total.addmm_(x, w), magnitude)
 
     def matmul(self, x: Tensor, y: Tensor) -> Tensor:
         return self._off(x @ y, x.abs() @ y.abs())
 
+    def _magnitude(self, x: Tensor) -> Tensor:
+        self.buffer = self.buffer.to(x.dtype).resize_(x.shape)
+        return torch.abs(x, out=self.buffer)
+
     def _off(self, total: Tensor, magnitude: Tensor) -> Tensor:
-        drawn = torch.empty_like(total).uniform_(-OTHER_ROUNDING, OTHER_ROUNDING, generator=self.generator)
-        return total + drawn * magnitude
+        """`total` itself; of a large one, blocks of rows are off by the same parts, since drawing takes longest."""
+        block = max(1, MOST_DRAWN // max(1, total[:1].numel()))
+        drawn = torch.empty_like(total[:block]).uniform_(-OTHER_ROUNDING, OTHER_ROUNDING, generator=self.generator)
+        for some, of in zip(total.split(block), magnitude.split(block), strict=True):
+            some.addcmul_(drawn[: len(some)], of)
+        return total
 
 
 class _Model:

@@ -18,9 +18,7 @@ WRITERS = ("attn/linear/w", "attn/linear/b", "mlp/linear_2/w", "mlp/linear_2/b")
 def permute(weights: TracrWeights, seed: int) -> TracrWeights:
     """Residual directions, hidden units, head dimensions and heads in a random order."""
     rng = np.random.default_rng(seed)
-    basis = rng.permutation(weights.d_model)
-    labels = tuple(weights.residual_labels[i] for i in basis) if weights.residual_labels else ()
-    moved = _changed(weights, lambda w: w[..., basis], lambda w: w[basis], labels)
+    moved = with_directions(weights, rng.permutation(weights.d_model))
     tensors = dict(moved.tensors)
     for layer in range(weights.num_layers):
         _reorder_units(tensors, f"transformer/layer_{layer}", weights, rng)
@@ -197,6 +195,12 @@ def change_coordinates(weights: TracrWeights, writing: np.ndarray, reading: np.n
     """The model with what it writes times `writing`, [d_model, new d_model], and `reading`, [new d_model, d_model],
     times what it reads; as it was where one is the other's inverse."""
     return _changed(weights, lambda w: (w @ writing).astype(np.float32), lambda w: (reading @ w).astype(np.float32), ())
+
+
+def with_directions(weights: TracrWeights, some: np.ndarray) -> TracrWeights:
+    """The model with some of its residual directions alone, given by their numbers."""
+    labels = tuple(weights.residual_labels[i] for i in some) if weights.residual_labels else ()
+    return _changed(weights, lambda w: w[..., some], lambda w: w[some], labels)
 
 
 def residual_vectors(weights: TracrWeights) -> dict[str, np.ndarray]:
