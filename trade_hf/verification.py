@@ -2,7 +2,8 @@
 
 Four ways:
 - identical weights: the program, compiled, has the model's weights and mask, up to the order of residual directions,
-  hidden units, head dimensions and heads. An explicit reordering is found and every tensor compared: this is a proof.
+  hidden units, head dimensions and heads. An explicit reordering is found and every tensor compared: this is a proof,
+  where no order of the sums in single precision can change an output. That is bounded, or all inputs are run.
 - identical weights in another basis: what each part reads of each other part is so nearly the same that no difference
   can reach an output, whatever basis the residual stream has (`compiled/comparison.py`). This is looked for where not
   all inputs were run and those that were agree.
@@ -43,7 +44,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trade_hf.compiled.comparison import TOLERANCE, are_alike, compare
+from trade_hf.compiled.comparison import TOLERANCE, are_alike, compare, hangs_on_order
 from trade_hf.compiled.compiler import compile_like, compile_program
 from trade_hf.compiled.faithful import check_numbers, limits, may_depart
 from trade_hf.compiled.forward import ALIKE, Output, run
@@ -277,9 +278,13 @@ class Verifier:
             check_numbers(side.tables, TOLERANCE)
         except (UnsupportedError, WeightsError) as error:  # the second: it is too large
             return Verdict(Status.NOT_COMPARABLE, 0, inputs.total, reason=f"the program does not compile: {error}")
-        if are_identical(side.compiled, weights):
+        identical = are_identical(side.compiled, weights)
+        if identical and not hangs_on_order(side.compiled):
             return Verdict(Status.IDENTICAL, inputs.total, inputs.total)
+        side.departs |= identical  # then it is Tracr's model that is compared, whatever RASP says
         verdict = _compare_within(self.limits, side, self.model, inputs)
+        if identical and verdict.status is Status.EQUIVALENT:
+            return replace(verdict, status=Status.IDENTICAL)
         if verdict.status is not Status.AGREES or verdict.faint is not None:
             return verdict
         proof = compare(side.compiled, weights)
@@ -333,10 +338,11 @@ def verify_weights(
     if domains[0] != domains[1]:
         raise ValueError("expected two models over one vocabulary and length, got {} and {}".format(*domains))
     (vocab, length), total = domains[0], count_inputs(len(domains[0][0]), domains[0][1])
-    if are_identical(first, second):
-        return Verdict(Status.IDENTICAL, total, total)
     one, other = (_ModelSide(weights, vocab) for weights in (first, second))
-    return _compare(one, other, _Inputs(vocab, length, limit, samples, seed))
+    verdict = _compare(one, other, _Inputs(vocab, length, limit, samples, seed))
+    if are_identical(first, second) and verdict.status in (Status.AGREES, Status.EQUIVALENT) and not verdict.elsewhere:
+        return Verdict(Status.IDENTICAL, total, total)
+    return verdict
 
 
 # ---------------------------------------------------------------- what is compared
@@ -383,6 +389,7 @@ class _ProgramSide:
         leak = compiled.max_seq_len * math.exp(-BOS_LOGIT / math.sqrt(compiled.key_size))
         steepness = max(1.0, exactness / EXACTNESS)  # a step multiplies what is left by it
         self.departs = may_depart(self.tables, exactness) or leak * steepness > TOLERANCE
+        self.none = max(ALIKE, 2 * leak)  # the largest contrast of a None
 
     def __call__(self, inputs: np.ndarray) -> dict[str, _Answer]:
         """By precision: what RASP says, but where that is not to be had from Tracr, what Tracr makes of it."""
@@ -418,7 +425,7 @@ def _with_rows(answer: _Answer, rows: np.ndarray, other: _Answer) -> _Answer:
 
 
 class _ModelSide:
-    is_model = True
+    is_model, none = True, ALIKE
 
     def __init__(self, weights: TracrWeights, vocab: tuple[Value, ...]) -> None:
         self.weights = weights
@@ -661,7 +668,7 @@ class _Comparison:
 
     def _look_at_scale(self, pair: tuple[_Answer, _Answer], real: np.ndarray) -> None:
         contrasts = [answer.contrast[real] for answer in pair]
-        on = [~(contrast <= ALIKE) for contrast in contrasts]
+        on = [~(contrast <= self.sides[0].none) for contrast in contrasts]
         self.is_on |= [part.any() for part in on]
         self.is_zero &= not any(contrast.any() for contrast in contrasts)
         for side, contrast in zip(self.sides, contrasts, strict=True):
@@ -697,7 +704,8 @@ class _Comparison:
         return all(self._differ(first[name], second[name], one != PADDING)[0][0] for name in PRECISIONS)
 
     def _differ(self, first: _Answer, second: _Answer, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return _differ(first, second, real, self.scale, min(self.scale, self.strongest) / 2)
+        faintest = min(self.scale, self.strongest) / 2
+        return _differ(first, second, real, self.scale, faintest, self.sides[0].none - ALIKE)
 
     def _keep(self, found: _Found, differ: np.ndarray, chunk: np.ndarray, pair: tuple[_Answer, _Answer]) -> None:
         if differ.any():
@@ -713,7 +721,7 @@ class _Comparison:
 
 
 def _differ(
-    first: _Answer, second: _Answer, real: np.ndarray, scale: float, faintest: float
+    first: _Answer, second: _Answer, real: np.ndarray, scale: float, faintest: float, leak: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """[input]: whether the two differ at a real position; and whether they do not but for a faint None.
 
@@ -722,12 +730,14 @@ def _differ(
       real: [input, position] whether the position lies within the input.
       scale: the contrast of an output that is on.
       faintest: the contrast up to which an output is faint.
+      leak: how much more contrast than ALIKE the first side's None may have: what its softmax leaves to other keys.
     """
     if first.values is None or second.values is None:
         return ~(are_alike(first.cells, second.cells) | ~real).all(1), np.zeros(len(real), bool)
     values = (*first.values, *second.values)
     same = _positions(first.values, values)[first.cells] == _positions(second.values, values)[second.cells]
-    off = [answer.contrast <= ALIKE * scale for answer in (first, second)]
+    leaked = np.where(first.contrast <= leak + ALIKE * scale, first.contrast, 0) if leak else 0
+    off = [first.contrast <= leak + ALIKE * scale, second.contrast <= leaked + ALIKE * scale]
     same = np.where(off[0] | off[1], off[0] & off[1], same)
     same &= np.isfinite(first.contrast) & np.isfinite(second.contrast)
     faint = (off[0] | off[1]) & (np.maximum(first.contrast, second.contrast) <= faintest)

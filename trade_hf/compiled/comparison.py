@@ -98,6 +98,18 @@ def compare(compiled: TracrWeights, weights: TracrWeights) -> Comparison:
     return replace(in_single, precisions=PRECISIONS)
 
 
+def hangs_on_order(compiled: TracrWeights) -> bool:
+    """Whether what a compiled program gives in single precision may hang on the order of its sums. False is certain."""
+    try:
+        ideal = Ideal.of(compiled)
+        own = Errors(ideal, compiled, _with_itself(ideal), SINGLE).of_outputs()
+    except UnboundedError:
+        return True
+    if compiled.output_values is None:
+        return bool((2 * own > TOLERANCE).any())
+    return not _decodes_alike(ideal.outputs, own)
+
+
 def _compare(ideal: Ideal, weights: TracrWeights, matching: list[Matching], unit: float) -> Comparison:
     """In arithmetic of one unit roundoff, `precisions` left open."""
     try:
