@@ -140,10 +140,12 @@ class Decompilation:
             f"{self.candidates} tried, ended by {self.ended_by.value}, {self.seconds:.3g} s)"
         )
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str | None:
         """What a notebook shows: the code and the certificate."""
-        from trade_hf.report.page import decompilation_html
-
+        try:  # what is in a `try` stays behind when the code goes to the Hub, and its requirements with it
+            from trade_hf.report.page import decompilation_html
+        except ImportError:
+            return None
         return decompilation_html(self)
 
 

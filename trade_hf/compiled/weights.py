@@ -123,10 +123,12 @@ class TracrWeights:
             f"up to {self.max_seq_len} tokens, output {output}{', causal' if self.causal else ''})"
         )
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str | None:
         """What a notebook shows: the shape."""
-        from trade_hf.report.shape import weights_summary_html
-
+        try:  # what is in a `try` stays behind when the code goes to the Hub, and its requirements with it
+            from trade_hf.report.shape import weights_summary_html
+        except ImportError:
+            return None
         return weights_summary_html(self)
 
     def metadata(self) -> dict[str, Any]:
