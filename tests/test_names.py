@@ -198,12 +198,18 @@ def test_exactness_is_read_in_noise(level):
             assert add_noise(rotate(weights, 1), level, 2).exactness == pytest.approx(exactness, rel=1e-3)
 
 
+# A count at which two outputs of the model are equal: which is decoded hangs on the order of float32 sums.
+TIED = [("every comparison that is left", 10)]
+
+
 @pytest.mark.parametrize("exactness", [10, 50, 120, 1000])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_programs_are_recovered_at_any_exactness(case, exactness):
     weights = compile_program(case.program, VOCAB, LENGTH, exactness=exactness, bos="BOS", pad="PAD")
     result = decompile(permute(weights, 0))
-    assert result.status is Status.IDENTICAL
+    tied = (case.name, exactness) in TIED
+    assert result.status is (Status.EQUIVALENT_IN_ONE_PRECISION if tied else Status.IDENTICAL)
+    assert result.verdict.limits or not tied
 
 
 @pytest.mark.parametrize(
