@@ -11,6 +11,7 @@ share_of_inputs       inputs on which all answers are the model's
 match_at_90           at least 90 % of the answers of a sample of 1,000 inputs are the model's
 refuted_independently inputs of a proven model on which the logits of the transformer_lens package give another answer
 interchange           of each line, over the lines that have one: the smallest and the median
+all_lines_used        models whose lines all have an interchange accuracy of 0.9 or more, of those with one that has any
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from records import code, environment, keep_row, kept_rows
 
 from trade_hf.files import write_text
 from trade_hf.trained.answers import Answers
+from trade_hf.trained.causality import USED
 from trade_hf.trained.decompilation import TrainedDecompilation, decompile_trained
 from trade_hf.trained.domain import Domain
 from trade_hf.trained.synthesis import SECONDS
@@ -41,10 +43,10 @@ SAMPLED = 1_000  # inputs of the criterion of D-RASP (arXiv:2602.08857)
 MATCH = 0.9
 
 
-def evaluate(folder: Path, seconds: float, seed: int) -> dict[str, Any]:
+def evaluate(folder: Path, seconds: float, seed: int, with_mechanism: bool) -> dict[str, Any]:
     """One model's row."""
     domain, model = Domain.load(folder / "domain.json"), Transformer.load(folder)
-    result = decompile_trained(folder, seconds=seconds, seed=seed)
+    result = decompile_trained(folder, seconds=seconds, seed=seed, with_mechanism=with_mechanism)
     found = result.to_dict()
     interchange = [line.interchange for line in result.mechanism if line.interchange is not None]
     row = {key: found[key] for key in found if key not in ("score", "source", "first_differing")}
@@ -86,8 +88,15 @@ def refuted_independently(result: TrainedDecompilation, folder: Path, domain: Do
     return int(wrong.any(1).sum())
 
 
+def grouped(rows: list[dict[str, Any]], by: str) -> list[dict[str, Any]]:
+    """The figures of each group of models that have something in common."""
+    keys = sorted({row[by] or "" for row in rows})
+    return [{by: key, **summary([row for row in rows if (row[by] or "") == key])} for key in keys]
+
+
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures over all models."""
+    tested = [row["interchange"][0] for row in rows if row["interchange"]]
     return {
         "models": len(rows),
         "proven": sum(row["proven"] for row in rows),
@@ -98,6 +107,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "longest_seconds": max(row["seconds"] for row in rows),
         "median_lines": statistics.median(row["lines"] for row in rows),
         "most_table_cells": max(row["table_cells"] for row in rows),
+        "with_interchange": len(tested),
+        "all_lines_used": sum(least >= USED for least in tested),
     }
 
 
@@ -106,21 +117,23 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of processor time, of the search for one model")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-mechanism", action="store_true", help="no interchange interventions")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     folders = sorted(folder for folder in args.folders if (folder / "domain.json").is_file())
     if not folders:
         parser.error(f"expected folders with domain.json, got {args.folders[0]}")
     progress = args.out.with_suffix(".progress.jsonl")
-    what = f"{code()} {args.seconds:g} {args.seed}"
+    what = f"{code()} {args.seconds:g} {args.seed} {args.no_mechanism}"
     rows = {row["folder"]: row["row"] for row in kept_rows(progress, what)}
     for folder in tqdm(folders, disable=None):
         if str(folder) not in rows:
-            rows[str(folder)] = evaluate(folder, args.seconds, args.seed)
+            rows[str(folder)] = evaluate(folder, args.seconds, args.seed, not args.no_mechanism)
             keep_row(progress, {"of": what, "folder": str(folder), "row": rows[str(folder)]})
     ordered = [rows[str(folder)] for folder in folders]
-    settings = {"seconds": args.seconds, "seed": args.seed, **environment()}
-    write_text(args.out, json.dumps({**settings, **summary(ordered), "rows": ordered}, indent=1) + "\n")
+    settings = {"seconds": args.seconds, "seed": args.seed, "with_mechanism": not args.no_mechanism, **environment()}
+    groups = {f"by_{by}": grouped(ordered, by) for by in ("task", "architecture")}
+    write_text(args.out, json.dumps({**settings, **summary(ordered), **groups, "rows": ordered}, indent=1) + "\n")
     progress.unlink()
     print(json.dumps(summary(ordered), indent=2))
 
