@@ -8,6 +8,7 @@ Each argument is a model's folder (`model.safetensors`, `config.json`, `domain.j
 proven                equal to the model on every input, in single and double precision, by a program of at most 15
                       lines whose tables have fewer than 5 % of the cells of the table of inputs and outputs
 share_of_inputs       inputs on which all answers are the model's
+seconds               by the clock; processor_seconds without what other processes take
 match_at_90           at least 90 % of the answers of a sample of 1,000 inputs are the model's
 refuted_independently inputs of a proven model on which the logits of the transformer_lens package give another answer
 interchange           of each line, over the lines that have one: the smallest and the median
@@ -20,6 +21,7 @@ import argparse
 import json
 import statistics
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,9 @@ MATCH = 0.9
 def evaluate(folder: Path, seconds: float, seed: int, with_mechanism: bool) -> dict[str, Any]:
     """One model's row."""
     domain, model = Domain.load(folder / "domain.json"), Transformer.load(folder)
+    start = time.process_time()
     result = decompile_trained(folder, seconds=seconds, seed=seed, with_mechanism=with_mechanism)
+    processor_seconds = round(time.process_time() - start, 2)
     found = result.to_dict()
     interchange = [line.interchange for line in result.mechanism if line.interchange is not None]
     row = {key: found[key] for key in found if key not in ("score", "source", "first_differing")}
@@ -55,6 +59,7 @@ def evaluate(folder: Path, seconds: float, seed: int, with_mechanism: bool) -> d
         "task": dict(domain.about).get("task"),
         "architecture": repr(model),
         **row,
+        "processor_seconds": processor_seconds,
         "share_of_inputs": result.comparison.agreeing / result.comparison.inputs,
         "match_at_90": sampled_match(result, model, domain, seed) >= MATCH,
         "refuted_independently": refuted_independently(result, folder, domain) if result.is_proven else None,
@@ -105,6 +110,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "refuted_independently": sum(row["refuted_independently"] or 0 for row in rows),
         "median_seconds": statistics.median(row["seconds"] for row in rows),
         "longest_seconds": max(row["seconds"] for row in rows),
+        "median_processor_seconds": statistics.median(row["processor_seconds"] for row in rows),
+        "longest_processor_seconds": max(row["processor_seconds"] for row in rows),
         "median_lines": statistics.median(row["lines"] for row in rows),
         "most_table_cells": max(row["table_cells"] for row in rows),
         "with_interchange": len(tested),
