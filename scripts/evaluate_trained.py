@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -49,7 +50,7 @@ def evaluate(folder: Path, seconds: float, seed: int, with_mechanism: bool) -> d
     """One model's row."""
     domain, model = Domain.load(folder / "domain.json"), Transformer.load(folder)
     start = time.process_time()
-    result = decompile_trained(folder, seconds=seconds, seed=seed, with_mechanism=with_mechanism)
+    result = decompile_trained(folder, seconds=seconds, seed=seed, with_mechanism=with_mechanism, clock=math.inf)
     processor_seconds = round(time.process_time() - start, 2)
     found = result.to_dict()
     interchange = [line.interchange for line in result.mechanism if line.interchange is not None]

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -19,6 +20,10 @@ from hostile_files import HOSTILE
 
 from trade_hf.app.answers import decompile_answer
 from trade_hf.app.examples import EXAMPLES
+from trade_hf.app.page import PARTS
+from trade_hf.app.trained import FILES
+from trade_hf.app.trained import decompile_answer as trained_answer
+from trade_hf.app.trained import input_answer as trained_input
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.transforms import rotate
@@ -113,6 +118,49 @@ def test_a_file_is_decompiled(demo, tmp_path):
     assert "Proven" in answer[0] and "After the scramble" not in answer[4]
 
 
+def asked_about_trained(address, folder, names=("model.safetensors", "config.json", "domain.json")):
+    files = []
+    for name in names:
+        path = uploaded(address, (folder / name).read_bytes(), name)
+        files.append({"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}})
+    return asked(address, "decompile_trained", files)[0]
+
+
+def test_a_trained_model_is_decompiled(tmp_path):
+    folder, steps = Path(__file__).parent / "trained" / "lang_no_three", []
+    for name in FILES[:2]:
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    told = json.loads((folder / "domain.json").read_text())
+    (tmp_path / "domain.json").write_text(json.dumps(told | {"inputs": told["inputs"][:62]}))
+    answer = trained_answer({"trained": [str(tmp_path / name) for name in FILES]}, steps.append)
+    assert "Proven" in answer["lead"] and "equal on all 62 inputs" in answer["lead"] and "Aggregate" in answer["lead"]
+    assert "interchange accuracy" in answer["places"] and "what the program selects" in answer["input"]
+    assert "Smallest logit gap" in answer["known"] and steps[0] == "Reading the files" and steps[-1] == "Drawing"
+    assert set(PARTS) <= set(answer)
+
+
+def test_files_of_a_trained_model_are_refused_in_words(demo):
+    folder = Path(__file__).parent / "trained" / "lang_no_three"
+    words = refusal(asked_about_trained(demo, folder, ("config.json",)))
+    assert words == "expected the files model.safetensors, config.json, domain.json, got config.json"
+    assert "expected the files" in refusal(asked(demo, "decompile_trained", None)[0])
+    answer = asked_about_trained(demo, folder)[0]
+    assert "The program that was found" in answer or "ran for more than" in answer  # on a busy machine
+
+
+def test_an_input_of_a_trained_model_is_shown_or_refused():
+    folder = Path(__file__).parent / "trained" / "reverse"
+    code = "v1 = rasp.Map(lambda x: x, rasp.tokens)\nprogram = v1"
+    request = {"trained": [str(folder / name) for name in FILES], "found": code, "tokens": "5, 1, 2"}
+    shown = trained_input(request, str)
+    assert "The program selects nothing" in shown and "≠" in shown
+    with pytest.raises(ValueError, match="expected token ids separated by commas"):
+        trained_input({**request, "tokens": "a"}, str)
+    with pytest.raises(ValueError, match="expected token ids below 7, got 70"):
+        trained_input({**request, "tokens": "70", "found": PICKS}, str)
+
+
+PICKS = "v1 = rasp.Select(rasp.tokens, rasp.tokens, lambda k, q: k == q)\nv2 = rasp.SelectorWidth(v1)\nprogram = v2"
 LARGE = 100_000_000
 FIELD = b'--x\r\nContent-Disposition: form-data; name="files"\r\n\r\n%s\r\n--x--\r\n'
 TOO_LARGE = {

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from trade_hf.cli import main
+from trade_hf.compiled.weights import WeightsError
 from trade_hf.trained.causality import mechanism
 from trade_hf.trained.decompilation import compare, decompile_trained
 from trade_hf.trained.domain import Domain
@@ -150,3 +151,33 @@ def test_python_takes_a_model_and_a_domain():
     model = Transformer.load(MODELS / "more_ones")
     result = decompile(model, domain=MODELS / "more_ones" / "domain.json")
     assert result.is_proven and "equal on all 9,840 inputs" in str(result)
+
+
+def test_python_takes_a_hooked_transformer():
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    from trade_hf import decompile
+
+    config = json.loads((MODELS / "more_ones" / "config.json").read_text())
+    hooked = HookedTransformer(HookedTransformerConfig(**config, device="cpu", init_weights=False))
+    hooked.load_state_dict({**hooked.state_dict(), **Transformer.load(MODELS / "more_ones").parameters})
+    domain = json.loads((MODELS / "more_ones" / "domain.json").read_text())
+    result = decompile(hooked, domain=domain)
+    assert result.is_proven and result.code == result_of("more_ones").code
+    with pytest.raises(WeightsError, match="domain: expected the inputs and answers of the model, got none"):
+        decompile_trained(hooked)
+
+
+def test_python_takes_gpt2_of_transformers():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from trade_hf import decompile
+
+    torch.manual_seed(0)
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=6, n_positions=4, n_embd=12, n_layer=1, n_head=2)).eval()
+    domain = {"enumerate": {"vocab": [0, 1, 2, 3, 4], "lengths": [1, 2]}, "answer": {"positions": [0], "columns": 6}}
+    result = decompile(gpt2, domain=domain)
+    with torch.no_grad():
+        said = gpt2(torch.arange(5)[:, None]).logits[:, 0].argmax(-1).tolist()
+    assert result.comparison.agreeing == result.comparison.inputs == 30
+    assert result.program.evaluate(np.arange(5)[:, None])[:, 0].tolist() == said

@@ -20,6 +20,7 @@ import gradio as gr
 
 from trade_hf.app.bounds import bounded
 from trade_hf.app.examples import EXAMPLES, Example
+from trade_hf.app.trained import FILES
 from trade_hf.handler import MAX_BYTES, Worker
 from trade_hf.report.markup import Html, element, style
 
@@ -152,6 +153,11 @@ class Demo:
                 words = ("As ", element("code", FILE_COMMAND), " writes it.")
                 gr.HTML(part(element("p", *words, class_="note")), apply_default_css=False, js_on_load=None)
                 self.start_file = gr.Button("Decompile the file", variant="primary")
+            with gr.Tab("A trained model"):
+                self.files = gr.File(label=", ".join(FILES), file_count="multiple", height=160)
+                words = "An ordinary transformer, and in domain.json its inputs and which of its outputs are answers."
+                gr.HTML(part(element("p", words, class_="note")), apply_default_css=False, js_on_load=None)
+                self.start_trained = gr.Button("Decompile the trained model", variant="primary")
         self.status = gr.HTML(status_part(READY), apply_default_css=False, js_on_load=None)
 
     def build_details(self, answer: dict[str, str], first: Example) -> None:
@@ -176,6 +182,7 @@ class Demo:
         show: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "worker"}
         self.start.click(self.on_program, [*fields, self.tokens], outputs, api_name="decompile", **show)
         self.start_file.click(self.on_file, [self.file, self.tokens], outputs, api_name="decompile_file", **show)
+        self.start_trained.click(self.on_trained, [self.files], outputs, api_name="decompile_trained", **show)
         of_example = [*fields, *outputs]
         self.example.input(
             self.on_example, self.example, of_example, show_progress="hidden", api_visibility="private", queue=False
@@ -194,6 +201,12 @@ class Demo:
             yield self.refused("expected a safetensors file, got none: drop one above")
         else:
             yield from self.answered({"file": file, "tokens": tokens})
+
+    def on_trained(self, files: list[str] | None) -> Iterator[Updates]:
+        if not files:
+            yield self.refused(f"expected the files {', '.join(FILES)}, got none: drop them above")
+        else:
+            yield from self.answered({"trained": files})
 
     def on_example(self, name: str) -> Updates:
         example = next(example for example in EXAMPLES if example.name == name)

@@ -11,11 +11,13 @@ from typing import IO, Any
 
 import torch
 
+from trade_hf.app import trained
 from trade_hf.app.answers import decompile_answer, input_answer
 from trade_hf.app.examples import EXAMPLES
 from trade_hf.handler import answer_each, stream_of_answers, write
 
 ANSWERS = {"decompile": decompile_answer, "input": input_answer}
+OF_TRAINED = {"decompile": trained.decompile_answer, "input": trained.input_answer}
 
 
 def main(time_limit: float) -> None:
@@ -27,7 +29,8 @@ def main(time_limit: float) -> None:
 
 def _answer(request: dict[str, Any], answers: IO[bytes]) -> dict[str, Any]:
     try:
-        return {"result": ANSWERS[request["asks"]](request, lambda step: write(answers, {"progress": step}))}
+        known = OF_TRAINED if "trained" in request else ANSWERS
+        return {"result": known[request["asks"]](request, lambda step: write(answers, {"progress": step}))}
     except (ValueError, TypeError, OSError) as error:
         return {"error": " ".join(str(error).split())}
 

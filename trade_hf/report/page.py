@@ -112,7 +112,7 @@ def decompilation_html(result: Decompilation) -> Html:
 def _program_section(result: Decompilation) -> Html:
     form = "in canonical form" if result.verdict.is_verified else "the best that was found"
     words = f"{len(result.program)} lines, {form}; {result.source.value}. It runs with the tracr package."
-    link = _download(result.code, "program.py", "text/x-python")
+    link = download(result.code, "program.py", "text/x-python")
     return join([code_html(result.code, anchors=True), element("p", words, " ", link, class_="note")])
 
 
@@ -141,7 +141,7 @@ def certificate_html(certificate: Certificate) -> Html:
         ("Versions", ", ".join(f"{name} {version}" for name, version in certificate.versions.items())),
     ]
     again = "trade verify MODEL.safetensors --certificate certificate.json"
-    link = _download(certificate.to_json(), "certificate.json", "application/json")
+    link = download(certificate.to_json(), "certificate.json", "application/json")
     words = element("p", "To check it again: ", link, ", and beside the model run")
     found = element("p", certificate.summary[:1].upper() + certificate.summary[1:], ": ", certificate.method, ".")
     return join([found, definitions(pairs), words, scrolling(element("pre", element("code", again)), "command")])
@@ -259,7 +259,7 @@ def _attempt_row(number: int, attempt: Attempt, is_chosen: bool) -> list[object]
     ]
 
 
-def _download(text: str, name: str, kind: str) -> Html:
+def download(text: str, name: str, kind: str) -> Html:
     """A link that saves a text."""
     data = base64.b64encode(text.encode("utf-8", "backslashreplace")).decode()
     return element("a", f"save {name}", download=name, href=f"data:{kind};base64,{data}")

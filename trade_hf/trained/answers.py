@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from trade_hf.compiled.weights import WeightsError
 from trade_hf.trained.domain import Domain
-from trade_hf.trained.expression import MOST_COLUMN
+from trade_hf.trained.expression import MOST_COLUMN, to_set
 
 
 @dataclass(frozen=True)
@@ -51,3 +52,10 @@ class Answers:
     def differ(self, found: np.ndarray) -> np.ndarray:
         """[input, position] where a program's output is not the model's answer."""
         return np.asarray(~np.isnan(self.values) & (found != self.values))
+
+
+def spoken(value: float, domain: Domain) -> Any:
+    """One answer as people read it: a number, or the columns of a set."""
+    if domain.reads == "positive":
+        return sorted(to_set(value))
+    return int(value) if float(value).is_integer() else float(value)

@@ -54,7 +54,7 @@ class Mechanism:
 
 
 def choose(
-    programs: Sequence[Program], model: Transformer, domain: Domain, seed: int = 0
+    programs: Sequence[Program], model: Transformer, domain: Domain, seed: int = 0, learn: bool = True
 ) -> tuple[Program, list[Mechanism]]:
     """Of programs that agree with a model alike, the one whose lines it uses most, the first one on ties; and its
     mechanism.
@@ -67,6 +67,8 @@ def choose(
         ordered = sorted(quick, key=lambda n: (*(-figure for figure in _use(quick[n])), n))
     else:
         ordered = [0]
+    if not learn:
+        return programs[ordered[0]], quick[ordered[0]]
     found = {n: mechanism(programs[n], model, domain, seed) for n in sorted({0, ordered[0]})}
     best = min(found, key=lambda n: (*(-figure for figure in _use(found[n])), n))
     return programs[best], found[best]
@@ -109,11 +111,11 @@ def mechanism(
     evidence = Evidence(model, part)
     heads = patterns(model, part)
     exchange = Exchange(program, model, part, evidence, rng, learn)
-    selectors = _selectors(program, part)
+    selected = selectors(program, part)
     found = []
     for number, line in enumerate(program.lines):
         if line.op.gives_selector:
-            found.append(_head_of(number, selectors[number], heads, part))
+            found.append(_head_of(number, selected[number], heads, part))
         else:
             found.append(_mechanism_of(number, exchange))
     return found
@@ -136,7 +138,7 @@ def _mechanism_of(number: int, exchange: Exchange) -> Mechanism:
     )  # fmt: skip
 
 
-def _selectors(program: Program, domain: Domain) -> dict[int, np.ndarray]:
+def selectors(program: Program, domain: Domain) -> dict[int, np.ndarray]:
     """[input, query, key] what each selector selects."""
     run = Run(domain.tokens)
     values: dict[int, np.ndarray] = {-2: run.tokens, -1: run.indices}

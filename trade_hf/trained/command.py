@@ -9,8 +9,12 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trade_hf.files import write_text
+
+if TYPE_CHECKING:
+    from trade_hf.trained.decompilation import TrainedDecompilation
 
 CLEARED = "\r\x1b[K"  # to the start of a terminal's line, which is emptied
 REFUTED, NOT_PROVEN = 1, 3  # exit statuses beside 0 for what is proven
@@ -36,8 +40,8 @@ def decompile_folder(args: Namespace) -> int:
     if missing := [name for name in wanted if not (args.file / name).is_file()]:
         told = "expected a compiled model's file, or the folder of a trained model"
         raise ValueError(f"{args.file}: {told}, got a folder without {missing[0]}")
-    if args.report or args.figure:
-        raise ValueError("--report and --figure: expected a compiled model, got the folder of a trained one")
+    if args.figure:
+        raise ValueError("--figure: expected a compiled model, got the folder of a trained one; --report draws it")
     seconds = SECONDS if args.seconds is None else args.seconds
     if not 0 < seconds <= 86_400:
         raise ValueError(f"--seconds: expected seconds above 0, got {seconds}")
@@ -46,11 +50,22 @@ def decompile_folder(args: Namespace) -> int:
     if progress and sys.stderr.isatty():
         print(CLEARED, end="", file=sys.stderr, flush=True)
     print(json.dumps(result.to_dict(), indent=2) if args.json else str(result).rstrip("\n"))
+    if args.report:
+        _write_report(args, result)
     if args.save_program:
         write_text(args.save_program, result.code)
     if result.is_proven:
         return 0
     return REFUTED if result.status is Status.REFUTED else NOT_PROVEN
+
+
+def _write_report(args: Namespace, result: TrainedDecompilation) -> None:
+    from trade_hf.report.trained import report
+    from trade_hf.trained.domain import Domain
+    from trade_hf.trained.transformer import Transformer
+
+    domain = Domain.load(args.domain or args.file / "domain.json")
+    write_text(args.report, report(result, Transformer.load(args.file), domain, args.file.resolve().name))
 
 
 def _progress() -> Callable[[str], None]:

@@ -23,11 +23,10 @@ import numpy as np
 import torch
 
 from trade_hf.compiled.weights import WeightsError
-from trade_hf.trained.answers import Answers
+from trade_hf.trained.answers import Answers, spoken
 from trade_hf.trained.candidate import MOST_CELL_SHARE, MOST_LINES
 from trade_hf.trained.causality import Mechanism, choose, verdict
 from trade_hf.trained.domain import Domain
-from trade_hf.trained.expression import to_set
 from trade_hf.trained.program import Program
 from trade_hf.trained.progress import Progress, identity
 from trade_hf.trained.synthesis import SECONDS, STEPS, Search
@@ -101,8 +100,8 @@ def compare(program: Program, model: Transformer, domain: Domain) -> Comparison:
     first = tuple(
         Difference(
             domain.input(row),
-            [_shown(found[row, p], domain) for p in np.flatnonzero(domain.is_answer[row])],
-            [_shown(single.values[row, p], domain) for p in np.flatnonzero(domain.is_answer[row])],
+            [spoken(found[row, p], domain) for p in np.flatnonzero(domain.is_answer[row])],
+            [spoken(single.values[row, p], domain) for p in np.flatnonzero(domain.is_answer[row])],
         )
         for row in np.flatnonzero(wrong)[:SHOWN]
     )
@@ -110,12 +109,6 @@ def compare(program: Program, model: Transformer, domain: Domain) -> Comparison:
         len(domain), int((~wrong).sum()), domain.size, domain.answers, int(double.differ(found).any(1).sum()),
         single.gap, first,
     )  # fmt: skip
-
-
-def _shown(value: float, domain: Domain) -> Any:
-    if domain.reads == "positive":
-        return sorted(to_set(value))
-    return int(value) if float(value).is_integer() else float(value)
 
 
 @dataclass(frozen=True, repr=False)
@@ -194,6 +187,11 @@ class TrainedDecompilation:
         words = [f"# {verdict(self.mechanism)}"] if self.mechanism else []
         return "\n".join([f"{self.code.rstrip()}", f"# {self.certificate}", *words, *lines, ""])
 
+    def _repr_html_(self) -> str:
+        from trade_hf.report.trained import decompilation_html
+
+        return decompilation_html(self)
+
     def __repr__(self) -> str:
         return f"TrainedDecompilation({self.certificate}, {self.seconds:.3g} s)"
 
@@ -218,6 +216,8 @@ def decompile_trained(
     progress: Callable[[str], None] | None = None,
     with_mechanism: bool = True,
     resume: str | os.PathLike | None = None,
+    learn: bool = True,
+    clock: float | None = None,
 ) -> TrainedDecompilation:
     """Find a short program for an ordinary transformer, and say how far the two agree.
 
@@ -227,7 +227,9 @@ def decompile_trained(
       seconds, steps: of processor time, and s-ops, after which the search ends with the best program so far.
       seed: of the samples.
       progress: called with a line of text now and then.
+      clock: seconds by the clock after which the search ends (default: four times those of processor time).
       with_mechanism: whether to look for where in the model each line is.
+      learn: whether projections that hold a line are learned where regression does not do; some seconds.
       resume: a file in which the best so far is kept, and from which a search that was killed goes on.
 
     Raises WeightsError for a model or a domain that cannot be read.
@@ -240,11 +242,11 @@ def decompile_trained(
     if resume is not None:
         begun = Progress.load(Path(resume), identity(model, inputs, seed))
         keep = partial(Progress.save, path=Path(resume))
-    search = Search(model, inputs, answers, seconds, steps, progress, seed, begun, keep)
+    search = Search(model, inputs, answers, seconds, steps, progress, seed, clock, begun, keep)
     program = search.run().program
     lines: list[Mechanism] = []
     if with_mechanism:
-        program, lines = choose([found.program for found in search.choices()], model, inputs, seed)
+        program, lines = choose([found.program for found in search.choices()], model, inputs, seed, learn)
     comparison = compare(program, model, inputs)
     vocab = tuple(np.unique(inputs.tokens[inputs.tokens >= 0]).tolist())
     return TrainedDecompilation(

@@ -31,7 +31,7 @@ from trade_hf.trained.text import parse
 from trade_hf.trained.transformer import Transformer
 
 SECONDS = 60.0  # of processor time
-PATIENT = 4.0  # how many times as much the search may take by the clock, on a busy machine
+PATIENT = 4.0  # how many times as much the search may take by the clock, on a busy machine, unless told otherwise
 STEPS = 120_000  # nodes of the space
 SAMPLE_PAIRS = 8_000  # of positions, of all inputs of the sample
 COUNTEREXAMPLES = 48  # inputs that join the sample at a time
@@ -77,6 +77,7 @@ class Search:
       steps: nodes after which it ends.
       progress: called with a line of text now and then.
       seed: of the sample.
+      clock: seconds by the clock after which it ends; default: PATIENT times those of processor time.
       begun: what an earlier search has done.
       keep: called with what is done, whenever that is more.
     """
@@ -90,12 +91,16 @@ class Search:
         steps: int = STEPS,
         progress: Callable[[str], None] | None = None,
         seed: int = 0,
+        clock: float | None = None,
         begun: Progress | None = None,
         keep: Callable[[Progress], None] | None = None,
     ) -> None:
         self.model, self.domain, self.answers = model, domain, answers
         self.done, self._save = begun or Progress(""), keep or (lambda done: None)
-        self.end, self.end_by_clock = time.process_time() + seconds, time.monotonic() + PATIENT * seconds
+        self.end, self.end_by_clock = (
+            time.process_time() + seconds,
+            time.monotonic() + (PATIENT * seconds if clock is None else clock),
+        )
         self.steps = steps
         self.progress = progress or (lambda text: None)
         self.best: Found | None = None

@@ -47,19 +47,22 @@ class Transformer:
     @classmethod
     def load(cls, folder: str | os.PathLike) -> Transformer:
         """Read `model.safetensors` and `config.json`. Raises WeightsError with what was expected and what came."""
-        folder = Path(folder)
-        told = read_json(folder / "config.json", MAX_CONFIG_BYTES)
+        return cls.from_files(Path(folder) / "model.safetensors", Path(folder) / "config.json")
+
+    @classmethod
+    def from_files(cls, weights: Path, config: Path) -> Transformer:
+        """The same from two files. Raises WeightsError with what was expected and what came."""
+        told = read_json(config, MAX_CONFIG_BYTES)
         if not isinstance(told, dict):
-            raise WeightsError(f"{folder / 'config.json'}: expected an object")
-        path = folder / "model.safetensors"
-        if not path.is_file():
-            raise WeightsError(f"{path}: no such file")
-        if path.stat().st_size > MAX_BYTES + MAX_HEADER_BYTES:
-            raise WeightsError(f"{path}: expected at most {MAX_BYTES:,} bytes, got {path.stat().st_size:,}")
+            raise WeightsError(f"{config}: expected an object")
+        if not weights.is_file():
+            raise WeightsError(f"{weights}: no such file")
+        if weights.stat().st_size > MAX_BYTES + MAX_HEADER_BYTES:
+            raise WeightsError(f"{weights}: expected at most {MAX_BYTES:,} bytes, got {weights.stat().st_size:,}")
         try:
-            return cls.from_state_dict(read_tensors(path.read_bytes())[0], told)
+            return cls.from_state_dict(read_tensors(weights.read_bytes())[0], told)
         except WeightsError as error:
-            raise WeightsError(f"{folder}: {error}") from None
+            raise WeightsError(f"{weights.parent}: {error}") from None
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], told: Mapping[str, Any]) -> Transformer:
