@@ -67,6 +67,7 @@ def card_data(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
         for number, (name, report) in enumerate(reports.items())
         if report["rows"]
     ]
+    configs += _all_trained(reports)
     return {
         "license": "apache-2.0",
         "pretty_name": "Tracr RASP: compiled transformers and their programs",
@@ -78,6 +79,17 @@ def card_data(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "size_categories": [next((text for limit, text in SIZES.items() if total < limit), "10M<n<100M")],
         "configs": configs,
     }
+
+
+def _all_trained(reports: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The configuration `trained`, which holds every part of trained models; none where no part is finished."""
+    paths: dict[str, list[str]] = {}
+    for name, report in reports.items():
+        for split, count in report["splits"].items():
+            if name in TRAINED and count:
+                paths.setdefault(split, []).append(f"{name}/{split}-*.parquet")
+    files = [{"split": split, "path": found} for split, found in paths.items()]
+    return [{"config_name": "trained", "data_files": files}] if files else []
 
 
 def _sizes(reports: dict[str, dict[str, Any]]) -> str:

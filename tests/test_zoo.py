@@ -197,6 +197,8 @@ def test_load_dataset_reads_a_build(tiny, tmp_path):
     split = next(split for split, count in report["splits"].items() if count)
     rows = datasets.load_dataset(str(tmp_path), tiny.name, split=split, cache_dir=str(tmp_path / "cache"))
     assert len(rows) == report["splits"][split] and to_state_dict(rows[0])["unembed.b_U"].shape == (4,)
+    every = datasets.load_dataset(str(tmp_path), "trained", split=split, cache_dir=str(tmp_path / "cache"))
+    assert every["id"] == rows["id"]
 
 
 def test_the_command_line_says_what_is_wrong(tmp_path):
@@ -215,3 +217,17 @@ def test_rows_have_the_columns_that_the_card_describes(tiny, tmp_path):
     card = (ROOT / "dataset_builder" / "card_template.md").read_text()
     path = next((tmp_path / tiny.name).glob("*.parquet"))
     assert all(f"`{name}`" in card for name in pq.read_schema(path).names)
+
+
+def test_pairs_of_tasks_and_architectures_are_drawn_by_the_seed():
+    def drawn(models, seed):
+        config = ZooConfig("tasks", models, seed=seed)
+        made = [make_group(config, number, size)[0] for number, size in groups(config)]
+        return {(group.architecture, task.name) for group in made for task in group.tasks}
+
+    first, other = drawn(40, 1), drawn(40, 2)
+    assert len(first) == len(other) == 40 and len(first & other) < 20
+    assert first == drawn(40, 1) and drawn(10, 1) < first
+    assert len({name for name, _ in first}) >= 6 and len({name for _, name in first}) >= 20
+    causal = [name for kind, name in drawn(10_000, 0) if ARCHITECTURES[kind].is_causal]
+    assert "sort" not in causal and "prefix_max" in causal and "two_brackets_2" in causal
