@@ -159,7 +159,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if name in some[0]
         }
         right = statistics.mean(row["right"] for row in some)
-        found.append({"level": level, "models": len(some), "mean_right": round(right, 4), **shares})
+        found.append({"level": level, "models": len(some), "mean_right": round(right, 4)} | shares)
     return found
 
 

@@ -155,8 +155,8 @@ class Demo:
                 self.start_file = gr.Button("Decompile the file", variant="primary")
             with gr.Tab("A trained model"):
                 self.files = gr.File(label=", ".join(FILES), file_count="multiple", height=160)
-                words = "An ordinary transformer, and in domain.json its inputs and which of its outputs are answers."
-                gr.HTML(part(element("p", words, class_="note")), apply_default_css=False, js_on_load=None)
+                about = "An ordinary transformer, and in domain.json its inputs and which of its outputs are answers."
+                gr.HTML(part(element("p", about, class_="note")), apply_default_css=False, js_on_load=None)
                 self.start_trained = gr.Button("Decompile the trained model", variant="primary")
         self.status = gr.HTML(status_part(READY), apply_default_css=False, js_on_load=None)
 

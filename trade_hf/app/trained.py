@@ -38,7 +38,11 @@ def decompile_answer(request: dict[str, Any], say: Say) -> dict[str, str]:
     say("Reading the files")
     model, domain = _model(request)
     say("Searching a program that gives the model's answers on all inputs")
-    result = decompile_trained(model, domain, SECONDS, progress=lambda text: say(f"Searching: {text}"), learn=False)
+
+    def show(text: str) -> None:
+        say(f"Searching: {text}")
+
+    result = decompile_trained(model, domain, SECONDS, progress=show, learn=False)
     say("Drawing")
     tokens = domain.input(example_rows(domain)[-1])
     heading = element("h2", "The program that was found")
@@ -59,7 +63,7 @@ def input_answer(request: dict[str, Any], say: Say) -> str:
     model, domain = _model(request)
     program = parse(request["found"])
     try:
-        tokens = [int(token) for token in parse_vocab(request["tokens"])]
+        tokens = [int(str(token)) for token in parse_vocab(request["tokens"])]
     except ValueError:
         raise ValueError(f"input: expected token ids separated by commas, got {request['tokens'][:80]!r}") from None
     say("Running the model")
