@@ -280,7 +280,7 @@ def _trade(*arguments: object) -> int:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = trade([*map(str, arguments)])
-    lines = err.getvalue().splitlines()
+    lines = [line for line in err.getvalue().splitlines() if not re.search(r": (written|not drawn)[,:] ", line)]
     assert status in (0, 1, 2, 3) and (len(lines) == 1 if status == 2 else not lines) or _shows_place(lines), lines
     return status
 

@@ -174,5 +174,5 @@ def test_what_is_missing_is_said_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(CorpusError, match="expected partition=NAME"):
         runner(tmp_path, "slurm")
     monkeypatch.setattr(scale_out, "find_spec", lambda package: None)
-    with pytest.raises(CorpusError, match=r"expected the package datatrove: pip install 'trade-hf\[cluster\]'"):
+    with pytest.raises(CorpusError, match=r"expected the package datatrove: pip install '\.\[cluster\]' in"):
         runner(tmp_path)
