@@ -2,6 +2,8 @@
 
 Run: python scripts/evaluate_trained.py MODELS/* --seconds 60 --out results/trained.json
 
+     python scripts/evaluate_trained.py MODELS/* --programs results/trained.json --out results/trained-interchange.json
+
 Each argument is a model's folder (`model.safetensors`, `config.json`, `domain.json`). Finished rows are kept beside
 --out, and a run that was killed goes on from there.
 
@@ -36,21 +38,26 @@ from records import code, environment, keep_row, kept_rows
 
 from trade_hf.files import write_text
 from trade_hf.trained.answers import Answers
-from trade_hf.trained.causality import USED
-from trade_hf.trained.decompilation import TrainedDecompilation, decompile_trained
+from trade_hf.trained.causality import USED, mechanism
+from trade_hf.trained.decompilation import TrainedDecompilation, compare, decompile_trained
 from trade_hf.trained.domain import Domain
+from trade_hf.trained.program import Program
 from trade_hf.trained.synthesis import SECONDS
+from trade_hf.trained.text import parse
 from trade_hf.trained.transformer import Transformer
 
 SAMPLED = 1_000  # inputs of the criterion of D-RASP (arXiv:2602.08857)
 MATCH = 0.9
 
 
-def evaluate(folder: Path, seconds: float, seed: int, with_mechanism: bool) -> dict[str, Any]:
-    """One model's row."""
+def evaluate(folder: Path, seconds: float, seed: int, with_mechanism: bool, code: str | None) -> dict[str, Any]:
+    """One model's row; of a program that is known, if `code` is given."""
     domain, model = Domain.load(folder / "domain.json"), Transformer.load(folder)
     start = time.process_time()
-    result = decompile_trained(folder, seconds=seconds, seed=seed, with_mechanism=with_mechanism, clock=math.inf)
+    if code is None:
+        result = decompile_trained(folder, seconds=seconds, seed=seed, with_mechanism=with_mechanism, clock=math.inf)
+    else:
+        result = known(parse(code), model, domain, seed, with_mechanism)
     processor_seconds = round(time.process_time() - start, 2)
     found = result.to_dict()
     interchange = [line.interchange for line in result.mechanism if line.interchange is not None]
@@ -66,6 +73,17 @@ def evaluate(folder: Path, seconds: float, seed: int, with_mechanism: bool) -> d
         "refuted_independently": refuted_independently(result, folder, domain) if result.is_proven else None,
         "interchange": [min(interchange), statistics.median(interchange)] if interchange else None,
     }
+
+
+def known(
+    program: Program, model: Transformer, domain: Domain, seed: int, with_mechanism: bool
+) -> TrainedDecompilation:
+    """What would be found if this program were."""
+    start = time.monotonic()
+    lines = tuple(mechanism(program, model, domain, seed)) if with_mechanism else ()
+    found = compare(program, model, domain)
+    vocab = tuple(np.unique(domain.tokens[domain.tokens >= 0]).tolist())
+    return TrainedDecompilation(program, found, lines, time.monotonic() - start, vocab, domain.tokens.shape[1])
 
 
 def sampled_match(result: TrainedDecompilation, model: Transformer, domain: Domain, seed: int) -> float:
@@ -120,23 +138,32 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def programs_of(path: Path) -> dict[str, str]:
+    """The code of each model's program, by the model's name."""
+    return {row["model"]: row["code"] for row in json.loads(path.read_text())["rows"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of processor time, of the search for one model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-mechanism", action="store_true", help="no interchange interventions")
+    parser.add_argument("--programs", type=Path, metavar="FILE", help="no search: the programs of an earlier --out")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     folders = sorted(folder for folder in args.folders if (folder / "domain.json").is_file())
     if not folders:
         parser.error(f"expected folders with domain.json, got {args.folders[0]}")
     progress = args.out.with_suffix(".progress.jsonl")
-    what = f"{code()} {args.seconds:g} {args.seed} {args.no_mechanism}"
+    texts = programs_of(args.programs) if args.programs else {}
+    if args.programs:
+        folders = [folder for folder in folders if folder.name in texts]
+    what = f"{code()} {args.seconds:g} {args.seed} {args.no_mechanism} {args.programs}"
     rows = {row["folder"]: row["row"] for row in kept_rows(progress, what)}
     for folder in tqdm(folders, disable=None):
         if str(folder) not in rows:
-            rows[str(folder)] = evaluate(folder, args.seconds, args.seed, not args.no_mechanism)
+            rows[str(folder)] = evaluate(folder, args.seconds, args.seed, not args.no_mechanism, texts.get(folder.name))
             keep_row(progress, {"of": what, "folder": str(folder), "row": rows[str(folder)]})
     ordered = [rows[str(folder)] for folder in folders]
     settings = {"seconds": args.seconds, "seed": args.seed, "with_mechanism": not args.no_mechanism, **environment()}

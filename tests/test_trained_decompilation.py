@@ -122,6 +122,11 @@ def test_the_true_line_of_a_compiled_model_is_used_and_another_is_not():
     assert mechanism(other, model, domain)[1].interchange < 0.7
 
 
+def test_how_much_more_often_a_token_occurs_is_read_as_the_model_holds_it():
+    result = result_of("more_ones")
+    assert len(result.program) == 4 and "the model uses all 3 lines" in str(result)
+
+
 def test_selectors_have_the_head_that_follows_them():
     heads = [line.where for line in result_of("more_ones").mechanism if line.where.startswith("head")]
     assert heads and set(heads) == {"head 0.0"}

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 MOST_DIRECTIONS = 8  # of the subspace of one value
+MOST_CLASSES = 32  # of values that are told apart
 RIDGE = 1e-4  # of the stream's variance, added where a map from it is fitted
 SMALLEST = 1e-9  # mean square of a stream that varies
 STEPS = 40  # of learning
@@ -32,7 +33,9 @@ def fitted(stream: np.ndarray, values: np.ndarray, groups: np.ndarray) -> Iterat
       groups: [cell] the token and the position, as a number.
     """
     classes, codes = np.unique(values, return_inverse=True)
-    indicators = np.eye(len(classes))[codes] if len(classes) <= 4 * MOST_DIRECTIONS else values[:, None]
+    if len(classes) > MOST_CLASSES:  # as many groups of values, each of its neighbours in order
+        codes = codes * MOST_CLASSES // len(classes)
+    indicators = np.eye(codes.max() + 1)[codes]
     whole, indicators = stream - stream.mean(0, dtype=np.float64), indicators - indicators.mean(0)
     within, rest = _less_means(whole, groups), _less_means(indicators, groups)
     if np.square(rest).sum() <= 0.01 * np.square(indicators).sum():
