@@ -2,6 +2,7 @@
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,12 +71,38 @@ def test_a_wrong_program_is_refuted_with_inputs():
     assert found.first[0].input == [5, 1] and (found.first[0].program, found.first[0].model) == ([0], [1])
 
 
-def test_a_sampled_domain_is_never_proven():
+def test_a_sampled_domain_is_never_proven_and_judged_on_inputs_that_the_search_did_not_see():
     domain = Domain.load(MODELS / "more_ones" / "domain.json")
-    part = Domain(domain.tokens[:200], domain.is_answer[:200], "argmax", 3, 10**6)
+    part = Domain(domain.tokens[:400], domain.is_answer[:400], "argmax", 3, 10**6)
     result = decompile_trained(MODELS / "more_ones", part, with_mechanism=False)
-    assert result.status.value == "agrees" and not result.is_proven
-    assert "at most 1.5 % differ" in result.certificate
+    assert result.status.value == "agrees" and not result.is_proven and result.comparison.inputs == 200
+    assert result.comparison.bound == pytest.approx(np.log(60) / 200)
+    assert "at most 2 % differ" in result.certificate
+
+
+def test_a_domain_too_large_to_run_is_sampled_again_until_a_program_passes(monkeypatch):
+    monkeypatch.setattr("trade_hf.trained.domain.MOST_INPUTS", 60)
+    told = json.loads((MODELS / "more_ones" / "domain.json").read_text())
+    judged = []
+
+    def fresh(self, seed, own=Domain.fresh):
+        judged.append(seed)
+        return own(self, seed)
+
+    monkeypatch.setattr(Domain, "fresh", fresh)
+    result = decompile_trained(MODELS / "more_ones", told, with_mechanism=False)
+    assert result.status.value == "agrees" and judged == list(range(1, len(judged) + 1)) and len(judged) <= 3
+    assert 0.02 < result.comparison.bound < 0.5 and f"of {result.comparison.of:,}" in result.certificate
+    whole = Domain.from_dict(told)
+    assert whole.told is not None and len(whole.joined(whole)) == len(whole) < len(whole.joined(whole.fresh(7)))
+
+
+def test_a_sample_by_lengths_is_worth_what_its_worst_length_is():
+    enumerated = {"prefix": [9], "vocab": [0, 1], "lengths": [1, 4]}
+    domain = Domain.from_dict({"enumerate": enumerated, "answer": {"positions": [-1], "columns": 2}})
+    assert domain.is_exhaustive and domain.told is None
+    few = replace(domain.rows(np.arange(18)), size=30, told={"enumerate": enumerated})  # 4 of 16 of length 4
+    assert few.worth == pytest.approx(4 * 30 / 16)
 
 
 def test_a_program_that_is_no_smaller_than_the_table_counts_as_none():

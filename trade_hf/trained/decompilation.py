@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from trade_hf.trained.transformer import Transformer
 from trade_hf.verification import CONFIDENCE, Status
 
 SHOWN = 5  # inputs that differ
+SAMPLES = 3  # of a domain too large to be run: each is drawn when the program is known, and judges it
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Comparison:
       double: inputs on which the model's answers in double precision are others than the program's.
       gap: the smallest difference between the first and the second logit (of sets: between a logit and 0).
       first: the first inputs that differ.
+      bound: of a sample that agrees, the share of all inputs that may differ, with CONFIDENCE; 0 where all were run.
     """
 
     inputs: int
@@ -66,6 +68,7 @@ class Comparison:
     double: int
     gap: float
     first: tuple[Difference, ...]
+    bound: float = 0.0
 
     @property
     def status(self) -> Status:
@@ -84,15 +87,18 @@ class Comparison:
             return f"equal on all inputs in single precision, not on {self.double:,} in double precision; {gap}"
         if self.inputs == self.of:
             return f"equal on all {self.inputs:,} inputs, in single and double precision; {gap}"
-        bound = 1 - (1 - CONFIDENCE) ** (1 / self.inputs)
         return (
             f"equal on {self.inputs:,} sampled inputs of {self.of:,}; "
-            f"with {CONFIDENCE:.0%} confidence at most {100 * bound:.2g} % differ; {gap}"
+            f"with {CONFIDENCE:.0%} confidence at most {100 * self.bound:.2g} % differ; {gap}"
         )
 
 
 def compare(program: Program, model: Transformer, domain: Domain) -> Comparison:
-    """Both run on all inputs of a domain, the model in single and in double precision."""
+    """Both run on all inputs of a domain, the model in single and in double precision.
+
+    The bound of a sample counts with SAMPLES of them, any of which may be the one that a program passes. It holds for a
+    program that did not depend on the sample.
+    """
     single = Answers.of(model.logits(domain), domain)
     double = Answers.of(model.logits(domain, torch.float64), domain)
     found = program.evaluate(domain.tokens)
@@ -107,7 +113,7 @@ def compare(program: Program, model: Transformer, domain: Domain) -> Comparison:
     )
     return Comparison(
         len(domain), int((~wrong).sum()), domain.size, domain.answers, int(double.differ(found).any(1).sum()),
-        single.gap, first,
+        single.gap, first, 0.0 if domain.is_exhaustive else math.log(SAMPLES / (1 - CONFIDENCE)) / domain.worth,
     )  # fmt: skip
 
 
@@ -237,17 +243,29 @@ def decompile_trained(
     start = time.monotonic()
     model = Transformer.of(source)
     inputs = _domain(source, domain, seed)
-    answers = Answers.of(model.logits(inputs), inputs)
     begun, keep = None, None
     if resume is not None:
         begun = Progress.load(Path(resume), identity(model, inputs, seed))
         keep = partial(Progress.save, path=Path(resume))
-    search = Search(model, inputs, answers, seconds, steps, progress, seed, clock, begun, keep)
-    program = search.run().program
+    judged = inputs
+    if not inputs.is_exhaustive and inputs.told is None and len(inputs) > 1:  # nothing more can be drawn
+        inputs, judged = inputs.halves(seed)
+    for number in range(1, SAMPLES + 1):
+        answers = Answers.of(model.logits(inputs), inputs)
+        search = Search(model, inputs, answers, seconds, steps, progress, seed, clock, begun, keep)
+        program = search.run().program
+        fresh = inputs.fresh(seed + number)
+        if fresh is None:
+            break
+        judged = fresh
+        wrong = Answers.of(model.logits(fresh), fresh).differ(program.evaluate(fresh.tokens)).any(1)
+        if not wrong.any() or number == SAMPLES:
+            break
+        inputs, begun = inputs.joined(fresh.rows(np.flatnonzero(wrong))), replace(search.done, is_over=False, steps=0)
     lines: list[Mechanism] = []
     if with_mechanism:
         program, lines = choose([found.program for found in search.choices()], model, inputs, seed, learn)
-    comparison = compare(program, model, inputs)
+    comparison = compare(program, model, judged)
     vocab = tuple(np.unique(inputs.tokens[inputs.tokens >= 0]).tolist())
     return TrainedDecompilation(
         program, comparison, tuple(lines), time.monotonic() - start, vocab, inputs.tokens.shape[1]

@@ -9,9 +9,10 @@ the answer is the largest column or the set of columns above 0 (`"positive"`).
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Domain:
       columns: how many columns an output has.
       size: inputs of the whole domain; more than there are rows where those are a sample.
       about: what people should know: task, rule, tokens.
+      told: what `domain.json` holds, where the inputs are a sample of those that it enumerates.
     """
 
     tokens: np.ndarray
@@ -46,6 +48,7 @@ class Domain:
     columns: int
     size: int
     about: tuple[tuple[str, Any], ...] = ()
+    told: Any = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.reads not in READS:
@@ -85,7 +88,8 @@ class Domain:
         else:
             inputs, size = _enumerated(told["enumerate"], np.random.RandomState(seed))
         about = {key: told[key] for key in ("task", "rule", "tokens") if key in told}
-        return cls.of(inputs, answer.get("positions"), answer.get("reads", "argmax"), columns, size, **about)
+        found = cls.of(inputs, answer.get("positions"), answer.get("reads", "argmax"), columns, size, **about)
+        return found if found.is_exhaustive else replace(found, told=told)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Domain:
@@ -105,6 +109,45 @@ class Domain:
     def answers(self) -> int:
         """Answer positions of all inputs at hand: the cells of the table of inputs and outputs."""
         return int(self.is_answer.sum())
+
+    @cached_property
+    def worth(self) -> float:
+        """How many inputs drawn alike from the whole domain this sample is worth where none of it fails.
+
+        Lengths are sampled apart. Where a share b of all inputs fails, a share p of those of a length (which has n inputs
+        here and is w of all), no input of the sample does so with a probability of at most exp(-sum of n p), which is at
+        most exp(-worth b) with the smallest n / w as the worth. Lengths of which all inputs are here cannot hide one.
+        """
+        if self.told is None:
+            return float(len(self.tokens))
+        spec = self.told["enumerate"]
+        around = len(spec.get("prefix", ())) + len(spec.get("suffix", ()))
+        found = []
+        for length in range(spec["lengths"][0], spec["lengths"][1] + 1):
+            total, here = len(spec["vocab"]) ** length, int((self.lengths == length + around).sum())
+            found += [here * self.size / total] if here < total else []
+        return min(found, default=math.inf)
+
+    def halves(self, seed: int) -> tuple[Domain, Domain]:
+        """A sample in two parts."""
+        order = np.random.RandomState(seed).permutation(len(self))
+        parts = (np.sort(order[: len(self) // 2]), np.sort(order[len(self) // 2 :]))
+        first, second = (replace(self.rows(part), size=self.size) for part in parts)
+        return first, second
+
+    def fresh(self, seed: int) -> Domain | None:
+        """Another sample of the same domain; None where all its inputs are here, or where it is not known."""
+        return None if self.told is None else Domain.from_dict(self.told, seed)
+
+    def joined(self, other: Domain) -> Domain:
+        """This sample with the inputs of another one that are not in it."""
+        known = {tuple(tokens) for tokens in self.tokens.tolist()}
+        new = [row for row, tokens in enumerate(other.tokens.tolist()) if tuple(tokens) not in known]
+        return replace(
+            self,
+            tokens=np.concatenate([self.tokens, other.tokens[new]]),
+            is_answer=np.concatenate([self.is_answer, other.is_answer[new]]),
+        )
 
     def rows(self, chosen: np.ndarray) -> Domain:
         """The domain of some of the inputs alone."""
