@@ -114,9 +114,9 @@ class Domain:
     def worth(self) -> float:
         """How many inputs drawn alike from the whole domain this sample is worth where none of it fails.
 
-        Lengths are sampled apart. Where a share b of all inputs fails, a share p of those of a length (which has n inputs
-        here and is w of all), no input of the sample does so with a probability of at most exp(-sum of n p), which is at
-        most exp(-worth b) with the smallest n / w as the worth. Lengths of which all inputs are here cannot hide one.
+        Lengths are sampled apart. Where a share b of all inputs fails, a share p of those of a length (n inputs here,
+        w of all), no input of the sample does so with a probability of at most exp(-sum of n p). This is at most
+        exp(-worth b), with the smallest n / w as the worth. Lengths of which all inputs are here cannot hide one.
         """
         if self.told is None:
             return float(len(self.tokens))
