@@ -415,9 +415,15 @@ def _foreign_row(
         "limits": list(result.verdict.limits),
         **_reservations(result),
         "wrongly_certified": proven and _differs(result.program, weights),
-        # Rounding has altered the model in this variant: its own program is not proven to be what it does either.
-        "altered": not proven and not verify(item.program, weights).is_verified,
+        "altered": not proven and _is_altered(item.program, weights),
     }
+
+
+def _is_altered(program: Any, weights: TracrWeights) -> bool:
+    """Whether rounding has altered the model in this variant: it differs from its own program, in one precision at
+    least."""
+    verdict = verify(program, weights, limit=MOST_RUN // weights.max_seq_len)
+    return verdict.elsewhere is not None or not (verdict.is_verified or verdict.status is Status.AGREES)
 
 
 def _compiled_here(item: LibraryProgram, options: TracrOptions) -> TracrWeights:
