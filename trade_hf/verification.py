@@ -2,8 +2,9 @@
 
 Four ways:
 - identical weights: the program, compiled, has the model's weights and mask, up to the order of residual directions,
-  hidden units, head dimensions and heads. An explicit reordering is found and every tensor compared: this is a proof,
-  where no order of the sums in single precision can change an output. That is bounded, or all inputs are run.
+  hidden units, head dimensions and heads. An explicit reordering is found and every tensor compared: this is a proof of
+  just that. Where it is not bounded that no order of the sums in single precision changes an output, all inputs or a
+  sample are run, and the verdict is another if one does.
 - identical weights in another basis: what each part reads of each other part is so nearly the same that no difference
   can reach an output, whatever basis the residual stream has (`compiled/comparison.py`). This is looked for where not
   all inputs were run and those that were agree.
@@ -282,9 +283,9 @@ class Verifier:
         if identical and not hangs_on_order(side.compiled):
             return Verdict(Status.IDENTICAL, inputs.total, inputs.total)
         side.departs |= identical  # then it is Tracr's model that is compared, whatever RASP says
-        verdict = _compare_within(self.limits, side, self.model, inputs)
-        if identical and verdict.status is Status.EQUIVALENT:
-            return replace(verdict, status=Status.IDENTICAL)
+        verdict = _compare_within(self.limits, side, self.model, inputs.sampled if identical else inputs)
+        if identical and verdict.status in (Status.EQUIVALENT, Status.AGREES) and verdict.faint is None:
+            return _of_identical(verdict)
         if verdict.status is not Status.AGREES or verdict.faint is not None:
             return verdict
         proof = compare(side.compiled, weights)
@@ -306,6 +307,13 @@ class Verifier:
 
     def _side(self, program: Program) -> _ProgramSide:
         return _ProgramSide(program, compile_like(program, self.weights), self.weights.exactness)
+
+
+def _of_identical(verdict: Verdict) -> Verdict:
+    """Of identical weights, what a run says of the order of their sums: that it shows no difference, or one."""
+    if verdict.elsewhere is None:
+        return Verdict(Status.IDENTICAL, verdict.inputs, verdict.inputs)
+    return replace(verdict, status=Status.EQUIVALENT_IN_ONE_PRECISION, bound=None)
 
 
 def verify_programs(
@@ -337,11 +345,11 @@ def verify_weights(
     domains = [(tuple(sort_values(weights.input_vocab)), weights.max_seq_len) for weights in (first, second)]
     if domains[0] != domains[1]:
         raise ValueError("expected two models over one vocabulary and length, got {} and {}".format(*domains))
-    (vocab, length), total = domains[0], count_inputs(len(domains[0][0]), domains[0][1])
+    vocab, length = domains[0]
     one, other = (_ModelSide(weights, vocab) for weights in (first, second))
     verdict = _compare(one, other, _Inputs(vocab, length, limit, samples, seed))
-    if are_identical(first, second) and verdict.status in (Status.AGREES, Status.EQUIVALENT) and not verdict.elsewhere:
-        return Verdict(Status.IDENTICAL, total, total)
+    if are_identical(first, second) and verdict.status in (Status.AGREES, Status.EQUIVALENT):
+        return _of_identical(verdict)
     return verdict
 
 
