@@ -11,7 +11,7 @@ from trade_hf.compiled.transforms import permute
 from trade_hf.rasp.text import parse
 
 START = "Compile, scramble, decompile"
-TABS = ("Layers", "Attention", "Proof", "Weights", "Tried")
+TABS = ("Layers", "Attention", "Proof", "Weights", "Tried", "Keep")
 
 
 @pytest.fixture
@@ -20,6 +20,7 @@ def opened(browser, demo, request):
     end."""
     width, scheme = getattr(request, "param", (1440, "light"))
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    context.set_default_timeout(60_000)  # the worker may still be starting
     page, seen = context.new_page(), []
     page.on("console", lambda message: seen.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: seen.append(str(error)))
@@ -84,6 +85,47 @@ def test_an_example_is_there_at_once_and_a_scramble_decompiles(opened):
     opened.get_by_label("Input: tokens").fill("7")
     opened.get_by_role("button", name="Show").click()
     opened.get_by_text("expected tokens of 0, 1, 2, 3, 4, got 7").wait_for()
+
+
+@pytest.mark.parametrize("opened", [(390, "light"), (1440, "dark")], indirect=True)
+def test_a_link_holds_program_and_settings(opened, demo):
+    opened.get_by_label("Vocabulary").fill("a, b, c")
+    opened.get_by_label("rotate").check()
+    with waited(opened):
+        opened.get_by_role("button", name=START).click()
+    opened.get_by_role("tab", name="Keep").click()
+    opened.get_by_role("link", name="link with this program").click()
+    opened.wait_for_url("**/?code=*")
+    opened.locator(".verdict").first.wait_for()
+    assert opened.get_by_label("Vocabulary").input_value() == "a, b, c"
+    assert opened.get_by_label("rotate").is_checked()
+
+
+def test_a_random_program_is_decompiled(opened):
+    lead(opened).wait_for()
+    before = opened.locator("textarea").first.input_value()
+    opened.get_by_role("button", name="A random program").click()
+    opened.wait_for_function("before => document.querySelector('textarea').value !== before", arg=before)
+    with waited(opened):
+        opened.get_by_role("button", name=START).click()
+    opened.locator(".verdict", has_text="Proven").first.wait_for()
+
+
+def test_the_program_is_copied(opened):
+    opened.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    lead(opened).wait_for()
+    opened.get_by_role("button", name="Copy the program").click()
+    opened.get_by_role("button", name="Copied").wait_for()
+    assert opened.evaluate("navigator.clipboard.readText()").startswith("from tracr.rasp import rasp\n")
+
+
+def test_the_left_column_stays_in_sight(opened):
+    lead(opened).wait_for()
+    opened.get_by_role("tab", name="Weights").click()
+    opened.mouse.move(1000, 400)
+    opened.mouse.wheel(0, 600)
+    opened.wait_for_function("window.scrollY > 200")
+    assert opened.get_by_role("button", name=START).bounding_box()["y"] > 0
 
 
 def test_files_good_and_bad(opened, tmp_path):

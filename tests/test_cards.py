@@ -46,6 +46,7 @@ NOT_RUN = {
     "make latest RUN=runs/cpu": "tests/test_train.py runs what is behind it",
     "trade demo": "tests/test_checkpoint.py runs it",
     "trade app": "serves until it is stopped; tests/test_app_browser.py opens it",
+    "trade app --host 0.0.0.0 --port 7860": "the same",
     "trade compile": "the name alone, in a sentence",
 }
 

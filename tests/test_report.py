@@ -27,6 +27,7 @@ from trade_hf.report.heatmaps import attention_html, matrix_png, shrunk, weights
 from trade_hf.report.highlight import code_html, highlighted
 from trade_hf.report.markup import Html, element, listed, shown
 from trade_hf.report.page import attempts_html, counterexample_html, examples_html, report
+from trade_hf.report.values import line_values, values_html
 from trade_hf.verification import Status, Verdict
 
 HOSTILE = ("<script>alert(1)</script>", "\"'><img src=x onerror=alert(1)>", "a\u202eb\n\x00", "&amp;", "\ud800")
@@ -276,3 +277,16 @@ def test_pictures_of_a_large_model_stay_small():
     text = weights_html(weights) + attention_html(weights, (0, 1, 2))
     Page(text)
     assert len(text) < 1_000_000 and "more heads are not drawn" in text
+
+
+HISTOGRAM = "v1 = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)\nprogram = rasp.SelectorWidth(v1)"
+
+
+@pytest.mark.parametrize(
+    ("causal", "selected", "counted"),
+    [(False, [[0, 2], [1], [0, 2]], [2, 1, 2]), (True, [[0], [1], [0, 2]], [1, 1, 2])],
+)
+def test_the_value_of_each_line_at_each_position(causal, selected, counted):
+    assert line_values(parse(HISTOGRAM), ("b", "a", "b"), ("a", "b"), 4, causal) == [selected, counted]
+    shown_values = Page(values_html(parse(HISTOGRAM), ("b", "a", "b"), ("a", "b"), 4, causal)).text
+    assert "position 2" in shown_values and "v2" in shown_values

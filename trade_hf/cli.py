@@ -114,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = commands.add_parser("app", help="the demo in a browser", description="Serve the demo on this machine.")
     sub.set_defaults(run=_app)
+    sub.add_argument("--host", help="the address to serve on (default 127.0.0.1: this machine alone)")
     sub.add_argument("--port", type=int, help="(default: the first free one from 7860)")
     sub.add_argument("--time-limit", type=seconds, metavar="SECONDS", help="of a request (default 20)")
     return parser
@@ -251,8 +252,8 @@ def _app(args: argparse.Namespace) -> int:
         from trade_hf.app.page import serve
     except ImportError:
         raise ImportError("the app needs gradio: pip install '.[app]' in the repository") from None
-    check_port(args.port, os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
-    serve(args.port, args.time_limit)
+    check_port(args.port, args.host or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
+    serve(args.port, args.time_limit, args.host)
     return 0
 
 

@@ -305,7 +305,7 @@ class _Drawing:
         SubElement(self.root, "path", path)
         self.text(self.root, "a select, in its reader's head", _MARGIN + 30, y + 29, "soft")
         self.text(self.root, "+", _LEFT + 8, y + 29, "soft")
-        self.text(self.root, "parts of no line", _LEFT + 30, y + 29, "soft")
+        self.text(self.root, "unused", _LEFT + 30, y + 29, "soft")
         return y + 32
 
     def tap(self, y: float) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trade_hf.arguments import parse_vocab
+from trade_hf.app.keep import keep_html
+from trade_hf.app.settings import SCRAMBLES, domain, named
 from trade_hf.certificate import Certificate, certify
 from trade_hf.compiled.compiler import compile_program
-from trade_hf.compiled.transforms import permute, rotate
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.decompiler import Decompilation, decompile_with, load_model
 from trade_hf.drawing import draw_layers
@@ -32,6 +32,7 @@ from trade_hf.report.page import (
     example_inputs,
     examples_html,
     reservations_html,
+    values_on,
     verdict_html,
 )
 from trade_hf.report.shape import shape_html
@@ -39,19 +40,13 @@ from trade_hf.verification import Status
 
 MAX_STEPS, BUDGET_SECONDS = 10_000, 8.0  # of the search: some 1 s, and a limit where the machine is busy
 MAX_CODE = 20_000  # characters
-MAX_VOCAB, MAX_LENGTH = 12, 12  # of what is compiled here
 SEED = 0  # of the scramble
-SCRAMBLES: dict[str, Callable[[TracrWeights, int], TracrWeights]] = {
-    "none": lambda weights, seed: weights,
-    "permute": permute,
-    "rotate": rotate,
-}
 Say = Callable[[str], object]
 
 
 def decompile_answer(request: dict[str, Any], say: Say) -> dict[str, str]:
-    """Parts of the page by name: lead, places, input, known, weights, tried; the program's code as `found`; and as
-    `tokens` the input that is shown, which is the request's where the model takes that.
+    """Parts of the page by name: lead, places, input, known, weights, tried, keep; the program's code as `found`; and
+    as `tokens` the input that is shown, which is the request's where the model takes that.
 
     Raises ValueError with one line for a bad request.
     """
@@ -75,6 +70,7 @@ def decompile_answer(request: dict[str, Any], say: Say) -> dict[str, str]:
         "input": _on_input(result.program, given, tokens, origins),
         "weights": _weights(plain, given, request.get("scramble", "")),
         "tried": attempts_html(result),
+        "keep": keep_html(request, result, certificate, given),
     }
 
 
@@ -109,27 +105,10 @@ def _compiled(code: str, vocab: str, length: int) -> TracrWeights:
     return compile_program(folded(parse(code), *over), *over)
 
 
-def domain(vocab: str, length: float) -> tuple[tuple[Value, ...], int]:
-    """What programs run on, as typed: tokens separated by commas, the longest input. Raises ValueError."""
-    tokens = _named("vocabulary", vocab)
-    if len(tokens) > MAX_VOCAB or len(set(tokens)) < len(tokens):
-        raise ValueError(f"vocabulary: expected at most {MAX_VOCAB} distinct tokens, got {len(tokens)}: {vocab[:80]}")
-    if length not in range(1, MAX_LENGTH + 1):
-        raise ValueError(f"longest input: expected 1 to {MAX_LENGTH}, got {length}")
-    return tokens, int(length)
-
-
-def _named(what: str, text: str) -> tuple[Value, ...]:
-    try:
-        return parse_vocab(text)
-    except ValueError:
-        raise ValueError(f"{what}: expected tokens separated by commas, got {text[:80]!r}") from None
-
-
 def _tokens(text: str, weights: TracrWeights) -> tuple[Value, ...]:
     """The tokens of an input; a number that the vocabulary holds as a string is that string."""
     known, tokens = weights.input_vocab, []
-    for token in _named("input", text):
+    for token in named("input", text):
         token = token if token in known else str(token)
         if token not in known:
             raise ValueError(f"input: expected tokens of {', '.join(map(str, known))}, got {str(token)[:80]}")
@@ -152,11 +131,12 @@ def _fitting(text: str, weights: TracrWeights) -> tuple[Value, ...]:
 def _lead(result: Decompilation, certificate: Certificate) -> Html:
     heading = element("h2", "The program, read from the weights alone")
     tried = f"{result.candidates} tried in {result.seconds:.2g} s"
-    about = f"{len(result.program)} lines, {result.source.value}; {tried}."
+    about = f"{len(result.program)} lines, {result.source.value}; {tried}. "
     if result.status is Status.REFUTED:
-        about = f"The best that was found; the model computes something else. {about}"
+        about = f"The best program that was found; the model computes something else. {about}"
     verdict = verdict_html(certificate.verdict, certificate.summary)
-    return join([heading, verdict, code_html(result.code, anchors=True), element("p", about, class_="note")])
+    copy = element("button", "Copy the program", type="button", class_="copy")
+    return join([heading, verdict, code_html(result.code, anchors=True), element("p", about, copy, class_="note")])
 
 
 def _origins(program: Program, weights: TracrWeights) -> tuple[LineOrigin, ...] | None:
@@ -174,7 +154,7 @@ def _places(program: Program, weights: TracrWeights, origins: Sequence[LineOrigi
         return join([element("p", words, class_="note"), graph])
     drawing = scrolling(Html(draw_layers(program, weights, origins)), "the program beside the layers")
     where = [element("h3", "Where each line is"), element("figure", drawing), _confirmed(program, weights, origins)]
-    return join([*where, element("h3", "Who reads whom"), graph])
+    return join([*where, element("h3", "Data flow"), graph])
 
 
 def _confirmed(program: Program, weights: TracrWeights, origins: Sequence[LineOrigin]) -> Html:
@@ -191,13 +171,14 @@ def _on_input(
 ) -> Html:
     outputs = examples_html(program, weights, [tokens, *example_inputs(weights)])
     heading = element("h3", "What the heads attend to on ", listed(tokens))
-    return join([heading, attention_html(weights, tokens, origins or ()), outputs])
+    lines = [element("h3", "What each line gives on ", listed(tokens)), values_on(program, weights, tokens)]
+    return join([*lines, heading, attention_html(weights, tokens, origins or ()), outputs])
 
 
 def _weights(plain: TracrWeights, given: TracrWeights, scramble: str) -> Html:
     if given is plain:
         return join([shape_html(given), weights_html(given)])
-    words = f"The decompiler sees only what stands under “after”: {scramble}d with seed {SEED}."
+    words = f"The decompiler sees only the weights under “after”. The change: {scramble}, with seed {SEED}."
     after = element("section", element("h2", "After the scramble"), weights_html(given))
     before = element("section", element("h2", "Before, as Tracr compiles it"), weights_html(plain))
     return join([shape_html(given), element("p", words, class_="note"), element("div", after, before, class_="beside")])

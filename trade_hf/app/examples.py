@@ -62,4 +62,23 @@ program = rasp.SelectorWidth(v2)
         length=5,
         tokens="the, cat, sees, the, dog",
     ),
+    Example(
+        "Noisy: refuted",
+        """v1 = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)
+program = rasp.SelectorWidth(v1)
+""",
+        vocab="a, b, c",
+        scramble="noise 1 %",
+        tokens="a, b, b, a",
+    ),
+    Example(
+        "Noisy and long: only sampled",
+        """v1 = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)
+program = rasp.SelectorWidth(v1)
+""",
+        vocab="a, b, c, d, e, f, g, h, i, j, k, l",
+        length=6,
+        scramble="noise 0.1 %",
+        tokens="a, b, b, c, a",
+    ),
 )

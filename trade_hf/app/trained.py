@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from trade_hf.app.settings import FILES
 from trade_hf.arguments import parse_vocab
 from trade_hf.report.highlight import code_html
-from trade_hf.report.markup import Html, element, join
+from trade_hf.report.markup import Html, download, element, join
 from trade_hf.report.trained import (
     agreement_html,
     attention_html,
@@ -28,7 +29,6 @@ from trade_hf.trained.domain import Domain
 from trade_hf.trained.text import parse
 from trade_hf.trained.transformer import Transformer
 
-FILES = ("model.safetensors", "config.json", "domain.json")
 SECONDS = 8.0  # of processor time, of the search
 Say = Callable[[str], object]
 
@@ -55,6 +55,7 @@ def decompile_answer(request: dict[str, Any], say: Say) -> dict[str, str]:
         "input": _on_input(result, model, domain, tokens),
         "weights": model_html(model, domain),
         "tried": element("p", "Of a trained model, the best program is shown alone.", class_="note"),
+        "keep": element("p", download(result.code, "program.py", "text/x-python")),
     }
 
 

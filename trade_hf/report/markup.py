@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 from collections.abc import Iterable
 from pathlib import Path
@@ -77,6 +78,13 @@ def listed(values: Iterable[Value | None]) -> str:
 def _short(value: Value | None) -> str:
     text = f"{round(value, 4) + 0.0:g}" if isinstance(value, float) else repr(value)  # + 0.0: no -0
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
+
+
+def download(content: str | bytes, name: str, kind: str) -> Html:
+    """A link that saves a text or bytes."""
+    content = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    data = base64.b64encode(content).decode()
+    return element("a", f"save {name}", download=name, href=f"data:{kind};base64,{data}")
 
 
 @functools.cache

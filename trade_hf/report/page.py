@@ -8,7 +8,6 @@ trade decompile model.safetensors --report report.html
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -22,14 +21,27 @@ from trade_hf.compiled.weights import TracrWeights
 from trade_hf.drawing import draw_layers
 from trade_hf.rasp.evaluate import PADDING, Evaluation, evaluate
 from trade_hf.rasp.functions import Value
-from trade_hf.rasp.program import Program
+from trade_hf.rasp.program import Program, RaspError
 from trade_hf.rasp.tables import UnsupportedError, sort_values
 from trade_hf.rasp.text import to_text
 from trade_hf.report.graph import graph_svg
 from trade_hf.report.heatmaps import attention_html, weights_html
 from trade_hf.report.highlight import code_html
-from trade_hf.report.markup import Html, block, definitions, element, join, listed, scrolling, shown, style, table
+from trade_hf.report.markup import (
+    Html,
+    block,
+    definitions,
+    download,
+    element,
+    join,
+    listed,
+    scrolling,
+    shown,
+    style,
+    table,
+)
 from trade_hf.report.shape import shape_html
+from trade_hf.report.values import values_html
 from trade_hf.verification import PROVEN, TOLERANCE, Status, Verdict
 
 if TYPE_CHECKING:
@@ -59,9 +71,10 @@ def report(
     sections = {
         "The program": _program_section(result),
         "How it is known": _certificate_section(certificate, result.verdict),
-        "Who reads whom": graph_svg(result.program, origins),
+        "Data flow": graph_svg(result.program, origins),
         **({"Where each line is": _layers_html(result.program, weights, origins)} if origins else {}),
         "Inputs and outputs": examples_html(result.program, weights, examples),
+        "What each line gives": values_on(result.program, weights, examples[-1]),
         "What the heads attend to": attention_html(weights, examples[-1], origins),
         "What was tried": attempts_html(result),
         "The model": join([shape_html(weights), weights_html(weights)]),
@@ -216,6 +229,14 @@ def examples_html(program: Program, weights: TracrWeights, inputs: Sequence[Sequ
     return join([table(["input", "program", "model", ""], rows, head), note])
 
 
+def values_on(program: Program, weights: TracrWeights, tokens: Sequence[Value]) -> Html:
+    """What each line gives on an input; a word instead where the program cannot be run."""
+    try:
+        return values_html(program, tokens, weights.input_vocab, weights.max_seq_len, weights.causal)
+    except (UnsupportedError, RaspError) as error:
+        return element("p", f"The program cannot be run: {error}.", class_="note")
+
+
 def _encoded(inputs: Sequence[Sequence[Value]], vocab: Sequence[Value]) -> np.ndarray:
     """[input, position] places in a vocabulary."""
     codes = np.full((len(inputs), max(map(len, inputs))), PADDING, np.int64)
@@ -257,9 +278,3 @@ def _attempt_row(number: int, attempt: Attempt, is_chosen: bool) -> list[object]
         element("div", attempt.source.value, class_="words"),
         "–" if math.isnan(attempt.score) else f"{attempt.score:.3g}",
     ]
-
-
-def download(text: str, name: str, kind: str) -> Html:
-    """A link that saves a text."""
-    data = base64.b64encode(text.encode("utf-8", "backslashreplace")).decode()
-    return element("a", f"save {name}", download=name, href=f"data:{kind};base64,{data}")

@@ -13,8 +13,8 @@ import numpy as np
 from trade_hf.rasp.program import RaspError
 from trade_hf.report.heatmaps import pattern_svg
 from trade_hf.report.highlight import code_html
-from trade_hf.report.markup import Html, block, definitions, element, join, listed, shown, table
-from trade_hf.report.page import download, page, verdict_html
+from trade_hf.report.markup import Html, block, definitions, download, element, join, listed, shown, table
+from trade_hf.report.page import page, verdict_html
 from trade_hf.trained.answers import Answers, spoken
 from trade_hf.trained.causality import Mechanism, selectors, verdict
 from trade_hf.trained.decompilation import TrainedDecompilation
