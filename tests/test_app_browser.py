@@ -20,7 +20,7 @@ def opened(browser, demo, request):
     end."""
     width, scheme = getattr(request, "param", (1440, "light"))
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    context.set_default_timeout(60_000)  # the worker may still be starting
+    context.set_default_timeout(120_000)  # the worker may still be starting
     page, seen = context.new_page(), []
     page.on("console", lambda message: seen.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: seen.append(str(error)))
