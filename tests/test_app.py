@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -82,12 +83,12 @@ def test_a_program_is_compiled_scrambled_and_decompiled(demo):
     assert "After the scramble" in weights and "Before, as Tracr compiles it" in weights
 
 
-def test_the_examples_are_proven_but_for_two(demo):
-    for example in EXAMPLES:
-        answer, _ = asked(demo, "decompile", example.code, example.vocab, example.length, example.scramble, "")
-        refuted, sampled = "refuted" in example.name, "sampled" in example.name
-        assert ("Proven" in answer[0]) == (not refuted and not sampled), example.name
-        assert ("refuted by" in answer[0]) == refuted and ("agrees on 10,000 of" in answer[0]) == sampled
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_the_examples_are_proven_but_for_two(example):
+    lead = decompile_answer(asdict(example), str)["lead"]
+    refuted, sampled = "refuted" in example.name, "sampled" in example.name
+    assert ("Proven" in lead) == (not refuted and not sampled)
+    assert ("refuted by" in lead) == refuted and ("agrees on 10,000 of" in lead) == sampled
 
 
 def saved(html_text, name):
@@ -169,7 +170,7 @@ def test_a_trained_model_is_decompiled(tmp_path):
 def test_files_of_a_trained_model_are_refused_in_words(demo):
     folder = Path(__file__).parent / "trained" / "lang_no_three"
     words = refusal(asked_about_trained(demo, folder, ("config.json",)))
-    assert words == "expected the files model.safetensors, config.json, domain.json, got config.json"
+    assert "expected the files model.safetensors, config.json, domain.json, got config.json" in words
     assert "expected the files" in refusal(asked(demo, "decompile_trained", None)[0])
     answer = asked_about_trained(demo, folder)[0]
     assert "The program that was found" in answer or "ran for more than" in answer  # on a busy machine
