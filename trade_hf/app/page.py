@@ -274,7 +274,7 @@ class Demo:
             yield from self.on_example(EXAMPLES[0].name)
             return
         first = asdict(EXAMPLES[0])
-        asked = {name: str(given.get(name, first[name])) for name in STATE}
+        asked: dict[str, Any] = {name: str(given.get(name, first[name])) for name in STATE}
         asked["length"] = int(asked["length"]) if asked["length"].isdecimal() else first["length"]
         asked["scramble"] = asked["scramble"] if asked["scramble"] in SCRAMBLES else first["scramble"]
         yield self.fields(asked) | {self.example: None, self.tokens: asked["tokens"]}

@@ -11,8 +11,8 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
 
-from trade_hf.app.answers import MAX_CODE, MAX_LENGTH, MAX_VOCAB, domain
 from trade_hf.app.bounds import bounded
+from trade_hf.app.settings import MAX_CODE, MAX_LENGTH, MAX_VOCAB, domain
 from trade_hf.metrics.scoring import WEIGHTS_SUFFIX, score
 from trade_hf.rasp.program import RaspError
 from trade_hf.rasp.tables import UnsupportedError
