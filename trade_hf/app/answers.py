@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trade_hf.app.keep import keep_html
-from trade_hf.app.settings import SCRAMBLES, domain, named
+from trade_hf.app.settings import MAX_CODE, SCRAMBLES, domain, named
 from trade_hf.certificate import Certificate, certify
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.weights import TracrWeights
@@ -39,7 +39,6 @@ from trade_hf.report.shape import shape_html
 from trade_hf.verification import Status
 
 MAX_STEPS, BUDGET_SECONDS = 10_000, 8.0  # of the search: some 1 s, and a limit where the machine is busy
-MAX_CODE = 20_000  # characters
 SEED = 0  # of the scramble
 Say = Callable[[str], object]
 

@@ -9,6 +9,7 @@ from trade_hf.compiled.transforms import add_noise, compress, permute, readable_
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.rasp.functions import Value
 
+MAX_CODE = 20_000  # characters
 MAX_VOCAB, MAX_LENGTH = 12, 12  # of what is compiled here
 FILES = ("model.safetensors", "config.json", "domain.json")  # of a trained model
 STATE = ("code", "vocab", "length", "scramble", "tokens")  # what a link holds
