@@ -175,6 +175,7 @@ class _Builder:
     Attributes:
       vectors: [writer, d_model]; tokens and positions without their means, which are part of the constant.
       constant: [d_model] what the residual stream holds at every position.
+      longest: the length of the longest embedding.
     """
 
     def __init__(self, weights: TracrWeights) -> None:
@@ -190,6 +191,8 @@ class _Builder:
         self.constant = token_mean + position_mean
         start = embedded[bos] + positions[0] - self.constant
         self.vectors = np.concatenate([tokens - token_mean, positions[1:] - position_mean, start[None]])
+        rows = np.concatenate([tokens, positions[1:], embedded[[bos]] + positions[:1]])
+        self.longest = float(np.linalg.norm(np.concatenate([rows, self.vectors]), axis=1).max())  # of what was rounded
         self.kind = [np.repeat([TOKEN, POSITION, BOS], [self.tokens, self.positions, 1])]
         self.layer = [np.zeros(self.bos + 1, int)]
         self.head = [np.full(self.bos + 1, -1)]
@@ -205,10 +208,13 @@ class _Builder:
     def finds_noise(self) -> bool:
         """Whether hidden units and outputs read a little of everything, where Tracr's read nothing of most writers."""
         readers = [self.layer_of(layer, "mlp/linear_1/w") for layer in range(self.weights.num_layers)]
-        vectors = np.concatenate([*readers, self.weights.unembedding.astype(np.float64)], 1)
+        outputs = self.weights.unembedding.astype(np.float64)
+        vectors = np.concatenate([*readers, outputs], 1)
         products = (self.vectors @ vectors).T
+        if self.weights.output_values is not None and outputs.shape[1] > 1:
+            products[-outputs.shape[1] :] -= np.median(products[-outputs.shape[1] :], axis=0)
         self.fix_gauge(products, np.zeros(len(products)))
-        bound = np.linalg.norm(vectors, axis=0) * np.linalg.norm(self.vectors, axis=1).max()
+        bound = np.linalg.norm(vectors, axis=0) * self.longest
         largest = np.abs(products).max(1)
         reads = largest > ROUNDING * bound
         if not reads.any():
@@ -337,7 +343,7 @@ class _Builder:
         works = scale > 0
         used, scale = used[works], scale[works]
         products, bias = products[works] / scale[:, None], bias[works] / scale
-        units = _with_pairs(products, bias, writes[used] * scale[:, None], 0.3 if self.is_noisy else 1e-3)
+        units = with_pairs(products, bias, writes[used] * scale[:, None], 0.3 if self.is_noisy else 1e-3)
         products, bias, ceiling, vectors, kept = units
         members = tuple([tuple(used[list(one)].tolist()) for one in kept])
         out = self.add(UNIT, layer, -1, np.array([one[0] for one in members], int), vectors)
@@ -364,7 +370,7 @@ class _Builder:
         )
 
 
-def _with_pairs(
+def with_pairs(
     products: np.ndarray, bias: np.ndarray, vectors: np.ndarray, tolerance: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[tuple[int, ...]]]:
     """Hidden units, the two of each threshold made one: products [unit, writer], biases, ceilings, what they write

@@ -1,22 +1,22 @@
-"""A model brought back to Tracr's own basis, in some order, and noise taken off it there.
+"""A model brought back to Tracr's own basis and scales, in some order, and noise taken off it there.
 
 Nearly all of Tracr's entries are 0 and the others simple fractions, so the median entry of a noisy tensor tells how
 strong the noise is, and which fraction was meant as long as the noise is weaker than they are apart. In another basis
-all entries are large, so Tracr's is found first (`alignment.py`, `straightening.py`); what rounding leaves there is
-noise too.
+all entries are large, so Tracr's is found first: by products (`circuit/realisation.py`), in noise by lengths and angles
+(`alignment.py`). What rounding leaves there is noise too.
 """
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
-from trade_hf.compiled.alignment import reach
-from trade_hf.compiled.straightening import in_tracrs_basis
-from trade_hf.compiled.weights import TracrWeights
-from trade_hf.limits import Limits
+from trade_hf.circuit.realisation import NotTracrsError, realise
+from trade_hf.compiled.alignment import align, reach
+from trade_hf.compiled.weights import TracrWeights, WeightsError
+from trade_hf.limits import GaveUpError, Limits
 
 ROUNDING = 2e-6  # of the largest entry of a tensor, where it was turned into another basis and back
 LARGEST_ZERO = 0.5  # 1 is always an entry, whatever the noise
@@ -25,22 +25,45 @@ MOST_TAKEN = 0.1  # of a tensor's size, as noise
 
 
 def is_aligned(weights: TracrWeights) -> bool:
-    """Whether the basis may be Tracr's own, in some order: a token's embedding is then one direction, and the constant
-    one."""
+    """Whether basis and scales may be Tracr's own, in some order: a token's embedding is then one direction, and the
+    constant one."""
     entries = np.count_nonzero(weights.tensors["token_embed/embeddings"], 1)
-    return bool(entries.max() <= 2 and np.count_nonzero(entries) >= len(entries) - 1)  # only the pad token's may be 0
+    if entries.max() > 2 or np.count_nonzero(entries) < len(entries) - 1:  # only the pad token's may be 0
+        return False
+    units = []
+    for name, tensor in weights.tensors.items():
+        if name.endswith("/b") and tensor.any():
+            return False
+        if name.endswith(("attn/key/w", "attn/linear/w")) and not np.isin(tensor, (0, 1)).all():
+            return False
+        if name.endswith("mlp/linear_1/w"):
+            sizes = np.abs(tensor)
+            largest = sizes.max(0)
+            units.append(largest[(largest > 0) & ((sizes == largest) | (sizes == 0)).all(0)])
+    plain = np.concatenate(units)  # the weight of units that read all that they read with the same one
+    return bool(np.isin(weights.unembedding, (0, 1)).all() and (not len(plain) or np.median(plain == 1)))
 
 
 def denoise(weights: TracrWeights, limits: Limits | None = None) -> TracrWeights:
-    """The model in Tracr's own basis with its noise taken off where that can be done, else the model itself. Raises
-    LimitError where `limits` of a search are reached."""
+    """The model in Tracr's own basis and scales with its noise taken off where that can be done, else the model itself.
+    Raises LimitError where `limits` of a search are reached."""
     if is_aligned(weights):
         return weights
-    for found in itertools.chain([weights], map(_with_inputs, in_tracrs_basis(weights, limits))):
+    for found in _in_tracrs_basis(weights, limits):
         clean = replace(found, tensors={name: _denoise(tensor) for name, tensor in found.tensors.items()})
         if is_aligned(clean) and _is_near(clean, found):
             return clean
     return weights
+
+
+def _in_tracrs_basis(weights: TracrWeights, limits: Limits | None) -> Iterator[TracrWeights]:
+    """The model in what may be Tracr's own basis."""
+    try:
+        yield _with_inputs(realise(weights, limits))
+    except (NotTracrsError, GaveUpError, WeightsError):
+        yield weights
+        if (aligned := align(weights)) is not weights:
+            yield _with_inputs(aligned)
 
 
 def _is_near(clean: TracrWeights, noisy: TracrWeights) -> bool:
