@@ -32,6 +32,11 @@ class Piece:
     as_value: np.ndarray
     as_number: np.ndarray
 
+    @property
+    def nothing(self) -> Piece:
+        """One that adds nothing."""
+        return Piece(-1, 0 * self.vector, 0 * self.as_value, 0 * self.as_number)
+
 
 @dataclass(frozen=True)
 class Chain:
@@ -83,9 +88,7 @@ def share_out(starts: list[Piece], groups: list[list[list[Piece]]], patience: Pa
     """
     missing = sum(len(steps[0]) for steps in groups) - len(starts)
     if groups and missing > 0:
-        some = groups[0][0][0]
-        nothing = Piece(-1, 0 * some.vector, 0 * some.as_value, 0 * some.as_number)
-        starts = [*starts, *[nothing] * missing]
+        starts = [*starts, *[groups[0][0][0].nothing] * missing]
     ways = []
     for steps in groups:
         chosen: Iterator[tuple[int, ...]] = itertools.permutations(range(len(starts)), len(steps[0]))

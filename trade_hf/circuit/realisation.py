@@ -274,8 +274,7 @@ class _Realisation:
         small = ROUNDING * np.linalg.norm(self.constant) * np.linalg.norm(first, axis=0)
         largest = np.maximum(np.abs(clean).max(1, initial=0), np.abs(bias))
         small = np.maximum(small, SMALL * largest)
-        writes = second * np.maximum(largest, 1e-300)[:, None]
-        lengths = np.linalg.norm(writes, axis=1)
+        lengths = np.linalg.norm(second, axis=1) * np.where(largest > 0, largest, 1)
         second = np.where((lengths > DUST * lengths.max(initial=0))[:, None], second, 0)
         is_used = (largest > 0) & (first.any(0) | (bias != 0)) | second.any(1)
         plain, starts, sources, vectors = [], [], {}, {}
@@ -332,6 +331,7 @@ class _Realisation:
                 [place] = self.add(vector[None], [-1])
                 own.writes = {place: 1.0}
             elif self.futures.is_number(layer, unit) or np.ptp(reads) > NEAR * np.abs(reads).max():
+                own.row = np.where(np.abs(own.row) > TIDY * np.abs(reads).max(), own.row, 0)
                 [place] = self.add(vector[None], [self.new_scale()])
                 own.writes, own.number = {place: 1.0}, place
                 self.simple[self.scale_of[place]] = 1 / float(np.abs(reads).min())
@@ -430,9 +430,7 @@ class _Realisation:
     ) -> None:
         """Step functions of numbers, and what is always the same."""
         units = {unit: own for unit, own in starts} | self.thresholds
-        steps = [[pieces for _, pieces in some] for some in groups.values()]
-        if any(len({len(pieces) for pieces in some}) > 1 for some in steps):
-            raise NotTracrsError("step functions of one number have other thresholds")
+        steps = [_filled_up([pieces for _, pieces in some]) for some in groups.values()]
         pieces = [self.piece(layer, unit, vectors[unit]) for unit, _ in starts]
         chains = share_out(pieces, steps, self.patience)
         if len(chains) != sum(len(some[0]) for some in steps):
@@ -575,6 +573,12 @@ class _Realisation:
             unembedding=unembedding.astype(np.float32),
             residual_labels=(),
         )
+
+
+def _filled_up(steps: list[list[Piece]]) -> list[list[Piece]]:
+    """[threshold][function] steps of one number: functions that are not defined on all of its values have fewer."""
+    most = max(map(len, steps))
+    return [[*some, *[some[0].nothing] * (most - len(some))] for some in steps]
 
 
 def _tidied(numbers: np.ndarray | float) -> np.ndarray | float:

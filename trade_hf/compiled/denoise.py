@@ -34,14 +34,18 @@ def is_aligned(weights: TracrWeights) -> bool:
     for name, tensor in weights.tensors.items():
         if name.endswith("/b") and tensor.any():
             return False
-        if name.endswith(("attn/key/w", "attn/linear/w")) and not np.isin(tensor, (0, 1)).all():
+        if name.endswith(("attn/key/w", "attn/linear/w")) and not _is_of_0_and_1(tensor):
             return False
         if name.endswith("mlp/linear_1/w"):
             sizes = np.abs(tensor)
             largest = sizes.max(0)
             units.append(largest[(largest > 0) & ((sizes == largest) | (sizes == 0)).all(0)])
     plain = np.concatenate(units)  # the weight of units that read all that they read with the same one
-    return bool(np.isin(weights.unembedding, (0, 1)).all() and (not len(plain) or np.median(plain == 1)))
+    return _is_of_0_and_1(weights.unembedding) and (not len(plain) or bool(np.median(plain == 1)))
+
+
+def _is_of_0_and_1(tensor: np.ndarray) -> bool:
+    return bool(((tensor == 0) | (tensor == 1)).all())
 
 
 def denoise(weights: TracrWeights, limits: Limits | None = None) -> TracrWeights:
