@@ -13,6 +13,7 @@ from trade_hf.compiled.ties import first_of_smallest, in_order
 from trade_hf.limits import Patience
 
 SMALL = 1e-3  # of a vector's length: vectors that are no further apart are one
+NEAR = 0.1  # of how far a threshold's units are apart
 DUST = 0.02  # of a product: rounding, where it should be 0 or 1
 ALIKE = SMALL / 2  # of costs
 
@@ -76,6 +77,47 @@ class Chain:
     def read(self, name: str) -> np.ndarray:
         """[threshold + 1, product] what is read of its values."""
         return np.stack([getattr(piece, name) for piece in (self.start, *self.steps)]).cumsum(0)
+
+
+def pair_up(begins: np.ndarray, writes: np.ndarray) -> tuple[list[tuple[int, int]], float]:
+    """The upper and the lower unit of each threshold of a number, and how far the number goes from where the first
+    begins to where the second does, which is the same for all thresholds.
+
+    Args:
+      begins: [unit] biases, for units that read the number once.
+      writes: [unit, d_model] what these write.
+    """
+    lengths = np.linalg.norm(writes, axis=1)
+    apart = np.linalg.norm(writes[:, None] + writes, axis=2) if len(writes) else np.zeros((0, 0))
+    opposite = apart <= 10 * SMALL * np.maximum(lengths[:, None], lengths)
+    order = in_order(-begins, 0.0)
+    best: list[tuple[int, int]] = []
+    for number, first in enumerate(order):
+        if 2 * len(best) >= len(order) - number:
+            break
+        rises = sorted({float(begins[first] - begins[unit]) for unit in order[number:] if opposite[first, unit]} - {0.0})
+        for rise in rises:
+            pairs = _pairs_of(rise, order[number:], begins, opposite)
+            best = max(best, pairs, key=len)
+            if 2 * len(best) == len(order) - number:
+                break
+    rise = float(np.median([begins[upper] - begins[lower] for upper, lower in best])) if best else 0.0
+    return best, rise
+
+
+def _pairs_of(rise: float, order: list[int], begins: np.ndarray, opposite: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs of units that are so far apart, and write the opposite."""
+    left = np.ones(len(begins), bool)
+    pairs = []
+    for upper in order:
+        if not left[upper]:
+            continue
+        off = np.where(left & opposite[upper], np.abs(begins[upper] - begins - rise), np.inf)
+        lower = int(off.argmin())
+        if off[lower] < NEAR * rise:
+            left[[upper, lower]] = False
+            pairs.append((upper, lower))
+    return pairs
 
 
 _Way = tuple[float, tuple[int, ...], list[Chain]]  # what it costs, the starts that it takes, and the step functions

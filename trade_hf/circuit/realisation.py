@@ -22,8 +22,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from trade_hf.circuit.chains import Chain, Piece, share_out
-from trade_hf.circuit.circuit import Circuit, with_pairs
+from trade_hf.circuit.chains import Chain, Piece, pair_up, share_out
+from trade_hf.circuit.circuit import Circuit
 from trade_hf.circuit.futures import Futures
 from trade_hf.compiled.transforms import readable_dimensions
 from trade_hf.compiled.weights import COLDNESS, TracrWeights
@@ -367,21 +367,21 @@ class _Realisation:
         for sign in (1.0, -1.0):
             own = numbers[read * sign > 0]
             size = np.abs(products[source, own])
-            _, begins, ceiling, vectors, members = with_pairs(
-                sign * np.ones((len(own), 1)), bias[own] / size, second[own] * size[:, None], SMALL
-            )
-            for start, rise, vector, some in zip(begins, ceiling, vectors, members, strict=True):
-                unit = int(own[some[0]])
-                if not np.isfinite(rise):
-                    linear.append((unit, _Unit(products[:, unit], float(bias[unit]), number=source)))
-                    continue
-                self.thresholds[unit] = _Unit(sign * products[:, unit], float(start), number=source, rise=float(rise))
+            begins, writes = bias[own] / size, second[own] * size[:, None]
+            pairs, rise = pair_up(begins, writes)
+            paired = {unit for pair in pairs for unit in pair}
+            for unit in [unit for place, unit in enumerate(own.tolist()) if place not in paired]:
+                linear.append((unit, _Unit(products[:, unit], float(bias[unit]), number=source)))
+            for upper, lower in pairs:
+                unit, start = int(own[upper]), float(begins[upper])
+                vector = (writes[upper] - writes[lower]) / 2 * rise
+                self.thresholds[unit] = _Unit(sign * products[:, unit], start, number=source, rise=rise)
                 if self.scale_of[source] >= 0:
                     self.slopes[self.scale_of[source]].append(sign / rise)
                 else:
                     self.natural_slopes.append(1 / rise)
                 self.given_scales.append(float(rise * abs(products[source, unit])))
-                found.append((float(rise - start), self.piece(layer, unit, vector)))
+                found.append((rise - start, self.piece(layer, unit, vector)))
         found.sort(key=lambda item: item[0])
         groups: list[tuple[float, list[Piece]]] = []
         for at, piece in found:
