@@ -69,14 +69,13 @@ class Futures:
 
     @cached_property
     def readers_of_numbers(self) -> np.ndarray:
-        """[reader, writer]"""
+        """[reader, writer] products of all that reads numbers."""
         rows = [np.zeros((0, self.size))]
         rows += [self._padded(block.products[_reads_numbers(block)]) for block in self.circuit.blocks]
         return np.concatenate(rows)
 
     def of(self, layer: int, units: list[int]) -> np.ndarray:
-        """[unit, product] all that is read of hidden units as values, directly or where a head moves them, then that
-        as numbers; and how many of the first kind there are, see `count`."""
+        """[unit, product] all that is read of hidden units by what reads values, directly or where a head moves them."""
         return self._of(np.array([self.at.get((layer, unit), -1) for unit in units], int))
 
     def _of(self, writers: np.ndarray) -> np.ndarray:
@@ -92,7 +91,7 @@ class Futures:
         return np.concatenate(rows, 1)
 
     def as_numbers(self, layer: int, units: list[int]) -> np.ndarray:
-        """[unit, product]"""
+        """[unit, product] all that is read of hidden units by what reads numbers."""
         writers = np.array([self.at.get((layer, unit), -1) for unit in units], int)
         return self.readers_of_numbers[:, writers].T * (writers >= 0)[:, None]
 

@@ -291,15 +291,18 @@ class _Realisation:
             elif len(read) == 1 and read[0] >= self.embedded and (read[0] in self.widths or self.scale_of[read[0]] >= 0):
                 sources.setdefault(int(read[0]), []).append(unit)
             elif len(read) == 1 and read[0] == self.bos:
-                self.cleaners.append((own, own.scaled(self.cleared / own.row[self.bos], second[unit])))
+                self.cleaners.append((own, own.scaled(max(1, self.cleared) / own.row[self.bos], second[unit])))
                 self.layers[-1].units.append(own)
             else:
                 plain.append((unit, own, read, small[unit]))
         linear: list[tuple[int, _Unit]] = []
         groups: dict[int, list[tuple[float, list[Piece]]]] = {}
         self.thresholds: dict[int, _Unit] = {}
+        stepping = [unit for unit, _ in starts] + [unit for units in sources.values() for unit in units]
+        read = self.futures.of(layer, stepping), self.futures.as_numbers(layer, stepping)
+        self.read_later = dict(zip(stepping, zip(*read, strict=True), strict=True))
         for source, units in sources.items():
-            groups[source] = self.add_thresholds(layer, source, units, products, bias, second, linear)
+            groups[source] = self.add_thresholds(source, units, products, bias, second, linear)
         self.add_plain(layer, plain, second)
         self.add_linear(linear, second)
         self.add_chains(layer, starts, {s: g for s, g in groups.items() if g}, vectors)
@@ -352,7 +355,6 @@ class _Realisation:
 
     def add_thresholds(
         self,
-        layer: int,
         source: int,
         units: list[int],
         products: np.ndarray,
@@ -381,7 +383,7 @@ class _Realisation:
                 else:
                     self.natural_slopes.append(1 / rise)
                 self.given_scales.append(float(rise * abs(products[source, unit])))
-                found.append((rise - start, self.piece(layer, unit, vector)))
+                found.append((rise - start, self.piece(unit, vector)))
         found.sort(key=lambda item: item[0])
         groups: list[tuple[float, list[Piece]]] = []
         for at, piece in found:
@@ -392,9 +394,8 @@ class _Realisation:
                 groups.append((at, [piece]))
         return groups
 
-    def piece(self, layer: int, unit: int, vector: np.ndarray) -> Piece:
-        as_value, as_number = (some[0] for some in (self.futures.of(layer, [unit]), self.futures.as_numbers(layer, [unit])))
-        return Piece(unit, vector, as_value, as_number)
+    def piece(self, unit: int, vector: np.ndarray) -> Piece:
+        return Piece(unit, vector, *self.read_later[unit])
 
     def add_linear(self, linear: list[tuple[int, _Unit]], second: np.ndarray) -> None:
         """Units that take a number as it is, or its negative; all that write along one line write one direction."""
@@ -431,7 +432,7 @@ class _Realisation:
         """Step functions of numbers, and what is always the same."""
         units = {unit: own for unit, own in starts} | self.thresholds
         steps = [_filled_up([pieces for _, pieces in some]) for some in groups.values()]
-        pieces = [self.piece(layer, unit, vectors[unit]) for unit, _ in starts]
+        pieces = [self.piece(unit, vectors[unit]) for unit, _ in starts]
         chains = share_out(pieces, steps, self.patience)
         if len(chains) != sum(len(some[0]) for some in steps):
             raise NotTracrsError("no way to share out steps")

@@ -8,6 +8,7 @@ all entries are large, so Tracr's is found first: by products (`circuit/realisat
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -15,13 +16,16 @@ import numpy as np
 
 from trade_hf.circuit.realisation import NotTracrsError, realise
 from trade_hf.compiled.alignment import align, reach
+from trade_hf.compiled.forward import run
 from trade_hf.compiled.weights import TracrWeights, WeightsError
 from trade_hf.limits import GaveUpError, Limits
+from trade_hf.rasp.evaluate import random_inputs
 
 ROUNDING = 2e-6  # of the largest entry of a tensor, where it was turned into another basis and back
 LARGEST_ZERO = 0.5  # 1 is always an entry, whatever the noise
 LARGEST_DENOMINATOR = 12
 MOST_TAKEN = 0.1  # of a tensor's size, as noise
+LOOKED_AT, NEAR, MOST = 16, 0.1, 0.5  # inputs on which models are run; numbers as near as that agree; the share of them
 
 
 def is_aligned(weights: TracrWeights) -> bool:
@@ -62,12 +66,20 @@ def denoise(weights: TracrWeights, limits: Limits | None = None) -> TracrWeights
 
 def _in_tracrs_basis(weights: TracrWeights, limits: Limits | None) -> Iterator[TracrWeights]:
     """The model in what may be Tracr's own basis."""
-    try:
-        yield _with_inputs(realise(weights, limits))
-    except (NotTracrsError, GaveUpError, WeightsError):
-        yield weights
-        if (aligned := align(weights)) is not weights:
-            yield _with_inputs(aligned)
+    with contextlib.suppress(NotTracrsError, GaveUpError, WeightsError):
+        if _give_the_same(weights, found := _with_inputs(realise(weights, limits))):
+            yield found
+    yield weights
+    if (aligned := align(weights)) is not weights:
+        yield _with_inputs(aligned)
+
+
+def _give_the_same(first: TracrWeights, second: TracrWeights) -> bool:
+    """Whether two models agree on nearly all of some inputs. Where the program gives None, either may decode to
+    anything."""
+    inputs = random_inputs(len(first.input_vocab), first.max_seq_len, LOOKED_AT, 0)
+    one, other = (run(weights, inputs) for weights in (first, second))
+    return bool((np.abs(one.codes - other.codes)[one.real] < NEAR).mean() > MOST)
 
 
 def _is_near(clean: TracrWeights, noisy: TracrWeights) -> bool:
