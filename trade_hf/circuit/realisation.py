@@ -89,6 +89,11 @@ class _Layer:
     heads: list[_Head] = field(default_factory=list)
     units: list[_Unit] = field(default_factory=list)
 
+    @property
+    def reads_constant(self) -> bool:
+        """Whether anything reads what is always there."""
+        return bool(self.heads) or any(unit.rise or abs(unit.bias) > NEAR for unit in self.units)
+
 
 class _Realisation:
     """Goes through a model from its embeddings to its outputs.
@@ -525,17 +530,18 @@ class _Realisation:
         scales = np.array([1.0 if scale < 0 else factors[scale] for scale in self.scale_of])
         one = len(self.found)
         has_pad = readable_dimensions(weights) < weights.d_model  # else values that nothing reads are lost
-        width = one + 1 + has_pad
+        has_one = any(layer.reads_constant for layer in self.layers)
+        width = one + has_one + has_pad
         tensors = {
             name: np.zeros(tensor.shape[:-1] + (width,) if name.endswith(("embeddings", "linear/w", "linear/b", "linear_2/w", "linear_2/b")) else (width, *tensor.shape[1:]) if name.endswith("/w") else tensor.shape)
             for name, tensor in weights.tensors.items()
         }
         embedded, positions = tensors["token_embed/embeddings"], tensors["pos_embed/embeddings"]
-        embedded[:, one] = 1
+        embedded[:, one : one + has_one] = 1
         for place, token in enumerate((*weights.input_vocab, weights.bos)):
             embedded[weights.vocab.index(token), place] = 1
         if has_pad:
-            embedded[weights.vocab.index(weights.pad), one + 1] = 1
+            embedded[weights.vocab.index(weights.pad), one + has_one] = 1
         positions[1:, self.bos + 1 : self.embedded] = np.eye(self.embedded - self.bos - 1)
         for number, layer in enumerate(self.layers):
             prefix = f"transformer/layer_{number}"
@@ -547,7 +553,7 @@ class _Realisation:
                 keys = first + np.arange(len(head.keys))
                 key[head.keys, keys] = 1
                 query[: head.logits.shape[1], keys] = (head.logits * scales[: head.logits.shape[1]]).T
-                query[one, keys] = head.bias
+                query[one : one + has_one, keys] = head.bias
                 moved = first + np.arange(len(head.moved))
                 value[head.moved, moved] = 1
                 linear[moved, head.out] = 1
@@ -562,7 +568,7 @@ class _Realisation:
                     scale = 1 / scales[unit.number] if unit.writes.get(unit.number) else 1 / abs(scales[unit.number])
                 row = scale * unit.row * scales[: len(unit.row)]
                 read[: len(unit.row), column] = _tidied(row) if unit.number >= 0 else row
-                read[one, column] = scale * unit.bias
+                read[one : one + has_one, column] = scale * unit.bias
                 for place, much in unit.writes.items():
                     write[column, place] = _tidied(much / scale / scales[place])
                 column += 1
