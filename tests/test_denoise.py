@@ -15,7 +15,7 @@ from trade_hf.compiled.alignment import align
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.denoise import denoise, is_aligned
 from trade_hf.compiled.isomorphism import are_identical
-from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate, skew
+from trade_hf.compiled.transforms import add_noise, permute, rotate, skew
 from trade_hf.decompiler import decompile
 from trade_hf.provenance import confirm, provenance
 

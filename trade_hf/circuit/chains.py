@@ -95,7 +95,9 @@ def pair_up(begins: np.ndarray, writes: np.ndarray) -> tuple[list[tuple[int, int
     for number, first in enumerate(order):
         if 2 * len(best) >= len(order) - number:
             break
-        rises = sorted({float(begins[first] - begins[unit]) for unit in order[number:] if opposite[first, unit]} - {0.0})
+        rises = sorted(
+            {float(begins[first] - begins[unit]) for unit in order[number:] if opposite[first, unit]} - {0.0}
+        )
         for rise in rises:
             pairs = _pairs_of(rise, order[number:], begins, opposite)
             best = max(best, pairs, key=len)

@@ -191,8 +191,8 @@ class _Builder:
         self.constant = token_mean + position_mean
         start = embedded[bos] + positions[0] - self.constant
         self.vectors = np.concatenate([tokens - token_mean, positions[1:] - position_mean, start[None]])
-        rows = np.concatenate([tokens, positions[1:], embedded[[bos]] + positions[:1]])
-        self.longest = float(np.linalg.norm(np.concatenate([rows, self.vectors]), axis=1).max())  # of what was rounded
+        given = np.concatenate([tokens, positions[1:], embedded[[bos]] + positions[:1], self.vectors])
+        self.longest = float(np.linalg.norm(given, axis=1).max())
         self.kind = [np.repeat([TOKEN, POSITION, BOS], [self.tokens, self.positions, 1])]
         self.layer = [np.zeros(self.bos + 1, int)]
         self.head = [np.full(self.bos + 1, -1)]

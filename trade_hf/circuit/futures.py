@@ -1,4 +1,4 @@
-"""What is read of the hidden units of a circuit later on: whether they write a number, and how their values are read."""
+"""What is read of the hidden units of a circuit: whether they write a number, and how their values are read."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Futures:
         return np.concatenate(rows)
 
     def of(self, layer: int, units: list[int]) -> np.ndarray:
-        """[unit, product] all that is read of hidden units by what reads values, directly or where a head moves them."""
+        """[unit, product] what is read of hidden units by what reads values, directly or where a head moves them."""
         return self._of(np.array([self.at.get((layer, unit), -1) for unit in units], int))
 
     def _of(self, writers: np.ndarray) -> np.ndarray:

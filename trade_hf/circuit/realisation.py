@@ -18,81 +18,27 @@ Nothing that is lost in compression is needed: values that nothing reads are dir
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from trade_hf.circuit.assembly import NEAR, TIDY, Assembly, Head, Layer, NotTracrsError, Unit
 from trade_hf.circuit.chains import Chain, Piece, pair_up, share_out
 from trade_hf.circuit.circuit import Circuit
 from trade_hf.circuit.futures import Futures
-from trade_hf.compiled.transforms import readable_dimensions
 from trade_hf.compiled.weights import COLDNESS, TracrWeights
 from trade_hf.limits import Limits, Patience
 from trade_hf.rasp.evaluate import EXACTNESS
 
 ROUNDING = 3e-6  # of the lengths of two vectors: their product may be 0
-NEAR = 0.1  # of a product, where it should be a whole number
 SMALL = 1e-3  # of a vector's length: vectors that are no further apart are one
 DUST = 1e-5  # of the longest vector's length: what compression leaves of what nothing reads
-TIDY = 3e-5  # of a number, what rounding may do to it where scales were changed
-LARGEST_DENOMINATOR = 12
 STEPS = 20_000  # for one model; nearly all take some hundred
-
-
-class NotTracrsError(Exception):
-    """The model's parts are not as Tracr makes them."""
 
 
 def realise(weights: TracrWeights, limits: Limits | None = None) -> TracrWeights:
     """The model in Tracr's coordinates and scales, up to their order. Raises NotTracrsError, GaveUpError, WeightsError,
     and LimitError where `limits` of a search are reached."""
     return _Realisation(weights, Patience(STEPS, limits)).weights_found()
-
-
-@dataclass
-class _Unit:
-    """A hidden unit, or the two of a threshold.
-
-    Attributes:
-      row, bias: what it reads of each direction, and always.
-      writes: how much of which direction it adds.
-      number: the direction of a number that it is all about, which tells its scale; -1 where there is none.
-      rise: of a threshold, how far it goes from none to all; 0 for others.
-    """
-
-    row: np.ndarray
-    bias: float
-    writes: dict[int, float] = field(default_factory=dict)
-    number: int = -1
-    rise: float = 0.0
-
-    def scaled(self, scale: float, vector: np.ndarray) -> np.ndarray:
-        """Reads so many times as much; what it then writes in place of `vector`."""
-        self.row, self.bias = self.row * scale, self.bias * scale
-        return vector / scale
-
-
-@dataclass
-class _Head:
-    """A head: the directions that are keys, what queries make of each [key, direction], the same whatever the query
-    [key], and the directions that are moved, and those that they become."""
-
-    keys: list[int]
-    logits: np.ndarray
-    bias: np.ndarray
-    moved: list[int]
-    out: list[int]
-
-
-@dataclass
-class _Layer:
-    heads: list[_Head] = field(default_factory=list)
-    units: list[_Unit] = field(default_factory=list)
-
-    @property
-    def reads_constant(self) -> bool:
-        """Whether anything reads what is always there."""
-        return bool(self.heads) or any(unit.rise or abs(unit.bias) > NEAR for unit in self.units)
 
 
 class _Realisation:
@@ -138,11 +84,11 @@ class _Realisation:
         self.given_scales: list[float] = []  # of what is 1 in Tracr's hidden units
         self.as_given: dict[int, list[float]] = {}  # of each scale of numbers, what reads it as it is, in given scales
         self.simple: dict[int, float] = {}  # of each, what would make its numbers simple
-        self.layers: list[_Layer] = []
+        self.layers: list[Layer] = []
 
     def weights_found(self) -> TracrWeights:
         for layer in range(self.weights.num_layers):
-            self.layers.append(_Layer())
+            self.layers.append(Layer())
             self.add_heads(layer)
             self.add_units(layer)
         outputs = self.outputs()
@@ -228,8 +174,8 @@ class _Realisation:
         return used
 
     def against_bos(self, rows: np.ndarray, used: np.ndarray) -> np.ndarray:
-        """Takes from `rows` [direction, …], in place, what is the same at all positions: where a head uses either tokens
-        or positions, BOS stands in place of one."""
+        """Takes from `rows` [direction, …], in place, what is the same at all positions: where a head uses either
+        tokens or positions, BOS stands in place of one."""
         kinds = [kind for kind in self.kinds if used[kind].any()]
         if self.is_tracrs_gauge or len(kinds) != 1:
             return np.zeros(rows.shape[1:])
@@ -239,7 +185,7 @@ class _Realisation:
         used[self.bos] = False
         return shared
 
-    def compared(self, query: np.ndarray, query_bias: np.ndarray, key: np.ndarray, is_width: bool) -> _Head:
+    def compared(self, query: np.ndarray, query_bias: np.ndarray, key: np.ndarray, is_width: bool) -> Head:
         keys, queries = self.found @ key, self.found @ query
         are_keys, are_queries = self.used(keys, key), self.used(queries, query)
         queries[~are_queries] = 0
@@ -252,7 +198,7 @@ class _Realisation:
         logits = logits[order]
         if not self.is_tracrs_gauge:
             self.fix_queries(logits, are_queries)
-        return _Head(order, logits[:, :-1], logits[:, -1], [], [])
+        return Head(order, logits[:, :-1], logits[:, -1], [], [])
 
     def fix_queries(self, logits: np.ndarray, are_queries: np.ndarray) -> None:
         """Moves what all tokens, or all positions, as queries make of each key but BOS, where they alone are queries,
@@ -282,30 +228,35 @@ class _Realisation:
         lengths = np.linalg.norm(second, axis=1) * np.where(largest > 0, largest, 1)
         second = np.where((lengths > DUST * lengths.max(initial=0))[:, None], second, 0)
         is_used = (largest > 0) & (first.any(0) | (bias != 0)) | second.any(1)
-        plain, starts, sources, vectors = [], [], {}, {}
-        self.cleaners: list[tuple[_Unit, np.ndarray]] = []
+        plain: list[tuple[int, Unit, np.ndarray, float]] = []
+        starts: list[tuple[int, Unit]] = []
+        sources: dict[int, list[int]] = {}  # units that read one number alone
+        vectors: dict[int, np.ndarray] = {}  # what starts write
+        self.cleaners: list[tuple[Unit, np.ndarray]] = []
         self.first_values: list[int] = []
         for unit in np.flatnonzero(is_used).tolist():
             self.patience()
             read = np.flatnonzero(np.abs(clean[unit]) > SMALL * np.abs(clean[unit]).max())
-            own = _Unit(products[:, unit], float(bias[unit]))
+            own = Unit(products[:, unit], float(bias[unit]))
             if not len(read) and bias[unit] > small[unit]:
                 vectors[unit] = own.scaled(1 / own.bias, second[unit])
                 self.given_scales.append(float(bias[unit]))
                 starts.append((unit, own))
-            elif len(read) == 1 and read[0] >= self.embedded and (read[0] in self.widths or self.scale_of[read[0]] >= 0):
+            elif (
+                len(read) == 1 and read[0] >= self.embedded and (read[0] in self.widths or self.scale_of[read[0]] >= 0)
+            ):
                 sources.setdefault(int(read[0]), []).append(unit)
             elif len(read) == 1 and read[0] == self.bos:
                 self.cleaners.append((own, own.scaled(max(1, self.cleared) / own.row[self.bos], second[unit])))
                 self.layers[-1].units.append(own)
             else:
                 plain.append((unit, own, read, small[unit]))
-        linear: list[tuple[int, _Unit]] = []
+        linear: list[tuple[int, Unit]] = []
         groups: dict[int, list[tuple[float, list[Piece]]]] = {}
-        self.thresholds: dict[int, _Unit] = {}
+        self.thresholds: dict[int, Unit] = {}
         stepping = [unit for unit, _ in starts] + [unit for units in sources.values() for unit in units]
-        read = self.futures.of(layer, stepping), self.futures.as_numbers(layer, stepping)
-        self.read_later = dict(zip(stepping, zip(*read, strict=True), strict=True))
+        later = self.futures.of(layer, stepping), self.futures.as_numbers(layer, stepping)
+        self.read_later = dict(zip(stepping, zip(*later, strict=True), strict=True))
         for source, units in sources.items():
             groups[source] = self.add_thresholds(source, units, products, bias, second, linear)
         self.add_plain(layer, plain, second)
@@ -322,7 +273,7 @@ class _Realisation:
         found, *_ = np.linalg.lstsq(self.found[candidates].T, vector, rcond=1e-6)
         return {c: float(np.round(x)) for c, x in zip(candidates, found, strict=True) if abs(x) > 0.5}
 
-    def add_plain(self, layer: int, plain: list[tuple[int, _Unit, np.ndarray, float]], second: np.ndarray) -> None:
+    def add_plain(self, layer: int, plain: list[tuple[int, Unit, np.ndarray, float]], second: np.ndarray) -> None:
         """Units of maps and sequence maps of values."""
         joined: list[int] = []  # directions that sequence maps write
         for unit, own, read, small in plain:
@@ -365,7 +316,7 @@ class _Realisation:
         products: np.ndarray,
         bias: np.ndarray,
         second: np.ndarray,
-        linear: list[tuple[int, _Unit]],
+        linear: list[tuple[int, Unit]],
     ) -> list[tuple[float, list[Piece]]]:
         """The thresholds of a number, ascending, and the steps at each. Units that are none are `linear`."""
         read = products[source, units]
@@ -378,11 +329,11 @@ class _Realisation:
             pairs, rise = pair_up(begins, writes)
             paired = {unit for pair in pairs for unit in pair}
             for unit in [unit for place, unit in enumerate(own.tolist()) if place not in paired]:
-                linear.append((unit, _Unit(products[:, unit], float(bias[unit]), number=source)))
+                linear.append((unit, Unit(products[:, unit], float(bias[unit]), number=source)))
             for upper, lower in pairs:
                 unit, start = int(own[upper]), float(begins[upper])
                 vector = (writes[upper] - writes[lower]) / 2 * rise
-                self.thresholds[unit] = _Unit(sign * products[:, unit], start, number=source, rise=rise)
+                self.thresholds[unit] = Unit(sign * products[:, unit], start, number=source, rise=rise)
                 if self.scale_of[source] >= 0:
                     self.slopes[self.scale_of[source]].append(sign / rise)
                 else:
@@ -402,7 +353,7 @@ class _Realisation:
     def piece(self, unit: int, vector: np.ndarray) -> Piece:
         return Piece(unit, vector, *self.read_later[unit])
 
-    def add_linear(self, linear: list[tuple[int, _Unit]], second: np.ndarray) -> None:
+    def add_linear(self, linear: list[tuple[int, Unit]], second: np.ndarray) -> None:
         """Units that take a number as it is, or its negative; all that write along one line write one direction."""
         vectors = []
         for unit, own in linear:
@@ -430,12 +381,12 @@ class _Realisation:
     def add_chains(
         self,
         layer: int,
-        starts: list[tuple[int, _Unit]],
+        starts: list[tuple[int, Unit]],
         groups: dict[int, list[tuple[float, list[Piece]]]],
         vectors: dict[int, np.ndarray],
     ) -> None:
         """Step functions of numbers, and what is always the same."""
-        units = {unit: own for unit, own in starts} | self.thresholds
+        units = dict(starts) | self.thresholds
         steps = [_filled_up([pieces for _, pieces in some]) for some in groups.values()]
         pieces = [self.piece(unit, vectors[unit]) for unit, _ in starts]
         chains = share_out(pieces, steps, self.patience)
@@ -452,7 +403,7 @@ class _Realisation:
                 self.add_values(chain, units)
         self.layers[-1].units += units.values()
 
-    def add_numbers(self, chain: Chain, units: dict[int, _Unit]) -> None:
+    def add_numbers(self, chain: Chain, units: dict[int, Unit]) -> None:
         longest = chain.vectors[np.linalg.norm(chain.vectors, axis=1).argmax()]
         if not longest.any():
             return
@@ -468,7 +419,7 @@ class _Realisation:
             self.simple[self.scale_of[place]] = -1 / float(along[1:].mean())
             self.counts.add(self.scale_of[place])
 
-    def add_values(self, chain: Chain, units: dict[int, _Unit]) -> None:
+    def add_values(self, chain: Chain, units: dict[int, Unit]) -> None:
         values, places = chain.values, []
         lengths = np.linalg.norm(values, axis=1)
         known: list[int] = []
@@ -525,88 +476,13 @@ class _Realisation:
         return self.weights.exactness if self.is_as_given else float(f"{slope:.3g}")
 
     def assembled(self, outputs: np.ndarray) -> TracrWeights:
-        weights, slope = self.weights, self.exactness()
+        slope = self.exactness()
         factors = [self.factor(scale, slope) for scale in range(len(self.slopes))]
         scales = np.array([1.0 if scale < 0 else factors[scale] for scale in self.scale_of])
-        one = len(self.found)
-        has_pad = readable_dimensions(weights) < weights.d_model  # else values that nothing reads are lost
-        has_one = any(layer.reads_constant for layer in self.layers)
-        width = one + has_one + has_pad
-        tensors = {
-            name: np.zeros(tensor.shape[:-1] + (width,) if name.endswith(("embeddings", "linear/w", "linear/b", "linear_2/w", "linear_2/b")) else (width, *tensor.shape[1:]) if name.endswith("/w") else tensor.shape)
-            for name, tensor in weights.tensors.items()
-        }
-        embedded, positions = tensors["token_embed/embeddings"], tensors["pos_embed/embeddings"]
-        embedded[:, one : one + has_one] = 1
-        for place, token in enumerate((*weights.input_vocab, weights.bos)):
-            embedded[weights.vocab.index(token), place] = 1
-        if has_pad:
-            embedded[weights.vocab.index(weights.pad), one + has_one] = 1
-        positions[1:, self.bos + 1 : self.embedded] = np.eye(self.embedded - self.bos - 1)
-        for number, layer in enumerate(self.layers):
-            prefix = f"transformer/layer_{number}"
-            for place, head in enumerate(layer.heads):
-                first = place * weights.key_size
-                if max(len(head.keys), len(head.moved)) > weights.key_size:
-                    raise NotTracrsError("a head has more keys than dimensions")
-                query, key, value, linear = (tensors[f"{prefix}/attn/{p}/w"] for p in ("query", "key", "value", "linear"))
-                keys = first + np.arange(len(head.keys))
-                key[head.keys, keys] = 1
-                query[: head.logits.shape[1], keys] = (head.logits * scales[: head.logits.shape[1]]).T
-                query[one : one + has_one, keys] = head.bias
-                moved = first + np.arange(len(head.moved))
-                value[head.moved, moved] = 1
-                linear[moved, head.out] = 1
-            read, write = tensors[f"{prefix}/mlp/linear_1/w"], tensors[f"{prefix}/mlp/linear_2/w"]
-            column = 0
-            for unit in layer.units:
-                if unit.rise:
-                    column = _write_threshold(unit, column, read, write, scales, slope, one)
-                    continue
-                scale = 1.0
-                if unit.number >= 0:  # of a linear map what is read is known, of a map of values what is written
-                    scale = 1 / scales[unit.number] if unit.writes.get(unit.number) else 1 / abs(scales[unit.number])
-                row = scale * unit.row * scales[: len(unit.row)]
-                read[: len(unit.row), column] = _tidied(row) if unit.number >= 0 else row
-                read[one : one + has_one, column] = scale * unit.bias
-                for place, much in unit.writes.items():
-                    write[column, place] = _tidied(much / scale / scales[place])
-                column += 1
-        unembedding = np.zeros((width, outputs.shape[1]))
-        unembedding[:one] = outputs * (scales[:, None] if weights.output_values is None else 1)
-        return replace(
-            weights,
-            tensors={name: tensor.astype(np.float32) for name, tensor in tensors.items()},
-            unembedding=unembedding.astype(np.float32),
-            residual_labels=(),
-        )
+        return Assembly(self.weights, self.layers, scales, slope).weights(outputs)
 
 
 def _filled_up(steps: list[list[Piece]]) -> list[list[Piece]]:
     """[threshold][function] steps of one number: functions that are not defined on all of its values have fewer."""
     most = max(map(len, steps))
     return [[*some, *[some[0].nothing] * (most - len(some))] for some in steps]
-
-
-def _tidied(numbers: np.ndarray | float) -> np.ndarray | float:
-    """Simple fractions in place of what rounding made of them."""
-    tidy = np.array(numbers, float)
-    left = np.ones(tidy.shape, bool)
-    for denominator in range(1, LARGEST_DENOMINATOR + 1):
-        simple = np.round(tidy * denominator) / denominator
-        near = left & (np.abs(simple - tidy) < TIDY * np.maximum(np.abs(tidy), SMALL))
-        tidy[near], left = simple[near], left & ~near
-    return tidy
-
-
-def _write_threshold(
-    unit: _Unit, column: int, read: np.ndarray, write: np.ndarray, scales: np.ndarray, slope: float, one: int
-) -> int:
-    """Both hidden units of a threshold; the next column."""
-    at = (unit.rise - unit.bias) / abs(scales[unit.number])
-    for sign, bias in ((1, 1 - slope * at), (-1, -slope * at)):
-        read[unit.number, column], read[one, column] = slope, bias
-        for place, much in unit.writes.items():
-            write[column, place] = sign * _tidied(much / scales[place])
-        column += 1
-    return column
