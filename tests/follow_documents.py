@@ -65,6 +65,8 @@ def follow(words: list[str]) -> None:
 
         status = trade(words[1:])
         assert status in (0, None), f"{' '.join(words)}: exit status {status}"
+    elif words[0] == "make":
+        assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(), f"the Makefile has no {words[1]}"
     else:
         parse_only(ROOT / words[1], words[2:])
 
