@@ -110,14 +110,15 @@ def groups(config: ZooConfig) -> list[tuple[int, int]]:
     if config.part == "programs":
         sizes = [GROUP] * (config.models // GROUP) + [config.models % GROUP] * (config.models % GROUP > 0)
         return list(enumerate(sizes))
-    return [(number, len(tasks)) for number, (_, tasks) in enumerate(_task_groups(config))]
+    return [(number, len(tasks)) for number, (_, tasks) in enumerate(task_groups(config))]
 
 
 def make_group(config: ZooConfig, number: int, size: int) -> tuple[Group, Counter[str]]:
     """A group's tasks, and why programs were left out."""
     reasons: Counter[str] = Counter()
     if config.part == "tasks":
-        architecture, tasks = _task_groups(config)[number]
+        architecture, drawn = task_groups(config)[number]
+        tasks = [rule_task(task) if isinstance(task, Rule) else language_task(task) for task in drawn]
         ids = tuple([_hash(task.name, architecture, config.seed) for task in tasks])
         return Group(number, architecture, tuple(tasks), ids), reasons
     found: dict[str, Task] = {}
@@ -133,8 +134,8 @@ def make_group(config: ZooConfig, number: int, size: int) -> tuple[Group, Counte
     return Group(number, architecture, tuple(found.values()), tuple(found)), reasons
 
 
-def _task_groups(config: ZooConfig) -> list[tuple[str, list[Task]]]:
-    """The pairs of a task and an architecture that are drawn: those of one architecture and of the same inputs
+def task_groups(config: ZooConfig) -> list[tuple[str, list[Rule | Language]]]:
+    """The pairs of an architecture and a task that are drawn: those of one architecture and of the same inputs
     together."""
     pairs = [
         (architecture, task)
@@ -143,15 +144,12 @@ def _task_groups(config: ZooConfig) -> list[tuple[str, list[Task]]]:
         if not kind.is_causal or isinstance(task, Language) or task.is_causal
     ]
     drawn = sorted(pairs, key=lambda pair: _hash(pair[1].name, pair[0], config.seed, "drawn"))[: config.models]
-    found: list[tuple[str, list[Task]]] = []
+    found: list[tuple[str, list[Rule | Language]]] = []
     for name in ARCHITECTURES:
-        rules = [rule_task(task) for architecture, task in drawn if architecture == name and isinstance(task, Rule)]
+        own = [task for architecture, task in drawn if architecture == name]
+        rules: list[Rule | Language] = [task for task in own if isinstance(task, Rule)]
         found += [(name, rules[start : start + GROUP]) for start in range(0, len(rules), GROUP)]
-        found += [
-            (name, [language_task(task)])
-            for architecture, task in drawn
-            if architecture == name and isinstance(task, Language)
-        ]
+        found += [(name, [task]) for task in own if isinstance(task, Language)]
     return found
 
 

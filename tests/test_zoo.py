@@ -17,7 +17,17 @@ from dataset_builder.corpus import CorpusError, in_processes
 from dataset_builder.learners import Learners, Schedule, train
 from dataset_builder.sampler import SamplerConfig, sample_programs
 from dataset_builder.tasks import LANGUAGES, PAD, RULES, language_task, program_task, rule_task
-from dataset_builder.zoo import ZooConfig, build, groups, learn_group, make_group, read_rows, to_folder, to_state_dict
+from dataset_builder.zoo import (
+    ZooConfig,
+    build,
+    groups,
+    learn_group,
+    make_group,
+    read_rows,
+    task_groups,
+    to_folder,
+    to_state_dict,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = partial(in_processes, processes=1, progress=False)
@@ -149,8 +159,8 @@ def tiny(monkeypatch):
     """Two groups of a language each."""
     from dataset_builder import zoo
 
-    chosen = [("causal-one-layer", [language_task(LANGUAGE[name])]) for name in ("only_a", "ab_repeated")]
-    monkeypatch.setattr(zoo, "_task_groups", lambda config: chosen)
+    chosen = [("causal-one-layer", [LANGUAGE[name]]) for name in ("only_a", "ab_repeated")]
+    monkeypatch.setattr(zoo, "task_groups", lambda config: chosen)
     return ZooConfig("tasks", 2, seed=3, least_right=1.0, steps=300)
 
 
@@ -221,9 +231,8 @@ def test_rows_have_the_columns_that_the_card_describes(tiny, tmp_path):
 
 def test_pairs_of_tasks_and_architectures_are_drawn_by_the_seed():
     def drawn(models, seed):
-        config = ZooConfig("tasks", models, seed=seed)
-        made = [make_group(config, number, size)[0] for number, size in groups(config)]
-        return {(group.architecture, task.name) for group in made for task in group.tasks}
+        groups = task_groups(ZooConfig("tasks", models, seed=seed))
+        return {(architecture, task.name) for architecture, tasks in groups for task in tasks}
 
     first, other = drawn(40, 1), drawn(40, 2)
     assert len(first) == len(other) == 40 and len(first & other) < 20
