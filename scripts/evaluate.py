@@ -67,7 +67,7 @@ from trade_hf.compiled.compiler import compile_like, compile_program
 from trade_hf.compiled.denoise import denoise
 from trade_hf.compiled.forward import Output, run
 from trade_hf.compiled.isomorphism import are_identical
-from trade_hf.compiled.transforms import add_noise, compress, edit, permute, readable_dimensions, rotate, skew
+from trade_hf.compiled.transforms import add_noise, compress, edit, permute, rotate, skew
 from trade_hf.compiled.weights import TracrWeights, WeightsError
 from trade_hf.decompiler import DEFAULT_CHECKPOINT, Decompilation, decompile, load_model
 from trade_hf.files import write_text
@@ -88,7 +88,7 @@ VARIANTS: dict[str, Callable[[TracrWeights, int], TracrWeights]] = {
     "permuted": permute,
     "rotated": rotate,
     "skewed": skew,
-    "compressed": lambda weights, seed: compress(weights, readable_dimensions(weights)),
+    "compressed": lambda weights, seed: compress(weights),
     "edited": edit,
     **{
         f"{name}-{level}": lambda weights, seed, turn=turn, level=level: add_noise(turn(weights, seed), level, seed)

@@ -10,7 +10,7 @@ Each argument is a model's folder (`model.safetensors`, `config.json`, `domain.j
 proven                equal to the model on every input, in single and double precision, by a program of at most 15
                       lines whose tables have fewer than 5 % of the cells of the table of inputs and outputs
 share_of_inputs       inputs on which all answers are the model's
-seconds               by the clock; processor_seconds without what other processes take
+seconds               wall time; processor_seconds: CPU time
 match_at_90           at least 90 % of the answers of a sample of 1,000 inputs are the model's
 refuted_independently inputs of a proven model on which the logits of the transformer_lens package give another answer
 interchange           of each line, over the lines that have one: the smallest and the median
@@ -55,7 +55,9 @@ def evaluate(folder: Path, seconds: float, seed: int, with_mechanism: bool, code
     domain, model = Domain.load(folder / "domain.json"), Transformer.load(folder)
     start = time.process_time()
     if code is None:
-        result = decompile_trained(folder, seconds=seconds, seed=seed, with_mechanism=with_mechanism, clock=math.inf)
+        result = decompile_trained(
+            folder, seconds=seconds, seed=seed, with_mechanism=with_mechanism, wall_seconds=math.inf
+        )
     else:
         result = known(parse(code), model, domain, seed, with_mechanism)
     processor_seconds = round(time.process_time() - start, 2)
@@ -146,7 +148,7 @@ def programs_of(path: Path) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of processor time, of the search for one model")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of CPU time, of the search for one model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-mechanism", action="store_true", help="no interchange interventions")
     parser.add_argument("--programs", type=Path, metavar="FILE", help="no search: the programs of an earlier --out")

@@ -28,7 +28,7 @@ from records import code, environment, hash_of, keep_row, kept_rows
 from dataset_builder.corpus import CONFIGS
 from dataset_builder.sampler import sample_programs
 from dataset_builder.splits import LONG, UP_TO_TEN
-from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate, skew
+from trade_hf.compiled.transforms import add_noise, compress, permute, rotate, skew
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.decompiler import decompile
 from trade_hf.files import write_text, write_whole
@@ -40,7 +40,7 @@ VARIANTS = {
     "permuted": permute,
     "rotated": rotate,
     "skewed": skew,
-    "compressed": lambda weights, seed: compress(weights, readable_dimensions(weights)),
+    "compressed": lambda weights, seed: compress(weights),
     "noisy": lambda weights, seed: add_noise(permute(weights, seed), 1e-4, seed),
 }
 COMPARED = ("program", "status", "certificate", "candidates", "ended_by")

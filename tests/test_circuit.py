@@ -26,7 +26,6 @@ from trade_hf.compiled.transforms import (
     compress,
     edit,
     permute,
-    readable_dimensions,
     rotate,
     skew,
 )
@@ -43,7 +42,7 @@ LOSSLESS = {
     "rotate": rotate,
     "skew": skew,
     "skew by 1,000": partial(skew, condition=1000.0),
-    "compress": lambda weights, seed: compress(weights, readable_dimensions(weights)),
+    "compress": lambda weights, seed: compress(weights),
 }
 # Each entry of a model is rounded to single precision; in a basis of condition number c, products are off by some c
 # times as much.

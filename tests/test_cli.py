@@ -14,7 +14,7 @@ from cases import CASES, LENGTH, VOCAB
 import trade_hf
 from trade_hf.cli import main
 from trade_hf.compiled.compiler import compile_program
-from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate, skew
+from trade_hf.compiled.transforms import add_noise, compress, permute, rotate, skew
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.decompile_command import exit_status
 from trade_hf.rasp.canonical import canonical_hash
@@ -140,7 +140,7 @@ CHANGES = {
     "--rotate": rotate,
     "--skew": skew,
     "--noise=0.01": lambda weights, seed: add_noise(weights, 0.01, seed),
-    "--compress": lambda weights, seed: compress(weights, readable_dimensions(weights)),
+    "--compress": lambda weights, seed: compress(weights),
 }
 
 

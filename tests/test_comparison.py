@@ -13,7 +13,7 @@ from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.errors import Errors
 from trade_hf.compiled.ideal import Ideal, UnboundedError
 from trade_hf.compiled.products import match_parts
-from trade_hf.compiled.transforms import compress, permute, readable_dimensions, rotate, skew
+from trade_hf.compiled.transforms import compress, permute, rotate, skew
 from trade_hf.rasp.evaluate import PADDING, all_inputs
 from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.rasp.text import parse
@@ -22,7 +22,7 @@ CHANGES = {
     "permuted": permute,
     "rotated": rotate,
     "skewed": skew,
-    "compressed": lambda weights, seed: rotate(compress(weights, readable_dimensions(weights)), seed),
+    "compressed": lambda weights, seed: rotate(compress(weights), seed),
 }
 PRECISIONS = ((np.float32, SINGLE), (np.float64, DOUBLE))
 

@@ -15,7 +15,7 @@ from dataset_builder.sampler import SamplerConfig, sample_programs
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.lifting import lift
-from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate
+from trade_hf.compiled.transforms import add_noise, compress, permute, rotate
 from trade_hf.decompiler import spelled
 from trade_hf.rasp.canonical import canonicalise_spoken
 from trade_hf.rasp.text import parse
@@ -87,7 +87,7 @@ def test_what_the_sampler_never_makes(text, change):
 def test_a_compressed_model():
     case = next(case for case in CASES if case.name == "reverse")
     weights = compile_program(case.program, VOCAB, LENGTH)
-    small = compress(weights, readable_dimensions(weights))
+    small = compress(weights)
     assert small.d_model < weights.d_model
     assert canonical(next(lifted_programs(small)), weights) == canonical(case.program, weights)
 
@@ -97,7 +97,7 @@ def test_compressed_models_of_random_programs(samples):
     found = 0
     for sample in samples[:24]:
         weights = sample.compile()
-        small = compress(weights, readable_dimensions(weights))
+        small = compress(weights)
         programs = itertools.islice(lifted_programs(small), 4)
         found += any(verify(spelled(program, small), small).is_verified for program in programs)
     assert found >= 23

@@ -12,7 +12,7 @@ from trade_hf.cli import main
 from trade_hf.compiled.bridge import from_tracr_model, same_as_tracr, to_tracr
 from trade_hf.compiled.compiler import compile_like, compile_program
 from trade_hf.compiled.forward import run
-from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate, skew
+from trade_hf.compiled.transforms import add_noise, compress, permute, rotate, skew
 from trade_hf.compiled.weights import BOS, PAD, TracrWeights, WeightsError
 from trade_hf.decompiler import decompile
 from trade_hf.drawing import draw_layers
@@ -169,7 +169,7 @@ BASES = {
     "permuted": permute,
     "rotated": rotate,
     "skewed": skew,
-    "compressed": lambda weights, seed: compress(weights, readable_dimensions(weights)),
+    "compressed": lambda weights, seed: compress(weights),
 }
 # In a skewed basis the scale of a number is arbitrary: where it is a sum, nothing tells what the steps read of it.
 SCALE_UNKNOWN = ("numbers: map, linear sequence map, back to categorical",)

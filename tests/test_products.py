@@ -12,7 +12,7 @@ from test_verification import with_larger_heads
 from trade_hf.compiled.comparison import compare
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.isomorphism import are_identical
-from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate, skew
+from trade_hf.compiled.transforms import add_noise, compress, permute, rotate, skew
 from trade_hf.rasp.text import parse
 from trade_hf.verification import Status, verify, verify_weights
 
@@ -26,7 +26,7 @@ CHANGES = {
     "permuted": permute,
     "rotated": rotate,
     "skewed": skew,
-    "compressed": lambda weights, seed: rotate(compress(weights, readable_dimensions(weights)), seed),
+    "compressed": lambda weights, seed: rotate(compress(weights), seed),
 }
 
 
@@ -99,7 +99,7 @@ def test_a_large_weight_hides_no_other(samples):
 def test_a_proof_for_a_compressed_model_of_more_inputs_than_can_be_run():
     reverse = next(case for case in CASES if case.name == "reverse").program
     weights = compile_program(reverse, VOCAB, 12)
-    small = compress(weights, readable_dimensions(weights))
+    small = compress(weights)
     verdict = verify(reverse, small)
     assert small.d_model < weights.d_model and verdict.inputs > 300_000_000 and verdict.checked == 10_000
     assert verdict.status is Status.EQUIVALENT_IN_ONE_PRECISION and not verdict.is_verified

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dataset_builder.sampler import sample_programs
 from dataset_builder.splits import UP_TO_TEN
 from trade_hf.circuit.chains import pair_up
+from trade_hf.circuit.circuit import Circuit
 from trade_hf.circuit.realisation import NotTracrsError, realise
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.denoise import denoise, is_aligned
@@ -80,7 +81,7 @@ def test_a_model_in_tracrs_basis_with_other_scales_is_not_taken_for_tracrs(case)
 
 def test_a_noisy_model_is_left_to_others(samples):
     with pytest.raises(NotTracrsError, match="there is noise"):
-        realise(add_noise(samples[0].compile(), 0.01, 0))
+        realise(noisy := add_noise(samples[0].compile(), 0.01, 0), Circuit.of(noisy))
 
 
 def test_a_head_with_too_many_keys_is_not_tracrs(samples):
@@ -92,7 +93,7 @@ def test_a_head_with_too_many_keys_is_not_tracrs(samples):
         if not name.endswith("/b")
     } | {name: tensor for name, tensor in weights.tensors.items() if name.endswith("/b")}
     with pytest.raises(NotTracrsError):
-        realise(replace(weights, tensors=tensors))
+        realise(other := replace(weights, tensors=tensors), Circuit.of(other))
 
 
 def test_thresholds_closer_than_their_rise_are_told_apart():

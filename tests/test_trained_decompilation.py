@@ -19,7 +19,7 @@ from trade_hf.trained.transformer import Transformer
 
 MODELS = Path(__file__).parent / "trained"
 NAMES = sorted(path.name for path in MODELS.iterdir())
-SECONDS = 100  # a search that ends is not told by the clock: it ends with a short program
+SECONDS = 100  # a search that ends is not told by wall time: it ends with a short program
 
 
 @functools.cache

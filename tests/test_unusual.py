@@ -12,7 +12,7 @@ from dataset_builder.unusual import KINDS, unusual_programs
 from trade_hf.compiled.bridge import from_tracr_model, to_tracr
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.denoise import denoise
-from trade_hf.compiled.transforms import compress, permute, readable_dimensions, rotate
+from trade_hf.compiled.transforms import compress, permute, rotate
 from trade_hf.decompiler import decompile, spelled
 from trade_hf.rasp.text import parse
 from trade_hf.search import lifted_programs
@@ -22,7 +22,7 @@ VOCAB, LENGTH = (0, 1, 2, 3), 4
 VARIANTS = {
     "permuted": permute,
     "rotated": rotate,
-    "compressed": lambda weights, seed: compress(weights, readable_dimensions(weights)),
+    "compressed": lambda weights, seed: compress(weights),
 }
 SHARE = """v1 = rasp.numerical(rasp.Map(lambda x: x > 1, rasp.tokens))
 v2 = rasp.Select(rasp.indices, rasp.indices, rasp.Comparison.LEQ)

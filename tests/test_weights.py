@@ -60,7 +60,7 @@ def test_tuples_and_strings_survive(tmp_path):
 
 
 def all_that_is_read(weights, seed):
-    return compress(weights, readable_dimensions(weights))
+    return compress(weights)
 
 
 @pytest.mark.parametrize("change", [permute, rotate, all_that_is_read])

@@ -24,13 +24,13 @@ def add_changes(parser: ArgumentParser) -> None:
 
 def changed(weights: TracrWeights, args: Namespace) -> TracrWeights:
     """The model with the changes that were asked for."""
-    from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate, skew
+    from trade_hf.compiled.transforms import add_noise, compress, permute, rotate, skew
 
     for change in (permute, rotate, skew):
         if getattr(args, change.__name__):
             weights = change(weights, args.seed)
     if args.compress:
-        weights = compress(weights, readable_dimensions(weights))
+        weights = compress(weights)
     if args.noise:
         weights = add_noise(weights, args.noise, args.seed)
     return replace(weights, residual_labels=()) if args.no_labels else weights

@@ -25,10 +25,10 @@ from trade_hf.arguments import (
     seconds,
 )
 from trade_hf.changes import add_changes, changed
-from trade_hf.decompile_command import NOT_PROVEN, add_decompile, decompile_file, exit_status
+from trade_hf.decompile_command import add_decompile, decompile_file
 from trade_hf.files import write_text
 from trade_hf.rasp.functions import Value
-from trade_hf.terminal import code_in_colour, headline, indented, say
+from trade_hf.terminal import NOT_PROVEN, code_in_colour, exit_status, headline, indented, say
 
 DEFAULT_VOCAB = "0,1,2,3,4"
 DEFAULT_LENGTH = 5

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trade_hf.arguments import add_known, check_output, read_model, seconds
 from trade_hf.files import write_text
-from trade_hf.terminal import code_in_colour, headline, places, say, without_repetition
+from trade_hf.terminal import code_in_colour, exit_status, headline, places, say, without_repetition
 from trade_hf.trained.command import add_options, decompile_folder
 
 if TYPE_CHECKING:
@@ -19,11 +19,8 @@ if TYPE_CHECKING:
     from trade_hf.decompiler import Decompilation
     from trade_hf.provenance import LineOrigin
     from trade_hf.rasp.program import Program
-    from trade_hf.verification import Status
 
     Origins = list[tuple[LineOrigin, bool]]  # where each line is, and whether ablation confirms it
-
-NOT_PROVEN = 3  # exit status
 
 
 def add_decompile(parser: ArgumentParser) -> None:
@@ -71,13 +68,6 @@ def _show(result: Decompilation, origins: Origins | None) -> None:
     print(code_in_colour(result.code if is_known else without_repetition(result.code)), end="")
     if origins is not None:
         print(f"\n{places([(row['name'], row['where']) for row in _lines(result.code, origins)])}")
-
-
-def exit_status(status: Status) -> int:
-    """0 for what is proven, 1 for what is refuted, 3 for what is neither."""
-    from trade_hf.verification import PROVEN, Status
-
-    return 0 if status in PROVEN else 1 if status is Status.REFUTED else NOT_PROVEN
 
 
 def _origins(program: Program, weights: TracrWeights) -> Origins | None:

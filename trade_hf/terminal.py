@@ -10,8 +10,9 @@ from itertools import groupby
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trade_hf.verification import Verdict
+    from trade_hf.verification import Status, Verdict
 
+NOT_PROVEN = 3  # exit status
 GREEN, RED, YELLOW = 32, 31, 33
 ALIKE = 3  # lines in a row that are the same up to names, of a program that is not proven, before they are cut
 WIDEST = 300  # characters of a line of such a program
@@ -75,3 +76,10 @@ def places(rows: Sequence[tuple[str, str | None]]) -> str:
 def say(text: str) -> None:
     """Prints a line beside the result, on standard error."""
     print(f"trade: {text}", file=sys.stderr, flush=True)
+
+
+def exit_status(status: Status) -> int:
+    """0 for what is proven, 1 for what is refuted, 3 for what is neither."""
+    from trade_hf.verification import PROVEN, Status
+
+    return 0 if status in PROVEN else 1 if status is Status.REFUTED else NOT_PROVEN

@@ -284,7 +284,7 @@ class Verifier:
             return Verdict(Status.IDENTICAL, inputs.total, inputs.total)
         side.departs |= identical  # then it is Tracr's model that is compared, whatever RASP says
         verdict = _compare_within(self.limits, side, self.model, inputs.sampled if identical else inputs)
-        if identical and verdict.status in (Status.EQUIVALENT, Status.AGREES) and verdict.faint is None:
+        if identical:
             return _of_identical(verdict)
         if verdict.status is not Status.AGREES or verdict.faint is not None:
             return verdict
@@ -311,6 +311,8 @@ class Verifier:
 
 def _of_identical(verdict: Verdict) -> Verdict:
     """Of identical weights, what a run says of the order of their sums: that it shows no difference, or one."""
+    if verdict.status not in (Status.EQUIVALENT, Status.AGREES) or verdict.faint is not None:
+        return verdict
     if verdict.elsewhere is None:
         return Verdict(Status.IDENTICAL, verdict.inputs, verdict.inputs)
     return replace(verdict, status=Status.EQUIVALENT_IN_ONE_PRECISION, bound=None)
@@ -348,9 +350,7 @@ def verify_weights(
     vocab, length = domains[0]
     one, other = (_ModelSide(weights, vocab) for weights in (first, second))
     verdict = _compare(one, other, _Inputs(vocab, length, limit, samples, seed))
-    if are_identical(first, second) and verdict.status in (Status.AGREES, Status.EQUIVALENT):
-        return _of_identical(verdict)
-    return verdict
+    return _of_identical(verdict) if are_identical(first, second) else verdict
 
 
 # ---------------------------------------------------------------- what is compared

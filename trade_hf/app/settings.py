@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from trade_hf.arguments import parse_vocab
-from trade_hf.compiled.transforms import add_noise, compress, permute, readable_dimensions, rotate, skew
+from trade_hf.compiled.transforms import add_noise, compress, permute, rotate, skew
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.rasp.functions import Value
 
@@ -18,7 +18,7 @@ SCRAMBLES: dict[str, Callable[[TracrWeights, int], TracrWeights]] = {
     "permute": permute,
     "rotate": rotate,
     "skew": skew,
-    "compress": lambda weights, seed: compress(weights, readable_dimensions(weights)),
+    "compress": lambda weights, seed: compress(weights),
     "noise 0.1 %": lambda weights, seed: add_noise(weights, 0.001, seed),
     "noise 1 %": lambda weights, seed: add_noise(weights, 0.01, seed),
 }

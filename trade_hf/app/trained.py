@@ -29,7 +29,7 @@ from trade_hf.trained.domain import Domain
 from trade_hf.trained.text import parse
 from trade_hf.trained.transformer import Transformer
 
-SECONDS = 8.0  # of processor time, of the search
+SECONDS = 8.0  # of CPU time, of the search
 Say = Callable[[str], object]
 
 

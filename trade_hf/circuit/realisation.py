@@ -35,10 +35,10 @@ DUST = 1e-5  # of the longest vector's length: what compression leaves of what n
 STEPS = 20_000  # for one model; nearly all take some hundred
 
 
-def realise(weights: TracrWeights, limits: Limits | None = None) -> TracrWeights:
-    """The model in Tracr's coordinates and scales, up to their order. Raises NotTracrsError, GaveUpError, WeightsError,
-    and LimitError where `limits` of a search are reached."""
-    return _Realisation(weights, Patience(STEPS, limits)).weights_found()
+def realise(weights: TracrWeights, circuit: Circuit, limits: Limits | None = None) -> TracrWeights:
+    """The model, whose circuit is given, in Tracr's coordinates and scales, up to their order. Raises NotTracrsError,
+    GaveUpError, WeightsError, and LimitError where `limits` of a search are reached."""
+    return _Realisation(weights, circuit, Patience(STEPS, limits)).weights_found()
 
 
 class _Realisation:
@@ -52,12 +52,11 @@ class _Realisation:
       shown: of each, the product with a numerical output.
     """
 
-    def __init__(self, weights: TracrWeights, patience: Patience) -> None:
+    def __init__(self, weights: TracrWeights, circuit: Circuit, patience: Patience) -> None:
         self.weights, self.patience = weights, patience
-        self.circuit = Circuit.of(weights)
-        if self.circuit.is_noisy:
+        if circuit.is_noisy:
             raise NotTracrsError("there is noise")
-        self.futures = Futures(self.circuit, weights.output_values is not None)
+        self.futures = Futures(circuit, weights.output_values is not None)
         self.tensors = {name: tensor.astype(np.float64) for name, tensor in weights.tensors.items()}
         embedded, positions = self.tensors["token_embed/embeddings"], self.tensors["pos_embed/embeddings"]
         tokens = embedded[[weights.vocab.index(token) for token in weights.input_vocab]]

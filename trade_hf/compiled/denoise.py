@@ -66,19 +66,21 @@ def denoise(weights: TracrWeights, limits: Limits | None = None) -> TracrWeights
 def _in_tracrs_basis(weights: TracrWeights, limits: Limits | None) -> Iterator[TracrWeights]:
     """The model in what may be Tracr's own basis."""
     with contextlib.suppress(NotTracrsError, GaveUpError, WeightsError):
-        if _give_the_same(weights, found := _with_inputs(realise(weights, limits))):
+        circuit = Circuit.of(weights)
+        found = _with_inputs(realise(weights, circuit, limits))
+        if _give_the_same(weights, circuit, Circuit.of(found)):
             yield found
     yield weights
     if (aligned := align(weights)) is not weights:
         yield _with_inputs(aligned)
 
 
-def _give_the_same(first: TracrWeights, second: TracrWeights) -> bool:
-    """Whether two models agree on most of some inputs. Where the program gives None, either may decode to anything."""
-    size = len(first.input_vocab), first.max_seq_len
-    inputs = np.random.RandomState(0).randint(0, size[0], (LOOKED_AT, size[1]))
-    one, other = (Circuit.of(weights).run(inputs) for weights in (first, second))
-    if first.output_values is not None:
+def _give_the_same(weights: TracrWeights, *circuits: Circuit) -> bool:
+    """Whether circuits of a model agree on most of some inputs. Where the program gives None, either may decode to
+    anything."""
+    inputs = np.random.RandomState(0).randint(0, len(weights.input_vocab), (LOOKED_AT, weights.max_seq_len))
+    one, other = (circuit.run(inputs) for circuit in circuits)
+    if weights.output_values is not None:
         one, other = one.argmax(-1), other.argmax(-1)
     return bool((np.abs(one - other) < NEAR).mean() > MOST)
 

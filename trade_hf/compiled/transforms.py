@@ -136,11 +136,14 @@ def _replaced(tensor: np.ndarray, columns: slice, part: np.ndarray) -> np.ndarra
     return changed
 
 
-def compress(weights: TracrWeights, dimensions: int) -> TracrWeights:
+def compress(weights: TracrWeights, dimensions: int | None = None) -> TracrWeights:
     """The residual stream projected on `dimensions` directions, in which readers' vectors are largest (SVD).
 
-    As many as `readable_dimensions` lose nothing. Raises ValueError for less than one or more than there are.
+    As many as `readable_dimensions`, the default, lose nothing. Raises ValueError for less than one or more than there
+    are.
     """
+    if dimensions is None:
+        dimensions = readable_dimensions(weights)
     if not 1 <= dimensions <= weights.d_model:
         raise ValueError(f"expected 1 to {weights.d_model} dimensions, got {dimensions}")
     return change_basis(weights, _principal(weights)[1][:dimensions].T)

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trade_hf.files import write_text
+from trade_hf.terminal import NOT_PROVEN, exit_status
 
 if TYPE_CHECKING:
     from trade_hf.trained.decompilation import TrainedDecompilation
 
 CLEARED = "\r\x1b[K"  # to the start of a terminal's line, which is emptied
-REFUTED, NOT_PROVEN = 1, 3  # exit statuses beside 0 for what is proven
 
 
 def add_options(parser: ArgumentParser) -> None:
     """Adds what `trade decompile` takes for a trained model."""
     group = parser.add_argument_group("trained models (a folder with model.safetensors, config.json, domain.json)")
     group.add_argument("--domain", type=Path, metavar="FILE", help="inputs and answers (default: FOLDER/domain.json)")
-    group.add_argument("--seconds", type=float, default=None, help="of processor time, of the search (default 60)")
+    group.add_argument("--seconds", type=float, default=None, help="of CPU time, of the search (default 60)")
     group.add_argument("--resume", type=Path, metavar="FILE", help="keep the best so far here, and go on from there")
     group.add_argument("--save-program", type=Path, metavar="FILE", help="write the program as Python for tracr")
     group.add_argument("--quiet", action="store_true", help="no progress on standard error")
@@ -34,7 +34,6 @@ def decompile_folder(args: Namespace) -> int:
     """Runs `trade decompile FOLDER`; returns the exit status: 0 proven, 1 refuted, 3 neither."""
     from trade_hf.trained.decompilation import decompile_trained
     from trade_hf.trained.synthesis import SECONDS
-    from trade_hf.verification import Status
 
     wanted = ["model.safetensors", "config.json"] + ([] if args.domain else ["domain.json"])
     if missing := [name for name in wanted if not (args.file / name).is_file()]:
@@ -54,9 +53,7 @@ def decompile_folder(args: Namespace) -> int:
         _write_report(args, result)
     if args.save_program:
         write_text(args.save_program, result.code)
-    if result.is_proven:
-        return 0
-    return REFUTED if result.status is Status.REFUTED else NOT_PROVEN
+    return exit_status(result.status) or (0 if result.is_proven else NOT_PROVEN)  # equal, but no shorter than a table
 
 
 def _write_report(args: Namespace, result: TrainedDecompilation) -> None:

@@ -223,17 +223,17 @@ def decompile_trained(
     with_mechanism: bool = True,
     resume: str | os.PathLike | None = None,
     learn: bool = True,
-    clock: float | None = None,
+    wall_seconds: float | None = None,
 ) -> TrainedDecompilation:
     """Find a short program for an ordinary transformer, and say how far the two agree.
 
     Args:
       source: a folder with `model.safetensors` and `config.json`, or a model (see `Transformer.of`).
       domain: inputs and answers: a Domain, what `domain.json` holds, or its path; default: `domain.json` in the folder.
-      seconds, steps: of processor time, and s-ops, after which the search ends with the best program so far.
+      seconds, steps: of CPU time, and s-ops, after which the search ends with the best program so far.
       seed: of the samples.
       progress: called with a line of text now and then.
-      clock: seconds by the clock after which the search ends (default: four times those of processor time).
+      wall_seconds: of wall time after which the search ends (default: four times those of CPU time).
       with_mechanism: whether to look for where in the model each line is.
       learn: whether projections that hold a line are learned where regression does not do; some seconds.
       resume: a file in which the best so far is kept, and from which a search that was killed goes on.
@@ -252,7 +252,7 @@ def decompile_trained(
         inputs, judged = inputs.halves(seed)
     for number in range(1, SAMPLES + 1):
         answers = Answers.of(model.logits(inputs), inputs)
-        search = Search(model, inputs, answers, seconds, steps, progress, seed, clock, begun, keep)
+        search = Search(model, inputs, answers, seconds, steps, progress, seed, wall_seconds, begun, keep)
         program = search.run().program
         fresh = inputs.fresh(seed + number)
         if fresh is None:

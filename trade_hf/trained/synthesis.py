@@ -30,8 +30,8 @@ from trade_hf.trained.space import Kind, Node, Space
 from trade_hf.trained.text import parse
 from trade_hf.trained.transformer import Transformer
 
-SECONDS = 60.0  # of processor time
-PATIENT = 4.0  # how many times as much the search may take by the clock, on a busy machine, unless told otherwise
+SECONDS = 60.0  # of CPU time
+WALL_TIME = 4.0  # limit of the wall time, unless another is given: so many times that of the CPU time
 STEPS = 120_000  # nodes of the space
 SAMPLE_PAIRS = 8_000  # of positions, of all inputs of the sample
 COUNTEREXAMPLES = 48  # inputs that join the sample at a time
@@ -73,11 +73,11 @@ class Search:
       model: the transformer.
       domain: inputs and answers.
       answers: the model's.
-      seconds: of processor time after which it ends, so that a busy machine finds the same.
+      seconds: of CPU time after which it ends, so that a busy machine finds the same.
       steps: nodes after which it ends.
       progress: called with a line of text now and then.
       seed: of the sample.
-      clock: seconds by the clock after which it ends; default: PATIENT times those of processor time.
+      wall_seconds: of wall time after which it ends; default: WALL_TIME times `seconds`.
       begun: what an earlier search has done.
       keep: called with what is done, whenever that is more.
     """
@@ -91,16 +91,14 @@ class Search:
         steps: int = STEPS,
         progress: Callable[[str], None] | None = None,
         seed: int = 0,
-        clock: float | None = None,
+        wall_seconds: float | None = None,
         begun: Progress | None = None,
         keep: Callable[[Progress], None] | None = None,
     ) -> None:
         self.model, self.domain, self.answers = model, domain, answers
         self.done, self._save = begun or Progress(""), keep or (lambda done: None)
-        self.end, self.end_by_clock = (
-            time.process_time() + seconds,
-            time.monotonic() + (PATIENT * seconds if clock is None else clock),
-        )
+        self.end_of_cpu_time = time.process_time() + seconds
+        self.end = time.monotonic() + (WALL_TIME * seconds if wall_seconds is None else wall_seconds)
         self.steps = steps
         self.progress = progress or (lambda text: None)
         self.best: Found | None = None
@@ -117,7 +115,7 @@ class Search:
         self._solver = self.solver()
 
     def is_over(self) -> bool:
-        is_late = time.process_time() > self.end or time.monotonic() > self.end_by_clock
+        is_late = time.process_time() > self.end_of_cpu_time or time.monotonic() > self.end
         return is_late or len(self.space.lines) > self.steps
 
     def run(self) -> Found:
