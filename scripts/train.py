@@ -24,7 +24,7 @@ import torch
 import training_record
 import yaml
 from clock import ENDLESS, Clock, spent_until
-from muon import MuonWithAdamW
+from muon import MuonWithAdamW, has_fast_bf16
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from training_log import TrainingLog, flops_per_example, matmul_peak
@@ -221,6 +221,9 @@ def examples_per_step(arguments: Seq2SeqTrainingArguments) -> int:
 
 def arguments_of(output: Path, settings: dict[str, Any], ignore_data_skip: bool) -> Seq2SeqTrainingArguments:
     """The trainer's arguments: a config's and what is the same in every run."""
+    if settings.get("bf16") and settings.get("use_cpu") and not has_fast_bf16(torch.device("cpu")):
+        print("bf16 is emulated on this processor, and slow: training in float32")
+        settings = settings | {"bf16": False}
     return Seq2SeqTrainingArguments(
         output_dir=str(output),
         predict_with_generate=True,

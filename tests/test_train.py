@@ -329,6 +329,26 @@ def test_muon_moves_the_matrices_of_layers_and_adamw_all_else(tiny_checkpoint, s
     assert [group["lr"] for group in optimizer.param_groups] == [0.002, 0.001]
 
 
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_muon_moves_as_torchs(script, monkeypatch, is_fast):
+    muon = script("muon")
+    monkeypatch.setattr(muon, "has_fast_bf16", lambda device: is_fast)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(6, 6), (6, 6), (4, 10), (10, 4)]
+    ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
+    settings = {"lr": 0.01, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    optimizers = muon.Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    for _ in range(3):
+        for own, other in zip(ours, theirs, strict=True):
+            own.grad = torch.randn(own.shape, generator=generator)
+            other.grad = own.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for own, other in zip(ours, theirs, strict=True):
+        assert (own - 1).abs().max() > 0.005
+        torch.testing.assert_close(own, other, atol=1e-3, rtol=0)
+
+
 def test_exact_match_counts_programs_and_their_structures(script):
     train = script("train")
     label = [10, 11, 12, 13, 20, 21, 22, 23, 2, -100]
