@@ -20,7 +20,7 @@ greedy_read_exact       the greedy program's operations and arguments, with func
 lifted_exact            the first program that is read from the weights alone, without the network, is the canonical one
 decompiled_exact        what `decompile` returns is the canonical program
 certified_equivalence   what `decompile` returns is proven identical or equivalent
-verified                of library, unusual and interpbench: it is, or `verify`, which runs all of up to 2,000,000 inputs,
+verified                of library, unusual and interpbench: it is, or `verify`, which runs up to 2,000,000 inputs,
                         proves it then
 equivalent_in_one_precision   it is not, but agrees on all inputs in float32 or in float64
 equivalent_but_for_none       it is not, but agrees on all inputs on which it gives a value; noise leaves no exact None
