@@ -21,7 +21,7 @@ from trade_hf.compiled.transforms import EDITS, add_noise, compress, permute, re
 from trade_hf.decompiler import spelled
 from trade_hf.rasp.canonical import canonicalise_spoken
 from trade_hf.search import lifted_programs
-from trade_hf.verification import verify
+from trade_hf.verification import PROVEN, verify
 
 SAMPLES = list(itertools.islice(sample_programs("realisation", UP_TO_TEN), 20))
 BASES = {"permute": permute, "rotate": rotate, "skew": skew, "skew by 1,000": functools.partial(skew, condition=1000.0)}
@@ -62,11 +62,13 @@ def test_each_edit_is_undone(samples, edit):
 
 
 def test_what_is_read_of_a_compressed_and_edited_model_is_proven(samples):
+    """As far as its own program is: rounding may have altered the model in single precision."""
     for seed, sample in enumerate(samples[:5]):
         changed = compress(skew(sample.compile(), seed), readable_dimensions(sample.compile()))
         for edit in EDITS:
             changed = edit(changed, seed)
-        assert verify(spelled(read(changed), changed), changed).is_verified, sample.program
+        status = verify(spelled(read(changed), changed), changed).status
+        assert status in PROVEN or status is verify(sample.program, changed).status, sample.program
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -40,7 +40,7 @@ from trade_hf.search import Candidate, Source, Unread, propose
 from trade_hf.verification import LEAST_SAMPLED, SAMPLED_INPUTS, Status, Verdict, Verifier
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "trade-base"
-MAX_CANDIDATES = 200
+MAX_CANDIDATES = 100
 MAX_STEPS = 50_000  # of the search, as limits.py counts them: some 5 s on one core
 LAST_STEPS = 50_000  # for the verdict on the model as it was given, where noise or a change of basis was taken off
 SEARCH_SHARE = 0.8  # of the time limit, if there is one; the rest is for that verdict
@@ -222,6 +222,7 @@ def decompile(
     return decompile_with(load_model(checkpoint), weights, max_candidates, budget_seconds, max_steps)
 
 
+@np.errstate(all="ignore")  # a model may hold any numbers; what overflows is looked at
 def decompile_with(
     model: TraDeForConditionalGeneration,
     given: TracrWeights,

@@ -113,6 +113,7 @@ def confirm(program: Program, weights: TracrWeights, origins: Sequence[LineOrigi
     return tuple(verdicts)
 
 
+@np.errstate(all="ignore")
 def _matched(compiled: TracrWeights, weights: TracrWeights) -> tuple[TracrWeights, Correspondence]:
     """The model, in Tracr's basis where it cannot be matched in its own, and what in it corresponds to `compiled`."""
     try:

@@ -271,6 +271,7 @@ class Verifier:
         other.model = self.model
         return other
 
+    @np.errstate(all="ignore")  # a model may hold any numbers; what overflows is a difference
     def compare(self, program: Program) -> Verdict:
         """As `verify`, without a look at whether RASP says what Tracr makes of the program."""
         weights, inputs = self.weights, self.inputs

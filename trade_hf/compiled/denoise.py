@@ -9,15 +9,15 @@ all entries are large, so Tracr's is found first: by products (`circuit/realisat
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from trade_hf.circuit.circuit import Circuit
 from trade_hf.circuit.realisation import NotTracrsError, realise
 from trade_hf.compiled.alignment import align, reach
-from trade_hf.compiled.weights import TracrWeights, WeightsError
+from trade_hf.compiled.weights import TracrWeights, WeightsError, check_limits
 from trade_hf.limits import GaveUpError, Limits
 
 ROUNDING = 2e-6  # of the largest entry of a tensor, where it was turned into another basis and back
@@ -56,23 +56,32 @@ def denoise(weights: TracrWeights, limits: Limits | None = None) -> TracrWeights
     Raises LimitError where `limits` of a search are reached."""
     if is_aligned(weights):
         return weights
-    for found in _in_tracrs_basis(weights, limits):
-        clean = replace(found, tensors={name: _denoise(tensor) for name, tensor in found.tensors.items()})
-        if is_aligned(clean) and _is_near(clean, found):
-            return clean
+    for brought in (partial(_by_products, limits=limits), _as_it_is, _by_lengths):
+        with contextlib.suppress(NotTracrsError, GaveUpError, WeightsError):
+            found = brought(weights)
+            clean = replace(found, tensors={name: _denoise(tensor) for name, tensor in found.tensors.items()})
+            check_limits(clean)
+            if is_aligned(clean) and _is_near(clean, found):
+                return clean
     return weights
 
 
-def _in_tracrs_basis(weights: TracrWeights, limits: Limits | None) -> Iterator[TracrWeights]:
-    """The model in what may be Tracr's own basis."""
-    with contextlib.suppress(NotTracrsError, GaveUpError, WeightsError):
-        circuit = Circuit.of(weights)
-        found = _with_inputs(realise(weights, circuit, limits))
-        if _give_the_same(weights, circuit, Circuit.of(found)):
-            yield found
-    yield weights
-    if (aligned := align(weights)) is not weights:
-        yield _with_inputs(aligned)
+def _by_products(weights: TracrWeights, limits: Limits | None) -> TracrWeights:
+    circuit = Circuit.of(weights)
+    found = _with_inputs(realise(weights, circuit, limits))
+    if not _give_the_same(weights, circuit, Circuit.of(found)):
+        raise NotTracrsError("what was found gives something else")
+    return found
+
+
+def _as_it_is(weights: TracrWeights) -> TracrWeights:
+    return weights
+
+
+def _by_lengths(weights: TracrWeights) -> TracrWeights:
+    if (aligned := align(weights)) is weights:
+        raise NotTracrsError("no basis is found by lengths and angles")
+    return _with_inputs(aligned)
 
 
 def _give_the_same(weights: TracrWeights, *circuits: Circuit) -> bool:

@@ -128,6 +128,7 @@ def _by_length(real: np.ndarray) -> list[np.ndarray]:
     return [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
 
 
+@np.errstate(all="ignore")
 def is_bounded(weights: TracrWeights) -> bool:
     """Whether no number in the model, on any input, can be above LARGEST: by the triangle inequality, part by part."""
 
