@@ -21,7 +21,7 @@ from dataset_builder.sampler import WIDE, Sample, SamplerConfig
 from dataset_builder.splits import stream
 from trade_hf.compiled.transforms import add_noise, compress, readable_dimensions, rotate, skew
 from trade_hf.compiled.weights import TracrWeights
-from trade_hf.processing_trade import (
+from trade_hf.features import (
     HIDDEN,
     MAX_LAYERS,
     POSITION,
@@ -31,9 +31,9 @@ from trade_hf.processing_trade import (
     VALUE_OUTPUT,
     Units,
     collate,
-    pad_labels,
     value_bucket,
 )
+from trade_hf.processing_trade import pad_labels
 from trade_hf.rasp.program import Program, variable_name
 from trade_hf.tokenization_rasp import LINE_SIZE, MAX_LINES, VOCABULARY, to_ids
 

@@ -63,8 +63,9 @@ from dataset_builder.interpbench import interpbench_programs
 from dataset_builder.library import LibraryProgram, library_programs
 from dataset_builder.splits import PINNED, pinned
 from dataset_builder.unusual import unusual_programs
+from trade_hf.candidates import Candidate, lifted_programs
 from trade_hf.compiled.bridge import from_tracr_model, to_tracr
-from trade_hf.compiled.comparison import FAINT, are_alike
+from trade_hf.compiled.comparison import FAINT, PRECISIONS, are_alike
 from trade_hf.compiled.compiler import compile_like, compile_program
 from trade_hf.compiled.denoise import denoise
 from trade_hf.compiled.forward import Output, run
@@ -81,9 +82,9 @@ from trade_hf.rasp.functions import Value
 from trade_hf.rasp.program import Program
 from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.rasp.text import parse, to_text
-from trade_hf.search import Candidate, greedy_programs, lifted_programs, teacher_forced, with_functions_read
+from trade_hf.search import greedy_programs, teacher_forced, with_functions_read
 from trade_hf.tokenization_rasp import to_ids
-from trade_hf.verification import PRECISIONS, Status, Verdict, rounded, verify
+from trade_hf.verification import Status, Verdict, rounded, verify
 
 VARIANTS: dict[str, Callable[[TracrWeights, int], TracrWeights]] = {
     "tracr": lambda weights, seed: weights,
@@ -518,7 +519,7 @@ def _differs(program: Any, weights: TracrWeights) -> bool:
     compiled = compile_like(program, weights)
     domain, most = (len(weights.input_vocab), weights.max_seq_len), MOST_RUN // weights.max_seq_len
     inputs = all_inputs(*domain) if count_inputs(*domain) <= most else random_inputs(*domain, most, 0)
-    outputs = [[run(model, inputs, dtype=dtype) for model in (compiled, weights)] for dtype in PRECISIONS.values()]
+    outputs = [[run(model, inputs, dtype=dtype) for model in (compiled, weights)] for dtype in PRECISIONS]
     return not all(_are_same(*pair) for pair in outputs)
 
 

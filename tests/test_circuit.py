@@ -7,7 +7,6 @@ from random import Random
 
 import numpy as np
 import pytest
-import torch
 from cases import CASES, LENGTH, VOCAB
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,7 +29,7 @@ from trade_hf.compiled.transforms import (
     skew,
 )
 from trade_hf.compiled.weights import WeightsError
-from trade_hf.processing_trade import to_units_of_circuit
+from trade_hf.features import to_units_of_circuit
 from trade_hf.rasp.program import variable_name
 from trade_hf.rasp.text import parse
 from trade_hf.tokenization_rasp import LINE_SIZE, VOCABULARY, to_ids
@@ -62,7 +61,7 @@ def up_to_what_outputs_share(logits, weights):
 
 def logits_of(weights, length, compute=None):
     inputs = inputs_of(weights, length)
-    logits = run(weights, inputs, dtype=torch.float64).logits if compute is None else compute(inputs)
+    logits = run(weights, inputs, dtype="float64").logits if compute is None else compute(inputs)
     return up_to_what_outputs_share(logits, weights)
 
 

@@ -129,6 +129,21 @@ def test_a_missing_file_is_answered_before_anything_heavy_is_imported(command, t
     assert done.returncode == 0 and done.stderr == "trade: none: no such file\n", done.stderr
 
 
+@pytest.mark.parametrize(
+    "command", ["decompile {} --report report.html --figure layers.svg", "decompile {} --json", "verify {} program.py"]
+)
+def test_what_is_read_from_the_weights_needs_no_network(command, model_file, tmp_path):
+    """Nor torch, which takes longer to load than all the rest."""
+    (tmp_path / "program.py").write_text(to_text(CASES[1].program))
+    code = (
+        "import sys\nfrom trade_hf.cli import main\nassert main(sys.argv[1:]) == 0\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    call = [sys.executable, "-c", code, *command.format(model_file).split()]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_version(capsys):
     with pytest.raises(SystemExit):
         main(["--version"])

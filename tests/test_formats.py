@@ -9,6 +9,7 @@ from cases import CASES, LENGTH, VOCAB
 from safetensors.torch import save_file as save_torch_file
 from test_weights import assert_equal
 
+from trade_hf.candidates import lifted_programs
 from trade_hf.compiled import transformer_lens as lens
 from trade_hf.compiled.bridge import to_tracr
 from trade_hf.compiled.compiler import compile_program
@@ -17,7 +18,6 @@ from trade_hf.compiled.formats import to_weights
 from trade_hf.compiled.transforms import permute, rotate
 from trade_hf.compiled.weights import TracrWeights, WeightsError
 from trade_hf.decompiler import decompile, spelled
-from trade_hf.search import lifted_programs
 from trade_hf.verification import verify
 
 CASE = next(case for case in CASES if case.name == "sort of distinct tokens")

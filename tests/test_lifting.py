@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dataset_builder.corpus import CONFIGS
 from dataset_builder.library import library_programs
 from dataset_builder.sampler import SamplerConfig, sample_programs
+from trade_hf.candidates import lifted_programs
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.lifting import lift
@@ -19,7 +20,6 @@ from trade_hf.compiled.transforms import add_noise, compress, permute, rotate
 from trade_hf.decompiler import spelled
 from trade_hf.rasp.canonical import canonicalise_spoken
 from trade_hf.rasp.text import parse
-from trade_hf.search import lifted_programs
 from trade_hf.verification import verify
 
 CHANGES = {"permuted": permute, "rotated": rotate}

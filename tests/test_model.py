@@ -13,13 +13,12 @@ from transformers import AutoTokenizer
 
 from dataset_builder.online import OnlineExamples, collate_examples, to_example, with_lines_before
 from dataset_builder.sampler import SamplerConfig
+from trade_hf.candidates import Source
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.transforms import permute, rotate, skew
 from trade_hf.configuration_trade import TraDeConfig
 from trade_hf.decompiler import Likeness, decompile, load_model
-from trade_hf.limits import EndedBy
-from trade_hf.modeling_trade import TraDeForConditionalGeneration
-from trade_hf.processing_trade import (
+from trade_hf.features import (
     COLUMNS,
     EDGE_CHANNELS,
     HIDDEN,
@@ -28,14 +27,15 @@ from trade_hf.processing_trade import (
     TOKEN,
     VALUE_BUCKETS,
     VALUE_OUTPUT,
-    TraDeProcessor,
     collate,
-    pad_labels,
     to_units,
 )
+from trade_hf.limits import EndedBy
+from trade_hf.modeling_trade import TraDeForConditionalGeneration
+from trade_hf.processing_trade import TraDeProcessor, pad_labels
 from trade_hf.rasp.program import variable_name
 from trade_hf.rasp.text import parse
-from trade_hf.search import Source, greedy_programs, processor, propose, teacher_forced, written_programs
+from trade_hf.search import greedy_programs, processor, search, teacher_forced, written_programs
 from trade_hf.tokenization_rasp import LINE_SIZE, VOCABULARY, to_ids, to_tokens
 from trade_hf.verification import verify
 
@@ -190,7 +190,7 @@ def test_the_search_departs_from_the_greedy_program_by_what_it_gives_up(tiny_che
     model = load_model(tiny_checkpoint)
     weights = compile_program(samples[0].program, samples[0].vocab, samples[0].max_seq_len)
     [greedy] = greedy_programs([weights], model)
-    found = [candidate for candidate in islice(propose(weights, model), 30) if candidate.source is Source.WRITTEN]
+    found = [candidate for candidate in islice(search(weights, model), 30) if candidate.source is Source.WRITTEN]
     assert found[0] == greedy
     assert len({candidate.program for candidate in found}) == len(found) > 10
     forced = [to_ids(candidate.program) for candidate in found]

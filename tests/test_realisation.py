@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dataset_builder.sampler import sample_programs
 from dataset_builder.splits import UP_TO_TEN
+from trade_hf.candidates import lifted_programs
 from trade_hf.circuit.chains import pair_up
 from trade_hf.circuit.circuit import Circuit
 from trade_hf.circuit.realisation import NotTracrsError, realise
@@ -20,7 +21,6 @@ from trade_hf.compiled.denoise import denoise, is_aligned
 from trade_hf.compiled.transforms import EDITS, add_noise, compress, permute, readable_dimensions, rotate, skew
 from trade_hf.decompiler import spelled
 from trade_hf.rasp.canonical import canonicalise_spoken
-from trade_hf.search import lifted_programs
 from trade_hf.verification import PROVEN, verify
 
 SAMPLES = list(itertools.islice(sample_programs("realisation", UP_TO_TEN), 20))

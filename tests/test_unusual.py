@@ -9,13 +9,13 @@ from tracr.compiler import compiling
 
 import trade_hf.search as search
 from dataset_builder.unusual import KINDS, unusual_programs
+from trade_hf.candidates import lifted_programs
 from trade_hf.compiled.bridge import from_tracr_model, to_tracr
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.denoise import denoise
 from trade_hf.compiled.transforms import compress, permute, rotate
 from trade_hf.decompiler import decompile, spelled
 from trade_hf.rasp.text import parse
-from trade_hf.search import lifted_programs
 from trade_hf.verification import Status, verify
 
 VOCAB, LENGTH = (0, 1, 2, 3), 4

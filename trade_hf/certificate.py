@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 import numpy as np
-import torch
 
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.rasp.evaluate import count_inputs
@@ -78,7 +77,7 @@ class Certificate:
       program: as Python for the tracr package.
       program_sha256, weights_sha256: of the program's text and of the model (see `hash_weights`).
       weights_file: where the model was, None if it was in memory.
-      versions: of Python, numpy, torch and trade-hf.
+      versions: of Python, numpy and trade-hf.
       check: the command that does all of it again.
     """
 
@@ -215,7 +214,6 @@ def _written(verdict: Verdict, program: str, weights: TracrWeights, **how: Any) 
         versions={
             "python": platform.python_version(),
             "numpy": np.__version__,
-            "torch": str(torch.__version__),
             "trade-hf": _own_version(),
         },
         **how,

@@ -13,15 +13,14 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Unpack, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import numpy as np
-import torch
-from transformers.utils import logging
 
+from trade_hf.candidates import Candidate, Source, Unread, propose
 from trade_hf.compiled.compiler import compile_like
 from trade_hf.compiled.denoise import denoise, is_aligned
 from trade_hf.compiled.formats import Known, to_weights
@@ -29,15 +28,16 @@ from trade_hf.compiled.forward import without_idle_directions
 from trade_hf.compiled.products import do_parts_correspond
 from trade_hf.compiled.transforms import compress
 from trade_hf.compiled.weights import TracrWeights
+from trade_hf.features import to_units
 from trade_hf.limits import EndedBy, LimitError, Limits
-from trade_hf.modeling_trade import TraDeForConditionalGeneration
-from trade_hf.processing_trade import to_units
 from trade_hf.rasp.canonical import canonicalise_spoken, spell
 from trade_hf.rasp.program import Program, RaspError
 from trade_hf.rasp.tables import UnsupportedError
 from trade_hf.rasp.text import parse, to_text
-from trade_hf.search import Candidate, Source, Unread, propose
 from trade_hf.verification import LEAST_SAMPLED, SAMPLED_INPUTS, Status, Verdict, Verifier
+
+if TYPE_CHECKING:
+    from trade_hf.modeling_trade import TraDeForConditionalGeneration
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "trade-base"
 MAX_CANDIDATES = 100
@@ -136,7 +136,7 @@ class Decompilation:
 
     def __repr__(self) -> str:
         return (
-            f"Decompilation({len(self.program)} lines, {self.certificate}, log-likelihood {self.score:.4g}, "
+            f"Decompilation({len(self.program)} lines, {self.certificate}, {self.source.value}, "
             f"{self.candidates} tried, ended by {self.ended_by.value}, {self.seconds:.3g} s)"
         )
 
@@ -151,13 +151,23 @@ class Decompilation:
 
 def load_model(checkpoint: str | os.PathLike = DEFAULT_CHECKPOINT) -> TraDeForConditionalGeneration:
     """A checkpoint in float32 on the CPU, kept once loaded; raises FileNotFoundError where there is none."""
-    return _load_model(Path(checkpoint))
+    return _load_model(check_checkpoint(checkpoint))
+
+
+def check_checkpoint(checkpoint: str | os.PathLike) -> Path:
+    """Its folder; raises FileNotFoundError where there is none."""
+    if not (Path(checkpoint) / "config.json").is_file():
+        raise FileNotFoundError(f"{checkpoint}: expected a folder with a TraDe checkpoint, found no config.json")
+    return Path(checkpoint)
 
 
 @functools.lru_cache(maxsize=4)
 def _load_model(checkpoint: Path) -> TraDeForConditionalGeneration:
-    if not (checkpoint / "config.json").is_file():
-        raise FileNotFoundError(f"{checkpoint}: expected a folder with a TraDe checkpoint, found no config.json")
+    import torch
+    from transformers.utils import logging
+
+    from trade_hf.modeling_trade import TraDeForConditionalGeneration
+
     shows_progress = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # it takes less than a second
     try:
@@ -219,21 +229,23 @@ def decompile(
             raise ImportError("a trained model can be read where trade-hf is installed") from None
         return decompile_trained(source, domain)
     weights = to_weights(source, **known)
-    return decompile_with(load_model(checkpoint), weights, max_candidates, budget_seconds, max_steps)
+    load = functools.partial(load_model, check_checkpoint(checkpoint))
+    return decompile_with(load, weights, max_candidates, budget_seconds, max_steps)
 
 
 @np.errstate(all="ignore")  # a model may hold any numbers; what overflows is looked at
 def decompile_with(
-    model: TraDeForConditionalGeneration,
+    model: TraDeForConditionalGeneration | Callable[[], TraDeForConditionalGeneration],
     given: TracrWeights,
     max_candidates: int = MAX_CANDIDATES,
     budget_seconds: float | None = None,
     max_steps: float = MAX_STEPS,
 ) -> Decompilation:
-    """Recover a RASP program with a neural model in memory, and check it.
+    """Recover a RASP program, and check it.
 
     Args:
-      model: as `load_model` or `prepare` gives it.
+      model: as `load_model` or `prepare` gives it, or a function that gives it, which is called where no program that
+        is read from the weights is the model's own.
       given: the compiled transformer.
       max_candidates: how many programs are checked at most.
       budget_seconds: a limit of the wall clock; None: there is none, and the result is the same on every machine. At
@@ -252,59 +264,96 @@ def decompile_with(
     start = time.monotonic()
     end = math.inf if budget_seconds is None else start + budget_seconds
     limits = Limits(max_steps, None if budget_seconds is None else SEARCH_SHARE * budget_seconds)
-    whole, given = given, without_idle_directions(given)
-    weights = _denoised(given, limits)
-    likeness, is_clean = Likeness(weights), weights is not given
-    # Where noise or a change of basis was taken off, the verdict that counts is another one, at the end.
-    verifier = Verifier(weights, samples=LEAST_SAMPLED if is_clean else SAMPLED_INPUTS, limits=limits)
-    attempts: list[Attempt] = []
-    best: tuple[tuple, int, Candidate] | None = None
-    last, ended_by = max_candidates, EndedBy.EXHAUSTED
+    used = without_idle_directions(given)
+    clean = _denoised(used, limits)
     unread: Unread = Counter()
-    try:
-        for candidate in propose(weights, model, limits, unread):
-            program, verdict = _checked(candidate.program, verifier)
-            attempts.append(Attempt(program, verdict, candidate.score, candidate.source))
-            is_own = not is_clean and _is_own(program, verdict, weights)
-            is_compared = verdict.status.is_on_all_inputs or (is_clean and verdict.reason is None)
-            distance = math.inf
-            if is_own:
-                distance = 0.0
-            elif is_compared:
-                limits.spend(len(likeness.signature) ** 2 / COMPARED)
-                distance = likeness.distance(program)
-            fits = is_own or (is_clean and distance < LIKE_IN_NOISE)
-            strength = (verdict.status.strength, -round(distance, DIGITS))
-            if best is None or strength > best[0]:
-                best = strength, len(attempts) - 1, candidate
-            is_same = verdict.status is Status.IDENTICAL or (
-                is_clean and not verdict.status.is_on_all_inputs and _is_own(program, verdict, weights)
-            )
-            if is_same or (fits and not is_aligned(weights)):
-                ended_by = EndedBy.FOUND
-                break
-            if verdict.is_verified or verdict.status.is_on_all_inputs or fits:
-                last = min(last, len(attempts) + (A_FEW if fits and is_clean else FURTHER))
-            if len(attempts) >= last:
-                ended_by = EndedBy.CANDIDATES if last == max_candidates else EndedBy.SETTLED
-                break
-            limits.check()
-    except LimitError as reached:
-        ended_by = reached.ended_by
-    assert best is not None, "the grammar lets the model end every program"
-    _, chosen, candidate = best
-    program, verdict = attempts[chosen].program, attempts[chosen].verdict
-    if verdict.is_verified or verdict.status.is_on_all_inputs:
-        canonical = canonicalise_spoken(candidate.program, weights.input_vocab, weights.max_seq_len)
-        if canonical != candidate.program:  # what is returned is what was compared
-            printed, its_verdict = _checked(canonical, verifier.renewed(_what_is_left(end)))
-            if its_verdict.status.strength >= verdict.status.strength:
-                program, verdict = printed, its_verdict
-    if weights is not whole:
-        verifier = Verifier(whole, limits=_what_is_left(end))
+    search = _Search(clean, clean is not used, max_candidates, limits)
+    ended_by = search.over(propose(clean, _loader(model), limits, unread))
+    program, verdict = search.canonical(_what_is_left(end))
+    verifier = search.verifier
+    if clean is not given:  # the verdict that counts is another one
+        verifier = Verifier(given, limits=_what_is_left(end))
         verdict = verifier.compare(program)
     verdict = verifier.with_departure(program, verdict)
-    return Decompilation(program, verdict, tuple(attempts), chosen, ended_by, time.monotonic() - start, unread)
+    seconds = time.monotonic() - start
+    return Decompilation(program, verdict, tuple(search.attempts), search.chosen, ended_by, seconds, unread)
+
+
+class _Search:
+    """Candidates looked at one by one, and the best so far.
+
+    Args:
+      weights: the model, in Tracr's own basis if that was found.
+      is_clean: whether noise or a change of basis was taken off it. Then all inputs are run at the end only.
+    """
+
+    def __init__(self, weights: TracrWeights, is_clean: bool, max_candidates: int, limits: Limits) -> None:
+        self.weights, self.is_clean, self.limits = weights, is_clean, limits
+        self.likeness, self.is_aligned = Likeness(weights), is_aligned(weights)
+        self.verifier = Verifier(weights, samples=LEAST_SAMPLED if is_clean else SAMPLED_INPUTS, limits=limits)
+        self.attempts: list[Attempt] = []
+        self.candidates: list[Candidate] = []
+        self.strengths: list[tuple[int, float]] = []
+        self.most = self.last = max_candidates
+
+    def over(self, candidates: Iterator[Candidate]) -> EndedBy:
+        """Look at candidates until there is an end."""
+        try:
+            for candidate in candidates:
+                if (ended_by := self._look_at(candidate)) is not None:
+                    return ended_by
+                self.limits.check()
+        except LimitError as reached:
+            return reached.ended_by
+        return EndedBy.EXHAUSTED
+
+    @property
+    def chosen(self) -> int:
+        """The number of the first attempt with the strongest verdict; of equal ones, of that most like the model."""
+        return self.strengths.index(max(self.strengths))
+
+    def canonical(self, limits: Limits) -> tuple[Program, Verdict]:
+        """The chosen program, in canonical form where it gives the same, and its verdict."""
+        best, candidate = self.attempts[self.chosen], self.candidates[self.chosen]
+        if not (best.verdict.is_verified or best.verdict.status.is_on_all_inputs):
+            return best.program, best.verdict
+        canonical = canonicalise_spoken(candidate.program, self.weights.input_vocab, self.weights.max_seq_len)
+        if canonical == candidate.program:
+            return best.program, best.verdict
+        printed, verdict = _checked(canonical, self.verifier.renewed(limits))  # what is returned is what was compared
+        is_as_strong = verdict.status.strength >= best.verdict.status.strength
+        return (printed, verdict) if is_as_strong else (best.program, best.verdict)
+
+    def _look_at(self, candidate: Candidate) -> EndedBy | None:
+        program, verdict = _checked(candidate.program, self.verifier)
+        is_own = not self.is_clean and _is_own(program, verdict, self.weights)
+        distance = 0.0 if is_own or verdict.status is Status.IDENTICAL else self._distance(program, verdict)
+        self.attempts.append(Attempt(program, verdict, candidate.score, candidate.source))
+        self.candidates.append(candidate)
+        self.strengths.append((verdict.status.strength, -round(distance, DIGITS)))
+        is_like = is_own or (self.is_clean and distance < LIKE_IN_NOISE)
+        if self._is_found(program, verdict, is_like):
+            return EndedBy.FOUND
+        if verdict.is_verified or verdict.status.is_on_all_inputs or is_like:
+            further = A_FEW if is_like and self.is_clean else FURTHER
+            self.last = min(self.last, len(self.attempts) + further)
+        if len(self.attempts) < self.last:
+            return None
+        return EndedBy.CANDIDATES if self.last == self.most else EndedBy.SETTLED
+
+    def _distance(self, program: Program, verdict: Verdict) -> float:
+        """Of a program's units from the model's, where that tells programs apart."""
+        if not (verdict.status.is_on_all_inputs or (self.is_clean and verdict.reason is None)):
+            return math.inf
+        self.limits.spend(len(self.likeness.signature) ** 2 / COMPARED)
+        return self.likeness.distance(program)
+
+    def _is_found(self, program: Program, verdict: Verdict, is_like: bool) -> bool:
+        """Whether a program is the model's own beyond doubt."""
+        if verdict.status is Status.IDENTICAL or (is_like and not self.is_aligned):
+            return True
+        is_run = verdict.status.is_on_all_inputs
+        return self.is_clean and not is_run and _is_own(program, verdict, self.weights)
 
 
 def _denoised(weights: TracrWeights, limits: Limits) -> TracrWeights:
@@ -313,6 +362,13 @@ def _denoised(weights: TracrWeights, limits: Limits) -> TracrWeights:
         return denoise(weights, limits)
     except LimitError:
         return weights
+
+
+def _loader(
+    model: TraDeForConditionalGeneration | Callable[[], TraDeForConditionalGeneration],
+) -> Callable[[], TraDeForConditionalGeneration]:
+    """A function that gives the model; a model is one that can be called too."""
+    return (lambda: model) if hasattr(model, "generate") else model  # type: ignore[return-value]
 
 
 def _what_is_left(end: float) -> Limits:

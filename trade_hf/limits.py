@@ -12,7 +12,6 @@ from enum import Enum
 
 MULTIPLICATIONS = 2_000_000  # in a step, of a compiled model's forward pass
 TOKEN = 40  # steps for a token that the network writes, of up to 8 programs together
-PASS = 50  # steps for the network's forward pass over a whole program
 
 
 class EndedBy(Enum):

@@ -255,10 +255,10 @@ def greedy_code(weights: TracrWeights, checkpoint: Path) -> str | None:
 
 def lifted(weights: TracrWeights) -> str | None:
     """No network: the first program that is read from the weights."""
+    from trade_hf.candidates import lifted_programs
     from trade_hf.compiled.denoise import denoise
     from trade_hf.decompiler import spelled
     from trade_hf.rasp.text import to_text
-    from trade_hf.search import lifted_programs
 
     program = next(lifted_programs(denoise(weights)), None)
     return None if program is None else to_text(spelled(program, weights))

@@ -1,6 +1,6 @@
 """TraDe: an encoder over the units of a compiled transformer and a decoder that writes its RASP program.
 
-The encoder knows its units (see `processing_trade.py`) only by their kind and by the products of what one reads and
+The encoder knows its units (see `features.py`) only by their kind and by the products of what one reads and
 another writes. In each layer these products act twice: as a bias of the attention, and as the weights of messages that
 run along the edges, from writers to readers and back. It is unmoved by any permutation or rotation of the residual
 stream and by the order of the units.
@@ -184,7 +184,7 @@ class FlatLayer(nn.Module):
 
 
 class FlatEncoder(TraDePreTrainedModel):
-    """Pieces of flattened weights (`processing_trade.to_pieces`) → hidden states [batch, piece, d_model]."""
+    """Pieces of flattened weights (`features.to_pieces`) → hidden states [batch, piece, d_model]."""
 
     def __init__(self, config: TraDeConfig) -> None:
         super().__init__(config)

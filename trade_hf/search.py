@@ -1,12 +1,10 @@
-"""Programs that compiled weights may have come from, the likeliest first.
+"""Programs that the network finds for compiled weights, the likeliest first.
 
-First what the network writes, greedily, and the same with its functions read from the weights (`compiled/reading.py`),
-which is exact once it is known which s-op reads which. Then programs that are read from the weights altogether
-(`compiled/lifting.py`): where weights are as Tracr makes them, the first of these is right nearly always.
-
-What is left is a search. It departs from the greedy program at operations and arguments alone: the tokens before the
-departure are kept, the likeliest completion follows, and departures are tried in order of the likelihood that they give
-up. A beam would spend most of its places on names of one and the same table.
+First what it writes, greedily, and the same with its functions read from the weights (`compiled/reading.py`), which is
+exact once it is known which s-op reads which. What is left is a search. It departs from the greedy program at
+operations and arguments alone: the tokens before the departure are kept, the likeliest completion follows, and
+departures are tried in order of the likelihood that they give up. A beam would spend most of its places on names of one
+and the same table.
 """
 
 from __future__ import annotations
@@ -16,23 +14,20 @@ import functools
 import heapq
 import itertools
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from trade_hf.compiled.lifting import lift
+from trade_hf.candidates import Candidate, Source, Unread, named
 from trade_hf.compiled.reading import Reader
 from trade_hf.compiled.weights import TracrWeights
-from trade_hf.limits import PASS, TOKEN, Limits
+from trade_hf.limits import TOKEN, Limits
 from trade_hf.modeling_trade import TraDeForConditionalGeneration
 from trade_hf.processing_trade import TraDeProcessor, pad_labels
-from trade_hf.rasp.canonical import Structure, name_functions
 from trade_hf.rasp.program import Program, RaspError
 from trade_hf.tokenization_rasp import (
     LINE_SIZE,
@@ -44,39 +39,11 @@ from trade_hf.tokenization_rasp import (
     to_known_ids,
 )
 
-Unread = Counter[str]  # how many programs could not be read from the weights, by the reason
-# What weights that are not as Tracr makes them raise where they are read as such.
-UNREADABLE = (ValueError, ArithmeticError, LookupError)
-MAX_LIFTED = 24  # programs read from the weights that are tried
 MAX_READINGS = 8  # ways to read the functions of one candidate that are tried
 AT_ONCE = 8  # departures that are completed together
 MAX_DEPARTURE = 12.0  # of log-likelihood given up, in all
-ABOVE, BELOW = (
-    2.0,
-    4.0,
-)  # log-likelihood that a departure above, or below, the line where reading ended seems to give up
-
-
-class Source(Enum):
-    """Where a program comes from."""
-
-    WRITTEN = "written by the neural model"
-    FUNCTIONS_READ = "operations and arguments by the neural model, functions read from the weights"
-    LIFTED = "read from the weights"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A proposed program, in canonical terms.
-
-    Attributes:
-      score: the log-likelihood that the neural model gives it, functions without a token left out; where functions were
-        read, that of the program that it wrote; NaN for one that is too long for it.
-    """
-
-    program: Program
-    score: float
-    source: Source = Source.WRITTEN
+# Log-likelihood that a departure above, or below, the line where reading ended seems to give up.
+ABOVE, BELOW = 2.0, 4.0
 
 
 @functools.cache
@@ -89,14 +56,14 @@ def _inputs(batch: list[TracrWeights], model: TraDeForConditionalGeneration) -> 
     return dict(processor()(batch, encoder=model.config.encoder).to(model.device))
 
 
-def propose(
+def search(
     weights: TracrWeights,
     model: TraDeForConditionalGeneration,
     limits: Limits | None = None,
     unread: Unread | None = None,
 ) -> Iterator[Candidate]:
-    """Distinct candidates. Each that the network writes is followed by what it becomes with the functions read from the
-    weights; after the first come those that are read from the weights altogether. There is an end, but far off.
+    """Candidates of the network, each that it writes followed by what it becomes with the functions read from the
+    weights. There is an end, but far off.
 
     The first comes in any case. Raises LimitError after it, once `limits` are reached. `unread` counts those that could
     not be read from the weights, by the reason.
@@ -104,13 +71,11 @@ def propose(
     limits = limits or Limits()
     inputs = _encoded(_inputs([weights], model), model)
     count = itertools.count()
-    lifted = _lifted(weights, inputs, model, limits, unread)
     waiting: list[tuple[float, int, float, tuple[int, ...]]] = [(0.0, next(count), 0.0, ())]
-    seen: set[Program] = set()
     skeletons: set[tuple] = set()
     while waiting:
         best = [heapq.heappop(waiting) for _ in range(min(AT_ONCE, len(waiting)))]
-        if seen:
+        if skeletons:
             limits.check()
         written = _complete(model, inputs, [prefix for *_, prefix in best])
         limits.spend(TOKEN * max(len(one.ids) for one in written))
@@ -123,18 +88,12 @@ def propose(
                 continue
             skeletons.add(skeleton)
             reader = Reader(candidate.program.lines, weights, limits=limits)
-            for version in itertools.chain([candidate], _read(candidate, reader, unread)):
-                if version.program not in seen:
-                    seen.add(version.program)
-                    yield version
+            yield candidate
+            yield from _read(candidate, reader, unread)
             for place, loss, other in _departures(one, len(prefix)):
                 if given_up + loss < MAX_DEPARTURE:
                     rank = given_up + loss + _penalty(place // LINE_SIZE, reader.furthest)
                     heapq.heappush(waiting, (rank, next(count), given_up + loss, other))
-        for version in lifted:  # after the first round none is left
-            if version.program not in seen:
-                seen.add(version.program)
-                yield version
 
 
 def _penalty(line: int, furthest: int) -> float:
@@ -148,42 +107,8 @@ def with_functions_read(candidate: Candidate, weights: TracrWeights) -> Iterator
 
 
 def _read(candidate: Candidate, reader: Reader, unread: Unread | None = None) -> Iterator[Candidate]:
-    for program in _named(itertools.islice(reader.structures(), MAX_READINGS), unread):
+    for program in named(itertools.islice(reader.structures(), MAX_READINGS), unread):
         yield Candidate(program, candidate.score, Source.FUNCTIONS_READ)
-
-
-def lifted_programs(
-    weights: TracrWeights, limits: Limits | None = None, unread: Unread | None = None
-) -> Iterator[Program]:
-    """Programs that are read from the weights, without the network. Raises LimitError as `lift`."""
-    yield from _named(itertools.islice(lift(weights, limits), MAX_LIFTED), unread)
-
-
-def _named(structures: Iterator[Structure], unread: Unread | None = None) -> Iterator[Program]:
-    """With functions. One that weights cannot have been compiled from, which may show in reading it or in looking for
-    names, costs no other: the reason is counted."""
-    while True:
-        try:
-            program = name_functions(next(structures))
-        except StopIteration:
-            return
-        except UNREADABLE as error:
-            if unread is not None:
-                unread[f"{type(error).__name__}: {error}"] += 1
-            continue
-        yield program
-
-
-def _lifted(
-    weights: TracrWeights,
-    inputs: dict[str, Any],
-    model: TraDeForConditionalGeneration,
-    limits: Limits,
-    unread: Unread | None,
-) -> Iterator[Candidate]:
-    for program in lifted_programs(weights, limits, unread):
-        limits.spend(PASS)
-        yield Candidate(program, _likelihood(program, inputs, model), Source.LIFTED)
 
 
 @torch.inference_mode()
@@ -224,7 +149,7 @@ def written_programs(
     for ids in rows[:, 1:].tolist():
         with contextlib.suppress(RaspError):
             programs.add(from_ids(ids))
-    found = [Candidate(program, _likelihood(program, inputs, model)) for program in programs]
+    found = [Candidate(program, _likelihood(program, inputs, model), Source.WRITTEN) for program in programs]
     return sorted(found, key=lambda candidate: -candidate.score)
 
 
@@ -263,7 +188,7 @@ def _departures(written: _Written, start: int) -> Iterator[tuple[int, float, tup
 def _candidate(written: _Written) -> Candidate | None:
     score = sum(map(written.likelihood, range(len(written.ids))))
     try:
-        return Candidate(from_ids(written.ids), score)
+        return Candidate(from_ids(written.ids), score, Source.WRITTEN)
     except RaspError:
         return None
 

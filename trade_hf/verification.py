@@ -43,9 +43,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 
-from trade_hf.compiled.comparison import TOLERANCE, are_alike, compare, hangs_on_order
+from trade_hf.compiled.comparison import PRECISIONS, TOLERANCE, are_alike, compare, hangs_on_order
 from trade_hf.compiled.compiler import compile_like, compile_program
 from trade_hf.compiled.faithful import check_numbers, limits, may_depart
 from trade_hf.compiled.forward import ALIKE, Output, run
@@ -58,6 +57,7 @@ from trade_hf.rasp.program import Program, Type
 from trade_hf.rasp.reference import NoAnswerError, answer
 from trade_hf.rasp.tables import Tables, UnsupportedError, sort_values, tabulate
 
+SINGLE = PRECISIONS[0]  # Tracr's
 EXHAUSTIVE_LIMIT = 2_000_000  # inputs; above, a sample is taken
 SAMPLED_INPUTS = 10_000
 LEAST_SAMPLED = 1_000  # however little time there is
@@ -67,8 +67,6 @@ MOST_PAIRS_ASKED = 300_000  # fewer: so many pairs of positions in all, but 10 i
 # Of a number times the exactness: steps multiply by it, and up to this float32 is off by less than a tenth of a step.
 MOST_EXACT = 1_000_000
 MOST_TOKENS = 100_000_000  # of all inputs that may be asked for: they are held in memory, 8 bytes each
-SINGLE = "float32"  # Tracr's precision
-PRECISIONS = {SINGLE: torch.float32, "float64": torch.float64}
 REORDERED = "float32, its sums in another order"
 HANGS_ON_ORDER = "what the model gives in float32 hangs on the order of its sums"
 CONFIDENCE = 0.95  # of the bound on the share of inputs that differ
@@ -408,7 +406,7 @@ class _ProgramSide:
         rows = np.flatnonzero(~meant.valid | self.departs)
         if not len(rows):
             return dict.fromkeys(PRECISIONS, said)
-        return {name: _with_rows(said, rows, self.run(inputs[rows], dtype)) for name, dtype in PRECISIONS.items()}
+        return {name: _with_rows(said, rows, self.run(inputs[rows], name)) for name in PRECISIONS}
 
     def says_what_it_gives(self, inputs: np.ndarray) -> np.ndarray:
         """[input]: whether RASP certainly says what the compiled program gives."""
@@ -416,7 +414,7 @@ class _ProgramSide:
         is_exact = _largest_number(self.tables) * self.exactness <= MOST_EXACT
         return meant.valid & meant.listed & (is_exact and not self.departs)
 
-    def run(self, inputs: np.ndarray, dtype: torch.dtype = torch.float32) -> _Answer:
+    def run(self, inputs: np.ndarray, dtype: str = SINGLE) -> _Answer:
         """What the compiled program gives, in codes of the tables' values where it is categorical."""
         order = np.array([*map(self.compiled.input_vocab.index, self.tables.vocab), PADDING])
         given = _Answer.of(run(self.compiled, order[inputs], dtype=dtype))
@@ -448,9 +446,7 @@ class _ModelSide:
         key = inputs.tobytes() if inputs.size <= MOST_KEPT else b""
         if key in self.kept:
             return self.kept[key]
-        answers = {
-            name: _Answer.of(run(self.weights, self.order[inputs], dtype=dtype)) for name, dtype in PRECISIONS.items()
-        }
+        answers = {name: _Answer.of(run(self.weights, self.order[inputs], dtype=name)) for name in PRECISIONS}
         answers[REORDERED] = _Answer.of(run(self.weights, self.order[inputs], seed=0))
         if key and inputs.size <= self.room:
             self.room -= inputs.size
@@ -663,7 +659,7 @@ class _Comparison:
         verdict = replace(verdict, faint=self.faint.difference(self.checked))
         if len(agreeing) > 1:
             return verdict
-        [other] = PRECISIONS.keys() - agreeing
+        [other] = set(PRECISIONS) - {*agreeing}
         found, reason = self.differing[other], None
         if not found.count:
             found, reason = self.differing[REORDERED], HANGS_ON_ORDER

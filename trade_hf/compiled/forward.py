@@ -14,9 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from trade_hf.compiled.transforms import WRITERS, all_readers, residual_vectors, with_directions
 from trade_hf.compiled.weights import TracrWeights
@@ -33,7 +30,7 @@ LARGEST = 1e29
 OTHER_ROUNDING = 2.0**-26
 WIDE = 512  # residual directions; few programs need more
 MOST_DRAWN = 2**21  # random numbers at once
-MAX_CELLS = 2**24  # numbers in one intermediate tensor: 64 MiB in float32, and there are several at a time
+MAX_CELLS = 2**24  # numbers in one intermediate array: 64 MiB in float32, and there are several at a time
 
 
 @dataclass(frozen=True)
@@ -83,29 +80,31 @@ class Output:
         return [None if none else value for value, none in zip(self.decode(row), off, strict=True)]
 
 
+@np.errstate(all="ignore")
 def run(
     weights: TracrWeights,
     inputs: np.ndarray,
     batch_size: int = 4096,
-    dtype: torch.dtype = torch.float32,
+    dtype: str = "float32",
     seed: int | None = None,
 ) -> Output:
     """Run token codes [batch, position] through the model.
 
     `inputs` are indices into `weights.input_vocab`, PADDING after the end of an input. `batch_size` of them run at
-    once, fewer where the model is large. `dtype` is the precision of all sums; Tracr's is single. With a `seed`, each
-    sum is off by a random part of OTHER_ROUNDING, as on a machine that takes it in another order.
+    once, fewer where the model is large. `dtype` is the precision of all sums: "float32", which is Tracr's, or
+    "float64". With a `seed`, each sum is off by a random part of OTHER_ROUNDING, as on a machine that takes it in
+    another order.
     """
     weights = without_idle_directions(weights)
     positions = inputs.shape[1] + 1
     widest = max(weights.num_heads * positions, weights.mlp_size, weights.num_heads * weights.key_size, weights.d_model)
     batch_size = max(1, min(batch_size, MAX_CELLS // (positions * widest)))
     model, real = _Model(weights, dtype, _Sums() if seed is None else _RoundedOtherwise(seed)), inputs != PADDING
-    logits = np.empty((*inputs.shape, weights.unembedding.shape[1]), str(dtype).removeprefix("torch."))
+    logits = np.empty((*inputs.shape, weights.unembedding.shape[1]), dtype)
     for rows in [np.arange(len(inputs))] if model.is_bounded else _by_length(real):
         for start in range(0, len(rows), batch_size):
             some = rows[start : start + batch_size]
-            logits[some] = model(inputs[some]).numpy()
+            logits[some] = model(inputs[some])
     return Output(logits, real, weights.output_values)
 
 
@@ -128,7 +127,7 @@ def _by_length(real: np.ndarray) -> list[np.ndarray]:
     return [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
 
 
-@np.errstate(all="ignore")
+@np.errstate(all="ignore")  # a model may hold any numbers
 def is_bounded(weights: TracrWeights) -> bool:
     """Whether no number in the model, on any input, can be above LARGEST: by the triangle inequality, part by part."""
 
@@ -147,11 +146,13 @@ def is_bounded(weights: TracrWeights) -> bool:
     return max(largest, (stream @ np.abs(weights.unembedding)).max()) <= LARGEST
 
 
+@np.errstate(all="ignore")
 def residual_stream(weights: TracrWeights, inputs: np.ndarray) -> np.ndarray:
     """What the residual stream holds after the last layer: [batch, position, d_model], BOS position left out."""
-    return _Model(weights).residual_stream(inputs).numpy()
+    return _Model(weights).residual_stream(inputs)
 
 
+@np.errstate(all="ignore")
 def attention(weights: TracrWeights, tokens: Sequence[Value]) -> np.ndarray:
     """What each position attends to on one input: [layer, head, query, key], each row a distribution; BOS comes first.
 
@@ -165,15 +166,17 @@ def attention(weights: TracrWeights, tokens: Sequence[Value]) -> np.ndarray:
 class _Sums:
     """The sums of a forward pass, as this machine takes them."""
 
-    def product(self, bias: Tensor, x: Tensor, w: Tensor) -> Tensor:
+    def product(self, bias: np.ndarray, x: np.ndarray, w: np.ndarray) -> np.ndarray:
         """bias + x w"""
-        return torch.addmm(bias, x, w)
+        total = x @ w
+        total += bias
+        return total
 
-    def add_product(self, total: Tensor, x: Tensor, w: Tensor) -> None:
+    def add_product(self, total: np.ndarray, x: np.ndarray, w: np.ndarray) -> None:
         """total += x w"""
-        total.addmm_(x, w)
+        total += x @ w
 
-    def matmul(self, x: Tensor, y: Tensor) -> Tensor:
+    def matmul(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """x y of two batches."""
         return x @ y
 
@@ -182,29 +185,29 @@ class _RoundedOtherwise(_Sums):
     """The same, each off by at most OTHER_ROUNDING of the magnitudes that it adds up, at random."""
 
     def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-        self.buffer = torch.empty(0)  # used again and again: to take new memory costs more than a sum
+        self.generator = np.random.Generator(np.random.PCG64(seed))
 
-    def product(self, bias: Tensor, x: Tensor, w: Tensor) -> Tensor:
-        return self._off(torch.addmm(bias, x, w), torch.addmm(bias.abs(), self._magnitude(x), w.abs()))
+    def product(self, bias: np.ndarray, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+        return self._off(super().product(bias, x, w), super().product(np.abs(bias), np.abs(x), np.abs(w)))
 
-    def add_product(self, total: Tensor, x: Tensor, w: Tensor) -> None:
-        magnitude = self._magnitude(total).addmm_(x.abs(), w.abs())
-        self._off(total.addmm_(x, w), magnitude)
+    def add_product(self, total: np.ndarray, x: np.ndarray, w: np.ndarray) -> None:
+        magnitude = np.abs(total)
+        super().add_product(magnitude, np.abs(x), np.abs(w))
+        super().add_product(total, x, w)
+        self._off(total, magnitude)
 
-    def matmul(self, x: Tensor, y: Tensor) -> Tensor:
-        return self._off(x @ y, x.abs() @ y.abs())
+    def matmul(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return self._off(x @ y, np.abs(x) @ np.abs(y))
 
-    def _magnitude(self, x: Tensor) -> Tensor:
-        self.buffer = self.buffer.to(x.dtype).resize_(x.shape)
-        return torch.abs(x, out=self.buffer)
-
-    def _off(self, total: Tensor, magnitude: Tensor) -> Tensor:
+    def _off(self, total: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
         """`total` itself; of a large one, blocks of rows are off by the same parts, since drawing takes longest."""
-        block = max(1, MOST_DRAWN // max(1, total[:1].numel()))
-        drawn = torch.empty_like(total[:block]).uniform_(-OTHER_ROUNDING, OTHER_ROUNDING, generator=self.generator)
-        for some, of in zip(total.split(block), magnitude.split(block), strict=True):
-            some.addcmul_(drawn[: len(some)], of)
+        block = max(1, MOST_DRAWN // max(1, total[:1].size))
+        drawn = self.generator.random((min(block, len(total)), *total.shape[1:]), total.dtype.type)
+        drawn -= 0.5
+        drawn *= 2 * OTHER_ROUNDING
+        for start in range(0, len(total), block):
+            some = slice(start, start + block)
+            total[some] += magnitude[some] * drawn[: len(total[some])]
         return total
 
 
@@ -212,56 +215,53 @@ class _Model:
     """A model's parameters, without what is all zeros (Tracr pads every layer to the size of the largest) where that
     makes no difference."""
 
-    def __init__(self, weights: TracrWeights, dtype: torch.dtype = torch.float32, sums: _Sums | None = None) -> None:
+    def __init__(self, weights: TracrWeights, dtype: str = "float32", sums: _Sums | None = None) -> None:
         self.sums = sums or _Sums()
         self.weights, self.is_bounded = weights, is_bounded(weights)
-        # Copied, since JAX's are read-only.
-        tensors = {name: torch.tensor(tensor, dtype=dtype) for name, tensor in weights.tensors.items()}
+        tensors = {name: np.asarray(tensor, dtype) for name, tensor in weights.tensors.items()}
         self.tokens, self.positions = tensors["token_embed/embeddings"], tensors["pos_embed/embeddings"]
-        self.unembedding = torch.tensor(weights.unembedding, dtype=dtype)
+        self.unembedding = np.asarray(weights.unembedding, dtype)
         parts = [_part(tensors, number) for number in range(weights.num_layers)]
         self.layers = [_Layer(part, weights, self.is_bounded, self.sums) for part in parts]
 
-    @torch.inference_mode()
-    def __call__(self, inputs: np.ndarray) -> Tensor:
+    def __call__(self, inputs: np.ndarray) -> np.ndarray:
+        """[batch, position, output]"""
         return self.sums.matmul(self.residual_stream(inputs), self.unembedding)
 
-    @torch.inference_mode()
-    def residual_stream(self, inputs: np.ndarray) -> Tensor:
+    def residual_stream(self, inputs: np.ndarray) -> np.ndarray:
+        """[batch, position, d_model], BOS position left out."""
         rows = np.array([self.weights.vocab.index(token) for token in self.weights.input_vocab])
         length = int((inputs != PADDING).sum(1).max())
-        real = torch.from_numpy(inputs[:, :length] != PADDING)
-        tokens = torch.from_numpy(rows[np.where(inputs[:, :length] == PADDING, 0, inputs[:, :length])])
-        x, shape = self.embed(tokens)
-        hidden = ~torch.cat([torch.ones(len(inputs), 1, dtype=torch.bool), real], 1)[:, None] | self.later(length + 1)
+        real = inputs[:, :length] != PADDING
+        x, shape = self.embed(rows[np.where(real, inputs[:, :length], 0)])
+        hidden = np.pad(~real, [(0, 0), (1, 0)])[:, None] | self.later(length + 1)
         for layer in self.layers:
             layer.add_to(x, shape, hidden)
-        return F.pad(x.unflatten(0, shape)[:, 1:], (0, 0, 0, inputs.shape[1] - length))
+        stream = np.zeros((*inputs.shape, x.shape[1]), x.dtype)
+        stream[:, :length] = x.reshape(*shape, -1)[:, 1:]
+        return stream
 
-    @torch.inference_mode()
     def patterns(self, rows: np.ndarray) -> np.ndarray:
         """[layer, head, query, key] of one input, given as rows of the embedding [1, position]."""
-        x, shape = self.embed(torch.from_numpy(rows))
+        x, shape = self.embed(rows)
         hidden, found = self.later(shape[1])[None], []
         for layer in self.layers:
-            found.append(torch.cat([head.pattern(x, shape, hidden) for head in layer.heads]))
+            found.append(np.concatenate([head.pattern(x, shape, hidden) for head in layer.heads]))
             layer.add_to(x, shape, hidden)
-        return torch.stack(found).numpy()
+        return np.stack(found)
 
-    def later(self, positions: int) -> Tensor:
+    def later(self, positions: int) -> np.ndarray:
         """[query, key], or what broadcasts to it: the keys after a query, if the model is causal."""
-        if not self.weights.causal:
-            return torch.zeros(1, positions, dtype=torch.bool)
-        return torch.ones(positions, positions, dtype=torch.bool).triu(1)
+        return np.triu(np.full((positions, positions), self.weights.causal), 1)
 
-    def embed(self, rows: Tensor) -> tuple[Tensor, torch.Size]:
+    def embed(self, rows: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         """The residual stream [batch · position, d_model] before the first layer, BOS in front; its shape."""
-        bos = torch.full((len(rows), 1), self.weights.vocab.index(self.weights.bos))
-        x = F.embedding(torch.cat([bos, rows], 1), self.tokens) + self.positions[: rows.shape[1] + 1]
-        return x.flatten(0, 1), x.shape[:2]
+        rows = np.pad(rows, [(0, 0), (1, 0)], constant_values=self.weights.vocab.index(self.weights.bos))
+        x = self.tokens[rows] + self.positions[: rows.shape[1]]
+        return x.reshape(-1, x.shape[2]), rows.shape
 
 
-def _part(tensors: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+def _part(tensors: dict[str, np.ndarray], number: int) -> dict[str, np.ndarray]:
     prefix = f"transformer/layer_{number}/"
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
@@ -269,23 +269,24 @@ def _part(tensors: dict[str, Tensor], number: int) -> dict[str, Tensor]:
 class _Layer:
     """A layer's parameters; `prunes` leaves out those that no product with a finite number makes anything of."""
 
-    def __init__(self, part: dict[str, Tensor], weights: TracrWeights, prunes: bool, sums: _Sums) -> None:
+    def __init__(self, part: dict[str, np.ndarray], weights: TracrWeights, prunes: bool, sums: _Sums) -> None:
         heads = [_Head(part, weights.key_size, number, prunes, sums) for number in range(weights.num_heads)]
         self.heads, self.moving = heads, [head for head in heads if head.moves]
-        self.moved = torch.cat([head.moved for head in heads])
+        self.moved = np.concatenate([head.moved for head in heads])
         self.bias, self.mlp, self.sums = part["attn/linear/b"], _Mlp(part, prunes, sums), sums
 
-    def add_to(self, x: Tensor, shape: torch.Size, hidden: Tensor) -> None:
+    def add_to(self, x: np.ndarray, shape: tuple[int, int], hidden: np.ndarray) -> None:
         """Add to `x` [batch · position, d_model] what the layer gives of it."""
         if self.moving:
-            self.sums.add_product(x, torch.cat([head.attend(x, shape, hidden) for head in self.moving], 1), self.moved)
+            moved = np.concatenate([head.attend(x, shape, hidden) for head in self.moving], 1)
+            self.sums.add_product(x, moved, self.moved)
         if self.bias.any():
             x += self.bias
         self.mlp.add_to(x)
 
 
 class _Head:
-    def __init__(self, part: dict[str, Tensor], key_size: int, number: int, prunes: bool, sums: _Sums) -> None:
+    def __init__(self, part: dict[str, np.ndarray], key_size: int, number: int, prunes: bool, sums: _Sums) -> None:
         own = slice(number * key_size, (number + 1) * key_size)
         query, key, value = (
             (part[f"attn/{name}/w"][:, own], part[f"attn/{name}/b"][own]) for name in ("query", "key", "value")
@@ -294,34 +295,42 @@ class _Head:
         compares, written = (_not_zero(*query) & _not_zero(*key), moved.any(1)) if prunes else (slice(None),) * 2
         self.query, self.key = ((w[:, compares], b[compares]) for w, b in (query, key))
         self.value, self.moved = (value[0][:, written], value[1][written]), moved[written]
-        self.moves, self.scale, self.sums = len(self.moved) > 0, key_size**-0.5, sums
+        self.moves, self.sums = len(self.moved) > 0, sums
+        self.scale = np.asarray(key_size**-0.5, moved.dtype)
 
-    def attend(self, x: Tensor, shape: torch.Size, hidden: Tensor) -> Tensor:
+    def attend(self, x: np.ndarray, shape: tuple[int, int], hidden: np.ndarray) -> np.ndarray:
         """[batch · position, value]: what a head takes of `x` [batch · position, d_model], nothing of keys that are
         `hidden`: padding, or later ones of a causal model."""
-        value = self.sums.product(self.value[1], x, self.value[0]).unflatten(0, shape)
-        return self.sums.matmul(self.pattern(x, shape, hidden), value).flatten(0, 1)
+        value = self.sums.product(self.value[1], x, self.value[0]).reshape(*shape, -1)
+        return self.sums.matmul(self.pattern(x, shape, hidden), value).reshape(len(x), -1)
 
-    def pattern(self, x: Tensor, shape: torch.Size, hidden: Tensor) -> Tensor:
+    def pattern(self, x: np.ndarray, shape: tuple[int, int], hidden: np.ndarray) -> np.ndarray:
         """[batch, query, key]: how much each query attends to each key."""
-        query, key = (self.sums.product(b, x, w).unflatten(0, shape) for w, b in (self.query, self.key))
-        return self.sums.matmul(query, key.mT).mul_(self.scale).masked_fill_(hidden, -1e30).softmax(-1)
+        query, key = (self.sums.product(b, x, w).reshape(*shape, -1) for w, b in (self.query, self.key))
+        logits = self.sums.matmul(query, key.swapaxes(1, 2))
+        logits *= self.scale
+        np.copyto(logits, -1e30, where=hidden)
+        logits -= logits.max(-1, keepdims=True)
+        np.exp(logits, out=logits)
+        logits /= logits.sum(-1, keepdims=True)
+        return logits
 
 
 class _Mlp:
-    def __init__(self, part: dict[str, Tensor], prunes: bool, sums: _Sums) -> None:
+    def __init__(self, part: dict[str, np.ndarray], prunes: bool, sums: _Sums) -> None:
         self.sums = sums
         used = part["mlp/linear_2/w"].any(1) if prunes else slice(None)
         self.first, self.bias = part["mlp/linear_1/w"][:, used], part["mlp/linear_1/b"][used]
         self.second, self.out = part["mlp/linear_2/w"][used], part["mlp/linear_2/b"]
 
-    def add_to(self, x: Tensor) -> None:
+    def add_to(self, x: np.ndarray) -> None:
         """Add to `x` [batch · position, d_model] what the block gives of it."""
         if len(self.bias):
-            self.sums.add_product(x, self.sums.product(self.bias, x, self.first).relu_(), self.second)
+            hidden = self.sums.product(self.bias, x, self.first)
+            self.sums.add_product(x, np.maximum(hidden, 0, out=hidden), self.second)
         if self.out.any():
             x += self.out
 
 
-def _not_zero(weights: Tensor, bias: Tensor) -> Tensor:
+def _not_zero(weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
     return weights.any(0) | (bias != 0)

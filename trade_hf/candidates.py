@@ -1,0 +1,101 @@
+"""Programs that compiled weights may have come from, the likeliest first.
+
+First those that are read from the weights (`compiled/lifting.py`): where weights are as Tracr makes them, the first of
+these is right nearly always. Only where none of them is the model's own does the network search (`search.py`); until
+then neither it nor torch is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from trade_hf.compiled.lifting import lift
+from trade_hf.compiled.weights import TracrWeights
+from trade_hf.limits import LimitError, Limits
+from trade_hf.rasp.canonical import Structure, name_functions
+from trade_hf.rasp.program import Program
+
+if TYPE_CHECKING:
+    from trade_hf.modeling_trade import TraDeForConditionalGeneration
+
+Unread = Counter[str]  # how many programs could not be read from the weights, by the reason
+# What weights that are not as Tracr makes them raise where they are read as such.
+UNREADABLE = (ValueError, ArithmeticError, LookupError)
+MAX_LIFTED = 24  # programs read from the weights that are tried
+
+
+class Source(Enum):
+    """Where a program comes from."""
+
+    WRITTEN = "written by the neural model"
+    FUNCTIONS_READ = "operations and arguments by the neural model, functions read from the weights"
+    LIFTED = "read from the weights"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A proposed program, in canonical terms.
+
+    Attributes:
+      score: the log-likelihood that the neural model gives it, functions without a token left out; where functions were
+        read, that of the program that it wrote; NaN where it was not asked.
+    """
+
+    program: Program
+    score: float = math.nan
+    source: Source = Source.LIFTED
+
+
+def propose(
+    weights: TracrWeights,
+    load: Callable[[], TraDeForConditionalGeneration],
+    limits: Limits | None = None,
+    unread: Unread | None = None,
+) -> Iterator[Candidate]:
+    """Distinct candidates: what is read from the weights, then what the network finds, which `load` gives. There is an
+    end, but far off.
+
+    At least one of the network comes if all are asked for. Raises LimitError after it, once `limits` are reached.
+    `unread` counts those that could not be read from the weights, by the reason.
+    """
+    seen: set[Program] = set()
+    with contextlib.suppress(LimitError):
+        for program in lifted_programs(weights, limits, unread):
+            if program not in seen:
+                seen.add(program)
+                yield Candidate(program)
+    from trade_hf.search import search  # and torch with it
+
+    for candidate in search(weights, load(), limits, unread):
+        if candidate.program not in seen:
+            seen.add(candidate.program)
+            yield candidate
+
+
+def lifted_programs(
+    weights: TracrWeights, limits: Limits | None = None, unread: Unread | None = None
+) -> Iterator[Program]:
+    """Programs that are read from the weights, without the network. Raises LimitError as `lift`."""
+    yield from named(itertools.islice(lift(weights, limits), MAX_LIFTED), unread)
+
+
+def named(structures: Iterator[Structure], unread: Unread | None = None) -> Iterator[Program]:
+    """With functions. One that weights cannot have been compiled from, which may show in reading it or in looking for
+    names, costs no other: the reason is counted."""
+    while True:
+        try:
+            program = name_functions(next(structures))
+        except StopIteration:
+            return
+        except UNREADABLE as error:
+            if unread is not None:
+                unread[f"{type(error).__name__}: {error}"] += 1
+            continue
+        yield program
