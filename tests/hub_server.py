@@ -127,6 +127,7 @@ class Hub:
     read_only_token: str = "hf_that_only_reads"
     namespaces: tuple[str, ...] = (USER, "lab")  # where the user may write
     faults: dict[str, int] = field(default_factory=dict)  # status, or DROP, of requests whose `GET /path` matches
+    before_fault: Callable[[], object] = str  # called before a fault is given: it may wait for other requests
     repos: dict[tuple[str, str], Repo] = field(default_factory=dict)
     uploads: dict[str, bytes] = field(default_factory=dict)  # by SHA-256
     requests: list[str] = field(default_factory=list)
@@ -171,6 +172,8 @@ class Handler(BaseHTTPRequestHandler):
         self.query = {name: texts[-1] for name, texts in parse_qs(parts.query).items()}
         size, line = int(self.headers.get("Content-Length", 0)), f"{self.command} {parts.path}"
         fault = next((status for known, status in self.hub.faults.items() if re.fullmatch(known, line)), None)
+        if fault is not None:
+            self.hub.before_fault()
         self.body = self.rfile.read(size // 2 if fault == DROP else size)
         if fault == DROP:
             self.close_connection = True

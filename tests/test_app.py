@@ -99,6 +99,7 @@ def saved(html_text, name):
 @pytest.mark.parametrize("scramble", SCRAMBLES)
 def test_what_is_kept_can_be_checked_again(demo, scramble):
     answer, _ = asked(demo, "decompile", HISTOGRAM, "a, b", 3, scramble, "a, b")
+    assert "Not done" not in answer[0], answer[0]
     keep = answer[6]
     weights = TracrWeights.from_bytes(saved(keep, "model.safetensors"))
     certificate = Certificate.from_json(saved(keep, "certificate.json").decode())

@@ -26,7 +26,7 @@ def opened(browser, demo, request):
     page.on("pageerror", lambda error: seen.append(str(error)))
     page.on("request", lambda sent: None if sent.url.startswith((demo, "data:", "blob:")) else seen.append(sent.url))
     page.goto(demo)
-    page.get_by_role("button", name=START).wait_for()
+    page.get_by_role("status").get_by_text("Ready.").wait_for()  # only then nothing typed is overwritten
     yield page
     context.close()
     assert seen == []
@@ -96,7 +96,7 @@ def test_a_link_holds_program_and_settings(opened, demo):
     opened.get_by_role("tab", name="Keep").click()
     opened.get_by_role("link", name="link with this program").click()
     opened.wait_for_url("**/?code=*")
-    opened.locator(".verdict").first.wait_for()
+    opened.get_by_role("status").get_by_text("Done in").wait_for()
     assert opened.get_by_label("Vocabulary").input_value() == "a, b, c"
     assert opened.get_by_label("rotate").is_checked()
 

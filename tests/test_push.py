@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -101,13 +102,21 @@ def test_a_foreign_namespace_is_refused(hub, push):
     assert hub.repos == {}
 
 
+def wait_for(is_so, seconds=60):
+    end = time.monotonic() + seconds
+    while not is_so() and time.monotonic() < end:
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("fault", [DROP, 503])
-def test_an_upload_that_is_cut_off_is_picked_up(hub, push, corpus, fault):
+def test_an_upload_that_is_cut_off_is_picked_up(hub, push, corpus, fault, monkeypatch):
+    """The fault is given once the other uploads, which run beside it, are there."""
     assert push("--only", "dataset", "--namespace", "lab", *corpus)[0] == 0
     oids = sorted(hub.uploads)
     for held in (hub.repos, hub.uploads, hub.requests):
         held.clear()
     hub.faults[f"PUT /upload/{oids[0]}"] = fault
+    monkeypatch.setattr(hub, "before_fault", lambda: wait_for(lambda: sorted(hub.uploads) == oids[1:]))
     status, _, err = push("--only", "dataset", *corpus)
     assert status == 2 and err.count("\n") == 1 and "run the same command again" in err
     assert main_of(hub, DATASET) == {} and sorted(hub.uploads) == oids[1:]

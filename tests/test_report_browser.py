@@ -1,12 +1,16 @@
 """A report in a real browser, from disk, with the network off."""
 
+from contextlib import contextmanager
+
 import pytest
+from test_trained_report import REVERSE, of
 
 from trade_hf.certificate import Certificate, recheck
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.decompiler import decompile
 from trade_hf.rasp.text import parse
 from trade_hf.report.page import report
+from trade_hf.report.trained import report as trained_report
 
 TOKENS = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "plain")
 CODE = """v1 = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)
@@ -24,23 +28,39 @@ def written(tmp_path_factory):
     return path, weights
 
 
-@pytest.fixture
-def opened(browser, written, request):
+@contextmanager
+def opened_at(browser, path, width=1440, scheme="light"):
     """The page at a width and in a colour scheme; what it complained of or asked for must be nothing in the end."""
-    width, scheme = getattr(request, "param", (1440, "light"))
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
     page, seen = context.new_page(), []
     page.on("console", lambda message: seen.append(message.text))
     page.on("pageerror", lambda error: seen.append(str(error)))
     page.on("dialog", lambda dialog: (seen.append(dialog.message), dialog.dismiss()))
     page.on("request", lambda sent: None if sent.url.startswith(("file:", "data:")) else seen.append(sent.url))
-    page.goto(written[0].as_uri())
+    page.goto(path.as_uri())
     yield page
     context.close()
     assert seen == []
 
 
-@pytest.mark.parametrize("opened", [(390, "light"), (390, "dark"), (1440, "light"), (1440, "dark")], indirect=True)
+@pytest.fixture
+def opened(browser, written, request):
+    with opened_at(browser, written[0], *getattr(request, "param", ())) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def of_trained(tmp_path_factory):
+    result, (model, domain) = of(REVERSE)
+    path = tmp_path_factory.mktemp("report") / "trained.html"
+    path.write_text(trained_report(result, model, domain, "reverse"), encoding="utf-8")
+    return path
+
+
+SIZES = [(390, "light"), (390, "dark"), (1440, "light"), (1440, "dark")]
+
+
+@pytest.mark.parametrize("opened", SIZES, indirect=True)
 def test_it_fits_narrow_and_wide_windows_in_light_and_dark(opened, request):
     width, scheme = request.node.callspec.params["opened"]
     assert opened.evaluate("document.documentElement.scrollWidth") == width
@@ -74,3 +94,12 @@ def test_the_certificate_that_it_saves_holds(opened, written, tmp_path):
     download.value.save_as(tmp_path / "certificate.json")
     certificate = Certificate.from_json((tmp_path / "certificate.json").read_text())
     assert recheck(certificate, written[1]).summary == "identical weights"
+
+
+@pytest.mark.parametrize(("width", "scheme"), SIZES)
+def test_the_lines_of_a_trained_model_are_seen_whole_on_a_wide_page(browser, of_trained, width, scheme):
+    with opened_at(browser, of_trained, width, scheme) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        box = page.get_by_role("region", name="where each line is")
+        assert box.get_by_role("columnheader").count() == 7 and box.locator("caption").count() == 0
+        assert (box.evaluate("box => box.scrollWidth <= box.clientWidth")) or width < 1440

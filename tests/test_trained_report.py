@@ -1,5 +1,8 @@
 """The page about a trained model: whole and closed, with program, places, attention beside selectors, differences."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,8 @@ from trade_hf.trained.domain import Domain
 from trade_hf.trained.text import parse
 from trade_hf.trained.transformer import Transformer
 
-MODELS = Path(__file__).parent / "trained"
+ROOT = Path(__file__).resolve().parent.parent
+MODELS = ROOT / "tests" / "trained"
 REVERSE = """
 v1 = rasp.Select(rasp.indices, rasp.indices, lambda k, q: k > q)
 v2 = rasp.SelectorWidth(v1)
@@ -40,6 +44,7 @@ def test_a_proven_model_has_a_whole_page():
     assert "Decompiled: reverse <model>" in page.text and "Proven" in page.words
     assert "equal on all 3,905 inputs" in page.text and "The model uses all" in page.text
     assert "the input backwards" in page.text  # what domain.json says of the task
+    assert page.text.count("Where each line is") == 1  # the heading, and no caption that says the same
     places = [line.where for line in result.mechanism]
     assert all(place in page.text for place in places) and page.text.count("what the program selects") == 2
     assert page.text.count("follows v1 best") == page.text.count("follows v3 best") == 1
@@ -89,9 +94,39 @@ def test_notebooks_show_a_result():
     assert "SelectorWidth" in result._repr_html_() and "Proven" in result._repr_html_()
 
 
-def test_the_command_line_writes_the_page(tmp_path, capsys):
-    path = tmp_path / "report.html"
-    assert main(["decompile", str(MODELS / "reverse"), "--quiet", "--report", str(path)]) == 0
-    assert "Decompiled: reverse" in check_page(path.read_text()).text
-    assert main(["decompile", str(MODELS / "reverse"), "--figure", str(tmp_path / "figure.svg")]) == 2
-    assert "--report draws it" in capsys.readouterr().err
+def test_the_command_line_gives_the_verdict_then_the_code_and_says_what_it_wrote(tmp_path, capsys):
+    page, program = tmp_path / "report.html", tmp_path / "program.py"
+    files = ["--report", str(page), "--save-program", str(program)]
+    assert main(["decompile", str(MODELS / "reverse"), "--quiet", *files]) == 0
+    out, err = capsys.readouterr()
+    code = program.read_text()
+    first, taken, empty, *_ = out.splitlines()
+    assert first.startswith("# PROVEN: equal on all 3,905 inputs") and taken.endswith(" s") and not empty
+    assert out.split("\n\n", 1)[1].startswith(code) and "\n# the model uses all" in out.partition(code)[2]
+    assert "Decompiled: reverse" in check_page(page.read_text()).text
+    assert f"trade: {page}: written, a page" in err and f"trade: {program}: written, a program" in err
+
+
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from trade_hf.cli import main; sys.exit(main())"
+FOLDER = str(MODELS / "reverse")
+BAD = {
+    "a folder without a model": (["/"], "expected a compiled model's file, or the folder of a trained model"),
+    "a figure": ([FOLDER, "--figure", "figure.svg"], "--report draws it"),
+    "no domain": ([FOLDER, "--domain", "nowhere.json"], "nowhere.json: no such file"),
+    "no folder for a file to resume": ([FOLDER, "--resume", "nowhere/at.json"], "expected a folder to write at.json"),
+    "no time": ([FOLDER, "--seconds", "0"], "--seconds: expected seconds above 0, got 0"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments_are_answered_before_torch_is_imported(name, tmp_path):
+    arguments, words = BAD[name]
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, "decompile", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2 and words in run.stderr and not run.stdout, run.stderr

@@ -26,15 +26,20 @@ def is_coloured(stream: IO[str]) -> bool:
 
 def headline(verdict: Verdict, stream: IO[str] | None = None, mark: str = "") -> str:
     """The verdict in a line, with a plain word in front, in its colour where the stream has colours."""
+    return verdict_line(str(verdict), verdict.status, verdict.is_verified, stream, mark)
+
+
+def verdict_line(words: str, status: Status, is_proven: bool, stream: IO[str] | None = None, mark: str = "") -> str:
+    """`words` with a plain word for the status in front, in its colour where the stream has colours."""
     from trade_hf.verification import Status
 
-    if verdict.is_verified:
+    if is_proven:
         word, colour = "PROVEN", GREEN
-    elif verdict.status is Status.REFUTED:
+    elif status is Status.REFUTED:
         word, colour = "NOT THE MODEL'S PROGRAM", RED
     else:
         word, colour = "NOT PROVEN", YELLOW
-    line = f"{mark}{word}: {verdict}"
+    line = f"{mark}{word}: {words}"
     return f"\033[1;{colour}m{line}\033[0m" if is_coloured(stream or sys.stdout) else line
 
 

@@ -261,7 +261,7 @@ class Demo:
         yield self.fields(asdict(example))
         if name not in self.ready:
             try:
-                self.ready[name] = yield from self.told(asdict(example), "decompile")
+                self.ready[name], _ = yield from self.told(asdict(example), "decompile")
             except REFUSALS as error:
                 yield self.refused(str(error))
                 return
@@ -292,20 +292,20 @@ class Demo:
 
     def on_input(self, asked: dict[str, Any], tokens: str) -> Iterator[Updates]:
         try:
-            answer = yield from self.told({**asked, "tokens": tokens}, "input")
-            yield {self.parts["input"]: part(Html(answer))}
+            answer, done = yield from self.told({**asked, "tokens": tokens}, "input")
+            yield {self.parts["input"]: part(Html(answer))} | done
         except REFUSALS as error:
             yield {self.parts["input"]: error_part(str(error)), self.status: status_part(REFUSED)}
 
     def answered(self, request: dict[str, Any]) -> Iterator[Updates]:
         try:
-            answer = yield from self.told(request, "decompile")
-            yield self.updates(request, answer)
+            answer, done = yield from self.told(request, "decompile")
+            yield self.updates(request, answer) | done
         except REFUSALS as error:
             yield self.refused(str(error))
 
-    def told(self, request: dict[str, Any], asks: str) -> Generator[Updates, None, Any]:
-        """Shows each step; returns the answer."""
+    def told(self, request: dict[str, Any], asks: str) -> Generator[Updates, None, tuple[Any, Updates]]:
+        """Shows each step; returns the answer, and the status to show together with it."""
         start = time.monotonic()
         yield {self.status: status_part("Waiting for others…")}
         steps = self.ask(request, asks)
@@ -313,8 +313,7 @@ class Demo:
             try:
                 yield {self.status: status_part(f"{next(steps)}…")}
             except StopIteration as end:
-                yield {self.status: status_part(f"Done in {time.monotonic() - start:.2f} s.")}
-                return end.value
+                return end.value, {self.status: status_part(f"Done in {time.monotonic() - start:.2f} s.")}
 
     def updates(self, request: dict[str, Any], answer: dict[str, str]) -> Updates:
         shown = {self.parts[name]: part(Html(answer[name])) for name in PARTS}

@@ -42,15 +42,18 @@ def element(name: str, /, *children: object, **attributes: object) -> Html:
     return Html(f"<{name}{given}>" + ("" if name in _VOID else f"{join(children)}</{name}>"))
 
 
-def table(head: Iterable[object], rows: Iterable[Iterable[object]], caption: object = None) -> Html:
-    """A table in a box that scrolls; the first cell of each row is its heading."""
+def table(
+    head: Iterable[object], rows: Iterable[Iterable[object]], caption: object = None, label: str = "table"
+) -> Html:
+    """A table in a box that scrolls; the first cell of each row is its heading. Of one without a caption, `label` names
+    the box."""
     body = []
     for first, *others in rows:
         body.append(element("tr", element("th", first, scope="row"), *[element("td", cell) for cell in others]))
     heading = element("thead", element("tr", *[element("th", cell, scope="col") for cell in head]))
     return scrolling(
         element("table", *([element("caption", caption)] if caption else []), heading, element("tbody", *body)),
-        str(caption or "table"),
+        str(caption or label),
     )
 
 

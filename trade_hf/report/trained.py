@@ -97,7 +97,7 @@ def mechanism_html(result: TrainedDecompilation) -> Html:
     rows = [
         [
             element("a", line.line, href=f"#{line.line}"),
-            element("code", _call(call)),
+            element("div", element("code", _call(call)), class_="words"),
             line.where,
             f"{line.held:.2f}",
             *_exchanged(line),
@@ -111,7 +111,7 @@ def mechanism_html(result: TrainedDecompilation) -> Html:
         "the value is exchanged for another input's, the share that do as the program says, with its 95 % interval, on "
         "inputs that were not used to find the place."
     )
-    return join([table(head, rows, "Where each line is"), element("p", note, class_="note")])
+    return join([table(head, rows, label="where each line is"), element("p", note, class_="note")])
 
 
 def _call(text: str) -> str:

@@ -188,10 +188,13 @@ class TrainedDecompilation:
             "tracr_compiles": self.program.compiles(self.vocab, self.max_seq_len),
         }
 
+    @property
+    def places(self) -> str:
+        """Comments that say whether the model uses the lines, and where each one is; for a known mechanism."""
+        return "\n".join([f"# {verdict(self.mechanism)}", *(f"# {m.line:<4} {_in_words(m)}" for m in self.mechanism)])
+
     def __str__(self) -> str:
-        lines = [f"# {m.line:<4} {_in_words(m)}" for m in self.mechanism]
-        words = [f"# {verdict(self.mechanism)}"] if self.mechanism else []
-        return "\n".join([f"{self.code.rstrip()}", f"# {self.certificate}", *words, *lines, ""])
+        return "\n".join([self.code.rstrip(), f"# {self.certificate}", *([self.places] if self.mechanism else []), ""])
 
     def _repr_html_(self) -> str:
         from trade_hf.report.trained import decompilation_html
