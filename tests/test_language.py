@@ -8,12 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset_builder.sampler import sample_programs
+from trade_hf.compiled.compiler import compile_program
+from trade_hf.compiled.transforms import permute
+from trade_hf.decompiler import decompile
 from trade_hf.rasp.evaluate import evaluate
-from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, find_named, linear, tabulated
+from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, find_named, linear, named_by_text, tabulated
 from trade_hf.rasp.program import TOKENS, Line, Op, Program, RaspError
 from trade_hf.rasp.tables import Domain, first_appearance, forget_domains, unary_image
 from trade_hf.rasp.text import RaspSyntaxError, parse, to_text
 from trade_hf.tokenization_rasp import VOCABULARY, allowed_next, build_tokenizer, from_ids, to_ids, to_tokens
+from trade_hf.verification import Status
 
 SAMPLES = list(itertools.islice(sample_programs("language"), 100))
 
@@ -39,6 +43,42 @@ def test_round_trips_of_random_programs(sample):
     tokenizer = build_tokenizer()
     assert tokenizer(" ".join(to_tokens(sample.program)))["input_ids"] + [tokenizer.eos_token_id] == ids
     assert tokenizer.decode(ids, skip_special_tokens=True).split() == to_tokens(sample.program)
+
+
+WORDS = {
+    "program = rasp.Map(lambda x: x == 'b', rasp.tokens)": "lambda x: x == 'b'",
+    'program = rasp.Map(lambda x: x != "b\'s", rasp.tokens)': 'lambda x: x != "b\'s"',
+    "v1 = rasp.Select(rasp.tokens, rasp.indices, lambda k, q: k == 'b')\nprogram = rasp.Aggregate(v1, rasp.indices)": (
+        "lambda k, q: k == 'b'"
+    ),
+    "v1 = rasp.Select(rasp.indices, rasp.tokens, lambda k, q: q != 'b')\nprogram = rasp.Aggregate(v1, rasp.indices)": (
+        "lambda k, q: q != 'b'"
+    ),
+    "v1 = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.TRUE)\nprogram = rasp.SelectorWidth(v1)": (
+        "rasp.Comparison.TRUE"
+    ),
+    "v1 = rasp.Select(rasp.tokens, rasp.tokens, lambda a, b: a == b)\nprogram = rasp.SelectorWidth(v1)": (
+        "rasp.Comparison.EQ"
+    ),
+}
+
+
+@pytest.mark.parametrize("text", WORDS)
+def test_comparisons_of_words_are_said_by_name(text):
+    vocab = ["a", "b", "b's"]
+    program = parse(text)
+    assert parse(to_text(program)) == program
+    result = decompile(permute(compile_program(program, vocab, 4), 0))
+    assert result.status is Status.IDENTICAL and WORDS[text] in result.code and "(x)" not in result.code
+
+
+@pytest.mark.parametrize(
+    "name", ["x == 'a' or 'b'", "x == 'a' == 'b'", "y == 'a'", "x == 'a' + 'b'", "x == f('a')", "x < 'a'"]
+)
+def test_nothing_but_a_comparison_with_one_text_is_a_name(name):
+    assert named_by_text(Kind.UNARY, name) is None
+    with pytest.raises(ValueError, match="no function of"):
+        Function(Kind.UNARY, name=name)
 
 
 def test_what_a_program_gives_does_not_depend_on_what_was_computed_before():

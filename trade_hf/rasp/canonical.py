@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, Value, agrees, compares, tabulated
+from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, Value, agrees, compares, find_comparison, tabulated
 from trade_hf.rasp.program import (
     INDICES,
     OP_RANK,
@@ -493,7 +493,7 @@ def spell(program: Program, vocab: tuple[Value, ...], max_seq_len: int, output_v
 
 def _spelled(tables: Tables, number: int, vocab: tuple[Value, ...], holds_tokens: set[Variable]) -> Function:
     """The line's function with tokens in place of their ranks: itself where its name means the same of tokens, as that
-    of equality does; else a table."""
+    of equality does; else a comparison with one token, or a table."""
 
     def shown(variable: Variable, value: Value) -> Value:
         if variable not in holds_tokens:
@@ -512,6 +512,8 @@ def _spelled(tables: Tables, number: int, vocab: tuple[Value, ...], holds_tokens
             pairs[key if len(key) > 1 else key[0]] = value if line.op is Op.SELECT else shown(number, value)
     if line.function.name is not None and agrees(line.function, pairs):
         return line.function
+    if (comparison := find_comparison(line.op.kind, pairs)) is not None:
+        return comparison
     if line.op is Op.SELECT:
         pairs = {key: True for key, is_selected in pairs.items() if is_selected}
     return tabulated(line.op.kind, pairs)

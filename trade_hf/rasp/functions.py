@@ -7,7 +7,10 @@ is an *explicit table* from values to values. Argument names: `x` for a map, `x,
 
 from __future__ import annotations
 
+import ast
 import functools
+import operator
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -36,7 +39,8 @@ class Function:
 
     Attributes:
       kind: what the function is for.
-      name: the lambda's body as in `FUNCTIONS`, None for tables and factors.
+      name: the lambda's body as in `FUNCTIONS`, or a comparison with a text (see `named_by_text`); None for tables and
+        factors.
       table: pairs (argument, value) for a map, ((x, y), value) for a sequence map, and for a predicate the pairs
         (key, query) that are selected, each with True. Arguments that are missing are undefined (None).
       factors: (first factor, second factor) of a linear sequence map.
@@ -53,13 +57,13 @@ class Function:
             raise ValueError("a Function is a name, a table or two factors: exactly one of them")
         if (self.kind is Kind.LINEAR) != (self.factors is not None):
             raise ValueError(f"factors belong to a linear sequence map, not to a function of {self.kind.value}")
-        if self.name is not None and self.name not in _LAMBDAS[self.kind]:
+        if self.name is not None and _lambda(self.kind, self.name) is None:
             raise ValueError(f"no function of ({self.kind.value}) is named {self.name!r}")
 
     @functools.cached_property
     def compute(self) -> Callable[..., Any]:
         """The function itself, without what `__call__` costs."""
-        return _LAMBDAS[self.kind][self.name] if self.name is not None else self.__call__
+        return self.__call__ if self.name is None else _lambda(self.kind, self.name)  # type: ignore[return-value]
 
     @functools.cached_property
     def _lookup(self) -> Mapping[Value, Value]:
@@ -68,7 +72,7 @@ class Function:
     def __call__(self, *args: Value) -> Value | None:
         """The value at `args` (None where a table does not define it)."""
         if self.name is not None:
-            return _LAMBDAS[self.kind][self.name](*args)
+            return self.compute(*args)
         if self.factors is not None:
             return self.factors[0] * args[0] + self.factors[1] * args[1]  # type: ignore[operator]
         if self.kind is Kind.PREDICATE:
@@ -166,6 +170,31 @@ _LAMBDAS: dict[Kind, dict[str, Callable]] = {
     Kind.LINEAR: {},
 }
 
+_COMPARED = re.compile(r"(?P<variable>[xkq]) (?P<sign>==|!=) (?P<text>'.*'|\".*\")", re.DOTALL)
+
+
+def named_by_text(kind: Kind, name: str) -> Function | None:
+    """The function `x == 'a'` or `x != 'a'`, of a select `k == 'a'`, `q != 'a'` and so on; None for another name."""
+    return None if _comparison(kind, name) is None else Function(kind, name=name)
+
+
+def _lambda(kind: Kind, name: str) -> Callable | None:
+    return _LAMBDAS[kind].get(name) or _comparison(kind, name)
+
+
+def _comparison(kind: Kind, name: str) -> Callable | None:
+    found = _COMPARED.fullmatch(name)
+    variables = kind.value.split(", ")
+    if found is None or kind not in (Kind.UNARY, Kind.PREDICATE) or found["variable"] not in variables:
+        return None
+    try:
+        text = ast.literal_eval(found["text"])
+    except (ValueError, SyntaxError):
+        return None
+    place, compare = variables.index(found["variable"]), operator.eq if found["sign"] == "==" else operator.ne
+    return lambda *args: compare(args[place], text)
+
+
 # The table of all named functions, in the order in which canonical form prefers them.
 FUNCTIONS: dict[Kind, dict[str, Function]] = {
     kind: {name: Function(kind, name=name) for name in names} for kind, names in _LAMBDAS.items()
@@ -200,6 +229,22 @@ def find_named(kind: Kind, pairs: Pairs) -> Function:
     if kind is Kind.PREDICATE:
         pairs = {key: True for key, selected in pairs.items() if selected}
     return tabulated(kind, pairs)
+
+
+def find_comparison(kind: Kind, pairs: Pairs) -> Function | None:
+    """A comparison with one text that agrees with `pairs` everywhere, if there is one: `x == 'a'`, `k != 'a'`."""
+    if kind not in (Kind.UNARY, Kind.PREDICATE) or not all(isinstance(value, bool) for value in pairs.values()):
+        return None
+    variables = kind.value.split(", ")
+    for place, variable in enumerate(variables):
+        of = [key[place] if kind is Kind.PREDICATE else key for key in pairs]
+        for sign, wanted in (("==", True), ("!=", False)):
+            texts = {part for part, value in zip(of, pairs.values(), strict=True) if value is wanted}
+            if len(texts) == 1 and isinstance(text := texts.pop(), str):
+                function = named_by_text(kind, f"{variable} {sign} {text!r}")
+                if function is not None and agrees(function, pairs):
+                    return function
+    return None
 
 
 def _is_number(value: object) -> bool:

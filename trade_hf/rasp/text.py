@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, linear, tabulated
+from trade_hf.rasp.functions import FUNCTIONS, Function, Kind, linear, named_by_text, tabulated
 from trade_hf.rasp.program import (
     INDICES,
     TOKENS,
@@ -340,10 +340,11 @@ class _Parser:
             raise Unexpected(node, f"`lambda {kind.value}: …`", quoted(node))
         got = quoted(node.body)
         body = Folded().visit(_in_own_names(node, kind))
-        function = FUNCTIONS[kind].get(ast.unparse(body)) or _table(body, kind)
+        name = ast.unparse(body)
+        function = FUNCTIONS[kind].get(name) or named_by_text(kind, name) or _table(body, kind)
         if function is None:
-            name = next(iter(FUNCTIONS[kind]))
-            raise Unexpected(body, f"a named function such as `{name}` or a table `{_TABLE_FORMS[kind]}`", got)
+            first = next(iter(FUNCTIONS[kind]))
+            raise Unexpected(body, f"a named function such as `{first}` or a table `{_TABLE_FORMS[kind]}`", got)
         return function
 
 
