@@ -142,3 +142,15 @@ def test_numbers_beyond_what_programs_hold_are_not_named():
     name = "transformer/layer_1/mlp/linear_2/w"
     larger = replace(weights, tensors={**weights.tensors, name: 100 * weights.tensors[name]})
     assert not list(lifted_programs(larger))
+
+
+def test_thresholds_that_noise_has_moved_are_read():
+    """Its two units read constants that are 1 apart; noise leaves anything from 0 to 2 of that."""
+    weights = compile_program(CASES[1].program, VOCAB, LENGTH)
+    constant = int(weights.tensors["token_embed/embeddings"][weights.vocab.index(weights.pad)].argmax())
+    first = weights.tensors["transformer/layer_0/mlp/linear_1/w"].copy()
+    far = np.abs(first[constant]) > 2
+    first[constant, far] += np.random.RandomState(0).uniform(-0.5, 0.5, far.sum()).astype(np.float32)
+    moved = replace(weights, tensors=weights.tensors | {"transformer/layer_0/mlp/linear_1/w": first})
+    assert far.sum() > 8
+    assert spelled(next(lifted_programs(moved)), weights) == canonicalise_spoken(CASES[1].program, VOCAB, LENGTH)

@@ -33,6 +33,7 @@ SMALL = 1e-3  # of a number
 SLOPE = 0.01  # of a slope: how far one may be off
 CLOSE = 1e-4  # of thresholds, which are then one
 ROUNDING = 3e-6  # of a number's size, where it was changed to another basis and back
+IN_NOISE = 1.2  # of a bias: how far noise may take the two units of a threshold, which are 1 apart
 CHANCE = 0.005  # times its denominator: a fraction so near is no chance
 LARGEST_DENOMINATOR = 240
 MAX_NUMERICAL_MAPS = 5  # of one s-op; their units are searched for among all that read it
@@ -363,7 +364,7 @@ class Reader:
                 continue
             is_left[upper] = False
             off = np.abs(biases[upper] - biases - 1)
-            lower = np.flatnonzero(is_left & (off < NEAR))
+            lower = np.flatnonzero(is_left & (off < IN_NOISE))
             lower = lower[np.abs(rows[lower] + rows[upper]).max(1) < SMALL + NEAR * np.abs(rows[upper]).max()]
             if not len(lower):
                 raise UnreadableError("a threshold of one unit alone")
