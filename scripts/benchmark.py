@@ -59,10 +59,10 @@ from dataset_builder.mutants import mutants
 from dataset_builder.origins import true_places
 from dataset_builder.sampler import Draw, Sample, sample_programs
 from dataset_builder.splits import UP_TO_TEN, pinned
+from trade_hf.circuit.isomorphism import are_identical
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.faithful import may_depart
 from trade_hf.compiled.forward import run
-from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.transforms import permute, rotate
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.files import write_text

@@ -64,12 +64,12 @@ from dataset_builder.library import LibraryProgram, library_programs
 from dataset_builder.splits import PINNED, pinned
 from dataset_builder.unusual import unusual_programs
 from trade_hf.candidates import Candidate, lifted_programs
+from trade_hf.circuit.comparison import FAINT, PRECISIONS, are_alike
+from trade_hf.circuit.denoise import denoise
+from trade_hf.circuit.isomorphism import are_identical
 from trade_hf.compiled.bridge import from_tracr_model, to_tracr
-from trade_hf.compiled.comparison import FAINT, PRECISIONS, are_alike
 from trade_hf.compiled.compiler import compile_like, compile_program
-from trade_hf.compiled.denoise import denoise
 from trade_hf.compiled.forward import Output, run
-from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.transforms import add_noise, compress, edit, permute, rotate, skew
 from trade_hf.compiled.weights import TracrWeights, WeightsError
 from trade_hf.decompiler import DEFAULT_CHECKPOINT, Decompilation, decompile, load_model

@@ -28,8 +28,8 @@ from trade_hf.app.trained import FILES
 from trade_hf.app.trained import decompile_answer as trained_answer
 from trade_hf.app.trained import input_answer as trained_input
 from trade_hf.certificate import Certificate, recheck
+from trade_hf.circuit.isomorphism import are_identical
 from trade_hf.compiled.compiler import compile_program
-from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.transforms import rotate
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.handler import MAX_BYTES, Worker

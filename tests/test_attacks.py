@@ -6,7 +6,7 @@ from cases import CASES, LENGTH, VOCAB
 
 from dataset_builder.attacks import KINDS, LARGE, SMALL, Attack, Surgery, attacks, mutated
 from dataset_builder.judge import answers_of, differ, logits_of, tracr_logits
-from trade_hf.compiled.comparison import compare
+from trade_hf.circuit.comparison import compare
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.transforms import rotate

@@ -9,8 +9,8 @@ from cases import CASES, LENGTH, VOCAB
 
 from dataset_builder.mutants import mutants
 from dataset_builder.sampler import Draw
+from trade_hf.circuit.isomorphism import are_identical
 from trade_hf.compiled.compiler import compile_program
-from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.transforms import permute, rotate
 from trade_hf.rasp.canonical import canonical_hash, canonicalise, spell
 from trade_hf.rasp.evaluate import all_inputs, evaluate

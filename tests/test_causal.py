@@ -8,11 +8,11 @@ from tracr.compiler import compiling
 from dataset_builder.brute_force import differing, outputs_in_rasp, outputs_of_model
 from trade_hf import decompile
 from trade_hf.certificate import CertificateError, certify, recheck
+from trade_hf.circuit.isomorphism import are_identical
 from trade_hf.cli import main
 from trade_hf.compiled.bridge import from_tracr_model, to_tracr
 from trade_hf.compiled.compiler import compile_like, compile_program
 from trade_hf.compiled.forward import attention, run
-from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.transforms import permute, rotate
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.rasp.evaluate import all_inputs, evaluate

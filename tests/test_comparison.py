@@ -8,11 +8,11 @@ from cases import CASES, LENGTH, VOCAB
 
 from dataset_builder.attacks import SMALL
 from dataset_builder.judge import answers_of
-from trade_hf.compiled.comparison import DOUBLE, SINGLE, _with_itself, compare
+from trade_hf.circuit.comparison import DOUBLE, SINGLE, _with_itself, compare
+from trade_hf.circuit.errors import Errors
+from trade_hf.circuit.ideal import Ideal, UnboundedError
+from trade_hf.circuit.products import match_parts
 from trade_hf.compiled.compiler import compile_program
-from trade_hf.compiled.errors import Errors
-from trade_hf.compiled.ideal import Ideal, UnboundedError
-from trade_hf.compiled.products import match_parts
 from trade_hf.compiled.transforms import compress, permute, rotate, skew
 from trade_hf.rasp.evaluate import PADDING, all_inputs
 from trade_hf.rasp.tables import UnsupportedError

@@ -11,10 +11,10 @@ from dataset_builder import corpus
 from dataset_builder.library import library_programs
 from dataset_builder.sampler import sample_programs
 from dataset_builder.splits import LONG, UP_TO_TEN
-from trade_hf.compiled.alignment import align
+from trade_hf.circuit.alignment import align
+from trade_hf.circuit.denoise import denoise, is_aligned
+from trade_hf.circuit.isomorphism import are_identical
 from trade_hf.compiled.compiler import compile_program
-from trade_hf.compiled.denoise import denoise, is_aligned
-from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.transforms import add_noise, permute, rotate, skew
 from trade_hf.decompiler import decompile
 from trade_hf.provenance import confirm, provenance

@@ -10,10 +10,10 @@ from safetensors.torch import save_file as save_torch_file
 from test_weights import assert_equal
 
 from trade_hf.candidates import lifted_programs
+from trade_hf.circuit.denoise import denoise
 from trade_hf.compiled import transformer_lens as lens
 from trade_hf.compiled.bridge import to_tracr
 from trade_hf.compiled.compiler import compile_program
-from trade_hf.compiled.denoise import denoise
 from trade_hf.compiled.formats import to_weights
 from trade_hf.compiled.transforms import permute, rotate
 from trade_hf.compiled.weights import TracrWeights, WeightsError

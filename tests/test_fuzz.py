@@ -17,7 +17,8 @@ from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.formats import to_weights
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.weights import WeightsError
-from trade_hf.decompiler import decompile
+from trade_hf.decompiler import UNLIKE, decompile
+from trade_hf.limits import EndedBy
 from trade_hf.provenance import provenance
 from trade_hf.rasp.evaluate import all_inputs
 from trade_hf.verification import verify
@@ -78,6 +79,11 @@ DEGENERATE = {
     "60,000 hidden units": lambda: padded(unit_axis, 60_000),
     "1,000 heads": lambda: padded(head_axis, 999 * PLAIN.key_size, heads=1_000),
 }
+
+
+def test_a_search_ends_where_nothing_is_like_the_model(tiny_checkpoint):
+    result = decompile(to_weights(DEGENERATE["noise"]()), tiny_checkpoint)
+    assert (result.ended_by, result.candidates) == (EndedBy.REFUTED, UNLIKE)
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")

@@ -1,7 +1,15 @@
 """`import trade_hf` is cheap and brings in nothing that a user of weights and programs does not need."""
 
+import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent / "trade_hf"
+FOLDERS = ("rasp", "compiled", "circuit")  # each may import from itself and those before it alone, and from
+LEAVES = ("limits", "files")  # which import nothing
+HOOKS = {("trade_hf.compiled.weights", "trade_hf.report.shape")}  # what a notebook calls on a model, as it is called
 
 PROBE = """
 import sys
@@ -44,3 +52,41 @@ def test_the_language_needs_numpy_alone():
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def modules():
+    """By module of the package, the syntax tree."""
+    return {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): ast.parse(path.read_text())
+        for path in PACKAGE.rglob("*.py")
+    }
+
+
+def imports(tree, everywhere):
+    """Modules of the package that are imported: everywhere, or when the module is."""
+    found, waiting = set(), [tree]
+    while waiting:
+        node = waiting.pop()
+        is_for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        if is_for_types or (isinstance(node, ast.FunctionDef) and not everywhere):
+            continue
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trade_hf"):
+            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+        waiting += ast.iter_child_nodes(node)
+    return found
+
+
+def test_imports_go_round_in_no_circle():
+    trees = modules()
+    TopologicalSorter({name: imports(tree, False) & trees.keys() for name, tree in trees.items()}).prepare()
+
+
+def test_the_language_knows_no_models_and_models_no_circuits():
+    trees = modules()
+    for name, tree in trees.items():
+        folder = name.split(".")[1]
+        if folder in FOLDERS:
+            known = FOLDERS[: FOLDERS.index(folder) + 1]
+            for imported in imports(tree, True) & trees.keys():
+                is_known = imported.split(".")[1] in (*known, *LEAVES) or (name, imported) in HOOKS
+                assert is_known, f"{name} imports {imported}"

@@ -13,9 +13,9 @@ from dataset_builder.corpus import CONFIGS
 from dataset_builder.library import library_programs
 from dataset_builder.sampler import SamplerConfig, sample_programs
 from trade_hf.candidates import lifted_programs
+from trade_hf.circuit.isomorphism import are_identical
+from trade_hf.circuit.lifting import lift
 from trade_hf.compiled.compiler import compile_program
-from trade_hf.compiled.isomorphism import are_identical
-from trade_hf.compiled.lifting import lift
 from trade_hf.compiled.transforms import add_noise, compress, permute, rotate
 from trade_hf.decompiler import spelled
 from trade_hf.rasp.canonical import canonicalise_spoken

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_verification import with_larger_heads
 
-from trade_hf.compiled.comparison import compare
+from trade_hf.circuit.comparison import compare
+from trade_hf.circuit.isomorphism import are_identical
 from trade_hf.compiled.compiler import compile_program
-from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.transforms import add_noise, compress, permute, rotate, skew
 from trade_hf.rasp.text import parse
 from trade_hf.verification import Status, verify, verify_weights

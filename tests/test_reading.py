@@ -5,8 +5,8 @@ import itertools
 import pytest
 from cases import CASES, LENGTH, VOCAB
 
+from trade_hf.circuit.reading import read_structures
 from trade_hf.compiled.compiler import compile_program
-from trade_hf.compiled.reading import read_structures
 from trade_hf.compiled.transforms import permute, rotate
 from trade_hf.rasp.canonical import canonicalise, name_functions, spell
 from trade_hf.rasp.functions import FUNCTIONS, Kind

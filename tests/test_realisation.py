@@ -15,9 +15,9 @@ from dataset_builder.splits import UP_TO_TEN
 from trade_hf.candidates import lifted_programs
 from trade_hf.circuit.chains import pair_up
 from trade_hf.circuit.circuit import Circuit
+from trade_hf.circuit.denoise import denoise, is_aligned
 from trade_hf.circuit.realisation import NotTracrsError, realise
 from trade_hf.compiled.compiler import compile_program
-from trade_hf.compiled.denoise import denoise, is_aligned
 from trade_hf.compiled.transforms import EDITS, add_noise, compress, permute, readable_dimensions, rotate, skew
 from trade_hf.decompiler import spelled
 from trade_hf.rasp.canonical import canonicalise_spoken

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from dataset_builder.library import library_programs
+from trade_hf.circuit.ties import basis_of, first_of_largest, first_of_smallest, in_order, ranks
 from trade_hf.compiled.compiler import compile_program
-from trade_hf.compiled.ties import basis_of, first_of_largest, first_of_smallest, in_order, ranks
 from trade_hf.compiled.transforms import skew
 
 DUST = 1e-12
@@ -56,8 +56,8 @@ import json, sys
 from itertools import islice
 from pathlib import Path
 import numpy as np
-from trade_hf.compiled.denoise import denoise
-from trade_hf.compiled.lifting import lift
+from trade_hf.circuit.denoise import denoise
+from trade_hf.circuit.lifting import lift
 from trade_hf.compiled.weights import TracrWeights
 
 rows = {}

@@ -10,9 +10,9 @@ from tracr.compiler import compiling
 import trade_hf.search as search
 from dataset_builder.unusual import KINDS, unusual_programs
 from trade_hf.candidates import lifted_programs
+from trade_hf.circuit.denoise import denoise
 from trade_hf.compiled.bridge import from_tracr_model, to_tracr
 from trade_hf.compiled.compiler import compile_program
-from trade_hf.compiled.denoise import denoise
 from trade_hf.compiled.transforms import compress, permute, rotate
 from trade_hf.decompiler import decompile, spelled
 from trade_hf.rasp.text import parse

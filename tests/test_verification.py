@@ -11,7 +11,7 @@ from cases import CASES, LENGTH, VOCAB
 from dataset_builder.corpus import CONFIGS
 from dataset_builder.mutants import mutants
 from dataset_builder.sampler import Draw, sample_programs
-from trade_hf.compiled.comparison import are_alike
+from trade_hf.circuit.comparison import are_alike
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.faithful import may_depart
 from trade_hf.compiled.forward import run

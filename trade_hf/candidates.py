@@ -1,29 +1,23 @@
-"""Programs that compiled weights may have come from, the likeliest first.
+"""Programs that compiled weights may have come from, without the network, the likeliest first.
 
-First those that are read from the weights (`compiled/lifting.py`): where weights are as Tracr makes them, the first of
-these is right nearly always. Only where none of them is the model's own does the network search (`search.py`); until
-then neither it nor torch is loaded.
+Those that are read from the weights (`circuit/lifting.py`): where weights are as Tracr makes them, the first of them
+is right nearly always. What the network finds is in `search.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
 
-from trade_hf.compiled.lifting import lift
+from trade_hf.circuit.lifting import lift
 from trade_hf.compiled.weights import TracrWeights
-from trade_hf.limits import LimitError, Limits
+from trade_hf.limits import Limits
 from trade_hf.rasp.canonical import Structure, name_functions
 from trade_hf.rasp.program import Program
-
-if TYPE_CHECKING:
-    from trade_hf.modeling_trade import TraDeForConditionalGeneration
 
 Unread = Counter[str]  # how many programs could not be read from the weights, by the reason
 # What weights that are not as Tracr makes them raise where they are read as such.
@@ -51,32 +45,6 @@ class Candidate:
     program: Program
     score: float = math.nan
     source: Source = Source.LIFTED
-
-
-def propose(
-    weights: TracrWeights,
-    load: Callable[[], TraDeForConditionalGeneration],
-    limits: Limits | None = None,
-    unread: Unread | None = None,
-) -> Iterator[Candidate]:
-    """Distinct candidates: what is read from the weights, then what the network finds, which `load` gives. There is an
-    end, but far off.
-
-    At least one of the network comes if all are asked for. Raises LimitError after it, once `limits` are reached.
-    `unread` counts those that could not be read from the weights, by the reason.
-    """
-    seen: set[Program] = set()
-    with contextlib.suppress(LimitError):
-        for program in lifted_programs(weights, limits, unread):
-            if program not in seen:
-                seen.add(program)
-                yield Candidate(program)
-    from trade_hf.search import search  # and torch with it
-
-    for candidate in search(weights, load(), limits, unread):
-        if candidate.program not in seen:
-            seen.add(candidate.program)
-            yield candidate
 
 
 def lifted_programs(

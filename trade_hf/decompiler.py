@@ -8,6 +8,7 @@ print(result.certificate)
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -20,12 +21,12 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import numpy as np
 
-from trade_hf.candidates import Candidate, Source, Unread, propose
+from trade_hf.candidates import Candidate, Source, Unread, lifted_programs
+from trade_hf.circuit.denoise import denoise, is_aligned
+from trade_hf.circuit.products import do_parts_correspond
 from trade_hf.compiled.compiler import compile_like
-from trade_hf.compiled.denoise import denoise, is_aligned
 from trade_hf.compiled.formats import Known, to_weights
 from trade_hf.compiled.forward import without_idle_directions
-from trade_hf.compiled.products import do_parts_correspond
 from trade_hf.compiled.transforms import compress
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.features import to_units
@@ -40,12 +41,13 @@ if TYPE_CHECKING:
     from trade_hf.modeling_trade import TraDeForConditionalGeneration
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "trade-base"
-MAX_CANDIDATES = 100
+MAX_CANDIDATES = 200
 MAX_STEPS = 50_000  # of the search, as limits.py counts them: some 5 s on one core
 LAST_STEPS = 50_000  # for the verdict on the model as it was given, where noise or a change of basis was taken off
 SEARCH_SHARE = 0.8  # of the time limit, if there is one; the rest is for that verdict
 COMPARED = 1_000  # pairs of units whose products are compared in a step
 FURTHER = 60  # candidates that are looked at after one that is equivalent
+UNLIKE = 60  # candidates that are looked at where each is refuted and none can be compared with the model's units
 A_FEW = 8  # after one whose units read and write as the model's do, where noise or a turn was taken off
 DIGITS = 4  # of a distance of signatures: what differs by rounding alone is as far
 LIKE_IN_NOISE = 0.1  # largest difference of two signatures that are alike, where noise was taken off but for thresholds
@@ -279,6 +281,32 @@ def decompile_with(
     return Decompilation(program, verdict, tuple(search.attempts), search.chosen, ended_by, seconds, unread)
 
 
+def propose(
+    weights: TracrWeights,
+    load: Callable[[], TraDeForConditionalGeneration],
+    limits: Limits | None = None,
+    unread: Unread | None = None,
+) -> Iterator[Candidate]:
+    """Distinct candidates: what is read from the weights, then what the network finds, which `load` gives. There is an
+    end, but far off.
+
+    At least one of the network comes if all are asked for. Raises LimitError after it, once `limits` are reached.
+    `unread` counts those that could not be read from the weights, by the reason.
+    """
+    seen: set[Program] = set()
+    with contextlib.suppress(LimitError):
+        for program in lifted_programs(weights, limits, unread):
+            if program not in seen:
+                seen.add(program)
+                yield Candidate(program)
+    from trade_hf.search import search  # and torch with it: only where it is needed
+
+    for candidate in search(weights, load(), limits, unread):
+        if candidate.program not in seen:
+            seen.add(candidate.program)
+            yield candidate
+
+
 class _Search:
     """Candidates looked at one by one, and the best so far.
 
@@ -337,6 +365,8 @@ class _Search:
         if verdict.is_verified or verdict.status.is_on_all_inputs or is_like:
             further = A_FEW if is_like and self.is_clean else FURTHER
             self.last = min(self.last, len(self.attempts) + further)
+        if len(self.attempts) == UNLIKE and max(self.strengths) <= (Status.REFUTED.strength, -math.inf):
+            return EndedBy.REFUTED
         if len(self.attempts) < self.last:
             return None
         return EndedBy.CANDIDATES if self.last == self.most else EndedBy.SETTLED

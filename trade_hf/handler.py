@@ -28,7 +28,7 @@ from typing import IO, Any
 TASK = "rasp-decompilation"
 MAX_INPUTS = 16  # of one request
 MAX_BYTES = 16_000_000  # of all files of one request
-MAX_CANDIDATES = 100
+MAX_CANDIDATES = 200
 TIME_LIMIT = 30.0  # seconds that a request may run
 WAIT_LIMIT = 60.0  # seconds that it may wait for others
 MEMORY_LIMIT = 4 * 2**30  # bytes of address space that a request may take

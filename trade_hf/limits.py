@@ -11,7 +11,7 @@ import time
 from enum import Enum
 
 MULTIPLICATIONS = 2_000_000  # in a step, of a compiled model's forward pass
-TOKEN = 40  # steps for a token that the network writes, of up to 8 programs together
+TOKEN = 25  # steps for a token that the network writes, of up to 8 programs together
 
 
 class EndedBy(Enum):
@@ -20,6 +20,7 @@ class EndedBy(Enum):
     FOUND = "found"  # the model's own program
     SETTLED = "settled"  # a program that does the same was found, and none of some further ones is the model's own
     CANDIDATES = "candidates"  # as many as were asked for
+    REFUTED = "refuted"  # none of the first ones is anything like the model
     STEPS = "steps"
     TIME = "time"
     EXHAUSTED = "exhausted"  # there are no more candidates

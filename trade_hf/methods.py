@@ -256,7 +256,7 @@ def greedy_code(weights: TracrWeights, checkpoint: Path) -> str | None:
 def lifted(weights: TracrWeights) -> str | None:
     """No network: the first program that is read from the weights."""
     from trade_hf.candidates import lifted_programs
-    from trade_hf.compiled.denoise import denoise
+    from trade_hf.circuit.denoise import denoise
     from trade_hf.decompiler import spelled
     from trade_hf.rasp.text import to_text
 

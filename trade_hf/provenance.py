@@ -1,7 +1,7 @@
 """Where in a model each line of its program is: the heads and hidden units that implement it.
 
 The program is compiled, which tells what each part of the compiled model is for; the model's own parts are then found
-by what they read and write, in any basis and order (`compiled/correspondence.py`). `confirm` tests the answer by
+by what they read and write, in any basis and order (`circuit/correspondence.py`). `confirm` tests the answer by
 ablation.
 """
 
@@ -14,9 +14,9 @@ from typing import Literal
 
 import numpy as np
 
+from trade_hf.circuit.correspondence import Correspondence, correspond
+from trade_hf.circuit.denoise import denoise
 from trade_hf.compiled.compiler import compile_like, owners_of
-from trade_hf.compiled.correspondence import Correspondence, correspond
-from trade_hf.compiled.denoise import denoise
 from trade_hf.compiled.forward import residual_stream
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.rasp.evaluate import PADDING, random_inputs

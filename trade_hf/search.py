@@ -1,6 +1,6 @@
 """Programs that the network finds for compiled weights, the likeliest first.
 
-First what it writes, greedily, and the same with its functions read from the weights (`compiled/reading.py`), which is
+First what it writes, greedily, and the same with its functions read from the weights (`circuit/reading.py`), which is
 exact once it is known which s-op reads which. What is left is a search. It departs from the greedy program at
 operations and arguments alone: the tokens before the departure are kept, the likeliest completion follows, and
 departures are tried in order of the likelihood that they give up. A beam would spend most of its places on names of one
@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from trade_hf.candidates import Candidate, Source, Unread, named
-from trade_hf.compiled.reading import Reader
+from trade_hf.circuit.reading import Reader
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.limits import TOKEN, Limits
 from trade_hf.modeling_trade import TraDeForConditionalGeneration

@@ -6,7 +6,7 @@ Four ways:
   just that. Where it is not bounded that no order of the sums in single precision changes an output, all inputs or a
   sample are run, and the verdict is another if one does.
 - identical weights in another basis: what each part reads of each other part is so nearly the same that no difference
-  can reach an output, whatever basis the residual stream has (`compiled/comparison.py`). This is looked for where not
+  can reach an output, whatever basis the residual stream has (`circuit/comparison.py`). This is looked for where not
   all inputs were run and those that were agree.
 - equivalent: both give the same on every input of every length up to the maximum.
 - agrees: the same on a stated number of inputs, where there are too many to run them all (within `limits`, if there are
@@ -21,7 +21,7 @@ precision's answer hang on the order of its sums, which another machine takes ot
 each sum off by as much as another order may make it.
 
 Numbers are the same if they differ by at most TOLERANCE, above 100 by at most RELATIVE of themselves
-(`compiled/comparison.py`). Categorical outputs are decoded as Tracr does: the first of
+(`circuit/comparison.py`). Categorical outputs are decoded as Tracr does: the first of
 the largest logits. None is where all logits are alike within TOLERANCE, or within as small a share of what an output
 makes of them where it is on; so neither the offset nor the scale of the logits matters. NaN and infinity are like
 nothing.
@@ -44,11 +44,11 @@ from typing import Any
 
 import numpy as np
 
-from trade_hf.compiled.comparison import PRECISIONS, TOLERANCE, are_alike, compare, hangs_on_order
+from trade_hf.circuit.comparison import PRECISIONS, TOLERANCE, are_alike, compare, hangs_on_order
+from trade_hf.circuit.isomorphism import are_identical
 from trade_hf.compiled.compiler import compile_like, compile_program
 from trade_hf.compiled.faithful import check_numbers, limits, may_depart
 from trade_hf.compiled.forward import ALIKE, Output, run
-from trade_hf.compiled.isomorphism import are_identical
 from trade_hf.compiled.weights import COLDNESS, TracrWeights, WeightsError
 from trade_hf.limits import MULTIPLICATIONS, Limits
 from trade_hf.rasp.evaluate import EXACTNESS, PADDING, all_inputs, count_inputs, evaluate, random_inputs

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trade_hf.compiled.ties import first_of_smallest, in_order
+from trade_hf.circuit.ties import first_of_smallest, in_order
 from trade_hf.limits import Patience
 
 SMALL = 1e-3  # of a vector's length: vectors that are no further apart are one

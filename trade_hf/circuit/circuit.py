@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trade_hf.compiled.ties import in_order
+from trade_hf.circuit.ties import in_order
 from trade_hf.compiled.weights import TracrWeights, WeightsError
 
 TOKEN, BOS, POSITION, MOVED, UNIT = range(5)  # kinds of writers

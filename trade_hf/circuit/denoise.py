@@ -14,9 +14,9 @@ from functools import partial
 
 import numpy as np
 
+from trade_hf.circuit.alignment import align, reach
 from trade_hf.circuit.circuit import Circuit
 from trade_hf.circuit.realisation import NotTracrsError, realise
-from trade_hf.compiled.alignment import align, reach
 from trade_hf.compiled.weights import TracrWeights, WeightsError, check_limits
 from trade_hf.limits import GaveUpError, Limits
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trade_hf.compiled.isomorphism import Graph, domain_of, find_reordering, plain
+from trade_hf.circuit.isomorphism import Graph, domain_of, find_reordering, plain
 from trade_hf.compiled.transforms import read_directions
 from trade_hf.compiled.weights import TracrWeights
 

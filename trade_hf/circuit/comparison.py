@@ -26,10 +26,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trade_hf.compiled.errors import Errors
-from trade_hf.compiled.ideal import Ideal, UnboundedError
-from trade_hf.compiled.isomorphism import domain_of
-from trade_hf.compiled.products import Matching, TooManyProductsError, match_parts
+from trade_hf.circuit.errors import Errors
+from trade_hf.circuit.ideal import Ideal, UnboundedError
+from trade_hf.circuit.isomorphism import domain_of
+from trade_hf.circuit.products import Matching, TooManyProductsError, match_parts
 from trade_hf.compiled.weights import TracrWeights
 
 TOLERANCE = 1e-3  # numbers up to 100 that differ by no more are the same; rounding leaves some 1e-4 in another basis

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trade_hf.compiled.encodings import NEAR, ON, Encodings
-from trade_hf.compiled.reading import (
+from trade_hf.circuit.encodings import NEAR, ON, Encodings
+from trade_hf.circuit.reading import (
     MAX_NUMERICAL_MAPS,
     SLOPE,
     SMALL,
@@ -29,7 +29,7 @@ from trade_hf.compiled.reading import (
     Written,
     is_along,
 )
-from trade_hf.compiled.ties import first_of_largest
+from trade_hf.circuit.ties import first_of_largest
 from trade_hf.compiled.weights import COLDNESS, TracrWeights
 from trade_hf.limits import GaveUpError, Limits
 from trade_hf.rasp.canonical import Structure

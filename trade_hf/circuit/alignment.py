@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trade_hf.compiled.ties import basis_of, first_of_largest
+from trade_hf.circuit.ties import basis_of, first_of_largest
 from trade_hf.compiled.transforms import WRITERS, all_readers, change_basis, residual_vectors
 from trade_hf.compiled.weights import UNEMBED, TracrWeights
 

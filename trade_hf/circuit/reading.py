@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from trade_hf.compiled.encodings import NEAR, ON, Encodings
-from trade_hf.compiled.ties import first_of_largest, first_of_smallest, in_order, ranks
+from trade_hf.circuit.encodings import NEAR, ON, Encodings
+from trade_hf.circuit.ties import first_of_largest, first_of_smallest, in_order, ranks
 from trade_hf.compiled.transforms import all_readers, residual_vectors
 from trade_hf.compiled.weights import COLDNESS, TracrWeights
 from trade_hf.limits import GaveUpError, Limits, Patience

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trade_hf.compiled.ideal import DIGITS, Budget, Head, Ideal, Source, UnboundedError, Units, token_rows
-from trade_hf.compiled.products import Matching
+from trade_hf.circuit.ideal import DIGITS, Budget, Head, Ideal, Source, UnboundedError, Units, token_rows
+from trade_hf.circuit.products import Matching
 from trade_hf.compiled.weights import TracrWeights
 
 SMALLEST = 1e-25  # more than all that is lost where results are below the smallest normal number of single precision
