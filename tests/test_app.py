@@ -20,13 +20,15 @@ import pytest
 from conftest import DEMO_TIME_LIMIT
 from hostile_files import HOSTILE
 
-from trade_hf.app.answers import decompile_answer
+from trade_hf.app.answers import decompile_answer, silence_answer
+from trade_hf.app.details import PARTS
 from trade_hf.app.examples import EXAMPLES
-from trade_hf.app.page import PARTS
 from trade_hf.app.settings import SCRAMBLES
+from trade_hf.app.silence import silence_html
 from trade_hf.app.trained import FILES
 from trade_hf.app.trained import decompile_answer as trained_answer
 from trade_hf.app.trained import input_answer as trained_input
+from trade_hf.app.trained import silence_answer as trained_silence
 from trade_hf.certificate import Certificate, recheck
 from trade_hf.circuit.isomorphism import are_identical
 from trade_hf.compiled.compiler import compile_program
@@ -285,6 +287,34 @@ def test_a_model_that_no_program_fits_is_not_called_proven_and_shows_where(tmp_p
     assert "Not proven" in answer["lead"] and "A counterexample" in answer["known"] and "≠" in answer["known"]
     assert "no line is assigned to a layer" in answer["places"]
     assert set(answer["tokens"].split(", ")) <= set("01234")
+
+
+SHARE = {**asdict(EXAMPLES[3]), "found": EXAMPLES[3].code, "tokens": "1, 1, 2, 1", "line": "v2"}
+
+
+def test_a_silenced_line_shows_the_output_before_and_after_and_where_it_changes():
+    """Without v2, which is 1 where the token is 2, the share of 2s so far is 0."""
+    text = silence_answer(SHARE, str)
+    assert "v2 is layer 0 MLP units" in text and "changes at positions 2, 3." in text
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", text)]
+    assert rows[1:] == [
+        ["0", "1", "0", "0", ""],
+        ["1", "1", "0", "0", ""],
+        ["2", "2", "0.3333", "0", "≠"],
+        ["3", "1", "0.25", "0", "≠"],
+    ]
+    assert "changes at no position." in silence_answer({**SHARE, "tokens": "1, 3"}, str)
+
+
+def test_of_a_line_without_parts_one_sentence_is_said():
+    select = "v1 has no part of its own: a select is in the head of the line that reads it, v3."
+    assert select in silence_answer({**SHARE, "line": "v1"}, str)
+    program, weights = parse(HISTOGRAM), compile_program(parse(HISTOGRAM), (0, 1), 2)
+    assert "v2 has no part of its own in the model." in silence_html(program, weights, (0, 1), 1, ())
+    assert "no line has parts that could be silenced" in silence_html(program, weights, (0, 1), 1, None)
+    assert "not which parts could be silenced" in trained_silence({}, str)
+    with pytest.raises(ValueError, match="line: expected one of v1, v2, v3, got v9"):
+        silence_answer({**SHARE, "line": "v9"}, str)
 
 
 def test_where_rasp_says_something_else_is_shown(tmp_path):

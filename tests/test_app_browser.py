@@ -20,13 +20,14 @@ def opened(browser, demo, request):
     end."""
     width, scheme = getattr(request, "param", (1440, "light"))
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    context.set_default_timeout(120_000)  # the worker may still be starting
+    context.set_default_timeout(120_000)
     page, seen = context.new_page(), []
     page.on("console", lambda message: seen.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: seen.append(str(error)))
     page.on("request", lambda sent: None if sent.url.startswith((demo, "data:", "blob:")) else seen.append(sent.url))
     page.goto(demo)
-    page.get_by_role("status").get_by_text("Ready.").wait_for()  # only then nothing typed is overwritten
+    ready = page.get_by_role("status").get_by_text("Ready.")
+    ready.wait_for(timeout=300_000)  # until then the first example may take the place of what is typed
     yield page
     context.close()
     assert seen == []
@@ -55,7 +56,10 @@ def show_heads(page, tokens):
     raise AssertionError(f"the heads were never shown on [{tokens}]")
 
 
-@pytest.mark.parametrize("opened", [(390, "light"), (390, "dark"), (1440, "light"), (1440, "dark")], indirect=True)
+SIZES = [(390, "light"), (390, "dark"), (1440, "light"), (1440, "dark")]
+
+
+@pytest.mark.parametrize("opened", SIZES, indirect=True)
 def test_it_fits_narrow_and_wide_windows_in_light_and_dark(opened, request):
     width, scheme = request.node.callspec.params["opened"]
     assert "identical weights" in lead(opened).inner_text()
@@ -65,6 +69,57 @@ def test_it_fits_narrow_and_wide_windows_in_light_and_dark(opened, request):
     color = opened.evaluate("getComputedStyle(document.querySelector('.trade pre')).color")
     assert (color == "rgb(28, 32, 36)") == (scheme == "light")
     assert opened.evaluate("[...document.images].every(image => image.naturalWidth)")
+
+
+@pytest.mark.parametrize("opened", SIZES, indirect=True)
+def test_a_line_is_marked_in_all_tabs(opened):
+    line = opened.locator("pre .line#v2")
+    line.hover()
+    for own in (".graph .node", ".trade-layers .line", ".trade-layers g:has(.head)", ".trade-layers g:has(.mlp)"):
+        assert opened.locator(f"{own}.lit[data-line]").count(), own
+    assert opened.locator(".lit:not([data-line~=v2])").count() == 0
+    opened.locator(".graph .node[data-line=v3]").hover()
+    assert opened.locator("pre .line.lit").get_attribute("id") == "v3"
+    line.click()
+    for tab, own in (("Attention", "figure"), ("Attention", "th > span"), ("Weights", ".parts path")):
+        opened.get_by_role("tab", name=tab).click()
+        opened.locator(f"{own}[data-line~=v2].kept").first.wait_for()
+        assert opened.locator(f"{own}.kept:not([data-line~=v2])").count() == 0
+    opened.get_by_label("Histogram").check()
+    opened.locator("pre", has_text="program = v2").first.wait_for()
+    opened.locator(".kept").first.wait_for(state="detached")  # they were lines of another program
+
+
+@pytest.mark.parametrize("opened", SIZES, indirect=True)
+def test_weights_are_large_enough_to_read_and_scroll_in_their_own_box(opened, request):
+    opened.get_by_role("tab", name="Weights").click()
+    boxes = opened.locator(".maps .scroll")
+    boxes.first.wait_for()
+    found = boxes.evaluate_all(
+        "all => all.map(box => [box.clientWidth, box.scrollWidth, box.clientHeight, box.scrollHeight,"
+        "box.querySelector('img').width / box.querySelector('img').naturalWidth])"
+    )
+    assert min(cell for *_, cell in found) >= 12
+    width = request.node.callspec.params["opened"][0]
+    assert all(wide < width and high <= 720 for wide, _, high, *_ in found)
+    assert any(wide < whole for wide, whole, *_ in found) == (width == 390)
+    assert opened.evaluate("document.documentElement.scrollWidth") == width
+
+
+@pytest.mark.parametrize("opened", SIZES, indirect=True)
+def test_a_line_is_silenced(opened, request):
+    opened.get_by_role("tab", name="Attention").click()
+    opened.get_by_label("v2", exact=True).check()
+    opened.get_by_text("v2 is layer 0 head 0").wait_for()
+    box = opened.get_by_role("region", name="the output with v2 silenced")
+    assert box.locator("tbody tr").count() == 4 and box.get_by_text("≠").count() > 0
+    assert opened.evaluate("document.documentElement.scrollWidth") == request.node.callspec.params["opened"][0]
+    opened.get_by_label("Input: tokens").fill("2, 2")
+    opened.get_by_role("button", name="Show").click()
+    opened.get_by_text("the model's output on [2, 2]").wait_for()
+    opened.get_by_label("v1", exact=True).check()
+    opened.get_by_text("v1 has no part of its own").wait_for()
+    assert box.count() == 0
 
 
 def test_an_example_is_there_at_once_and_a_scramble_decompiles(opened):

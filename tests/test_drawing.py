@@ -17,7 +17,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def parts_of(root):
     """Middle of each part's box → its class, and the text in it."""
-    children = [child for group in root.findall(f"{SVG}g") for child in group]
+    children = [child for group in root.iterfind(f".//{SVG}g[@data-line]") for child in group]
     parts = {}
     for place, child in enumerate(children):
         if child.tag == f"{SVG}rect" and child.get("class") in ("head", "mlp"):
@@ -71,6 +71,8 @@ def test_links_lead_from_each_line_to_its_parts(case, change):
         assert found == sorted(
             (kind, head if kind == "head" else counted.get(size, f"{size} units")) for kind, head, size in meant
         )
+        own = f".//{SVG}g[@data-line='v{origin.line + 1}'][@class='line']"
+        assert len(root.findall(own)) == 1
         for end, is_dashed in links[f"v{origin.line + 1}"].items():
             assert f"v{origin.line + 1}" in parts[end][2].split()
             assert is_dashed == (case.program.lines[origin.line].op.text == "select")
@@ -97,7 +99,7 @@ def test_it_is_told_in_words(samples):
     weights = rotate(sample.compile(), 1)
     origins = provenance(sample.spelled, weights)
     root = drawn(sample.spelled, weights, origins)
-    assert root.get("role") == "img" and root[0].tag == f"{SVG}title" and root[1].tag == f"{SVG}desc"
+    assert root.get("role") == "group" and root[0].tag == f"{SVG}title" and root[1].tag == f"{SVG}desc"
     for origin in origins:
         assert f"v{origin.line + 1}: {origin}." in root[1].text
 

@@ -25,14 +25,15 @@ from trade_hf.rasp.text import parse, to_text
 from trade_hf.report.graph import graph_svg
 from trade_hf.report.heatmaps import attention_html, matrix_png, shrunk, weights_html
 from trade_hf.report.highlight import code_html, highlighted
-from trade_hf.report.markup import Html, element, listed, shown
+from trade_hf.report.markup import Html, element, listed, script, shown
 from trade_hf.report.page import attempts_html, counterexample_html, examples_html, report
 from trade_hf.report.values import line_values, values_html
 from trade_hf.verification import Status, Verdict
 
 HOSTILE = ("<script>alert(1)</script>", "\"'><img src=x onerror=alert(1)>", "a\u202eb\n\x00", "&amp;", "\ud800")
 TAGS = """html head meta link title style body main footer section h1 h2 h3 p strong a div pre code span dl dt dd table
-    caption thead tbody tr th td figure figcaption svg g rect path text tspan line circle desc img i details summary"""
+    caption thead tbody tr th td figure figcaption svg g rect path text tspan line circle desc img i details summary
+    script"""
 _VOID = {"meta", "link", "img"}
 BY_NAME = {case.name: case.program for case in CASES}
 
@@ -75,6 +76,9 @@ def check_page(text):
     targets = page.all("href") + page.all("src")
     assert all(target.startswith(("#v", "data:")) for target in targets)
     assert not re.search(r"@import|url\(", text)
+    scripts = [script()] if "html" in page.tags else []  # of a whole page its own one alone; parts of one have none
+    assert re.findall("<script>(.*?)</script>", text, re.DOTALL) == scripts
+    assert page.tags.count("script") == len(scripts)
     ids = page.all("id")
     assert len(ids) == len(set(ids))
     assert {target[1:] for target in targets if target[0] == "#"} <= set(ids)

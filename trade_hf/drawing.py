@@ -10,13 +10,13 @@ from __future__ import annotations
 import itertools
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from trade_hf.compiled.weights import TracrWeights
-from trade_hf.provenance import Component, LineOrigin
+from trade_hf.provenance import Component, LineOrigin, owners, runs
 from trade_hf.rasp.program import INPUT_NAMES, Op, Program, Variable, variable_name
 from trade_hf.rasp.text import to_text
 
@@ -57,7 +57,9 @@ _STYLE = """
 .trade-layers .to-head { stroke: #8a5a00; }
 .trade-layers .to-mlp { stroke: #1d4ed8; }
 .trade-layers .of-select { stroke-dasharray: 4 3; }
-.trade-layers .line:hover .link { stroke-width: 3.5; }
+.trade-layers :is(.line:hover, .lit, .kept) .link { stroke-width: 3.5; }
+.trade-layers :is(.lit, .kept) :is(.head, .mlp) { stroke-width: 3.5; }
+.trade-layers .kept .name { text-decoration: underline; }
 @media (prefers-color-scheme: dark) {
 .trade-layers text { fill: #e6e8eb; }
 .trade-layers .soft { fill: #a4acb6; }
@@ -86,7 +88,10 @@ def draw_layers(program: Program, weights: TracrWeights, origins: Sequence[LineO
     """
     _check(program, weights, origins)
     parts = _parts(origins)
-    layers = [_Layer(number, weights, [p for p in parts if p.component.layer == number]) for number in _layers(weights)]
+    layers = [
+        _Layer(number, weights, [p for p in parts if p.component.layer == number])
+        for number in range(weights.num_layers)
+    ]
     drawing = _Drawing(program, weights, origins, layers)
     return ElementTree.tostring(drawing.root, encoding="us-ascii").decode("ascii") + "\n"
 
@@ -95,17 +100,13 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def _layers(weights: TracrWeights) -> range:
-    return range(weights.num_layers)
-
-
 def _check(program: Program, weights: TracrWeights, origins: Sequence[LineOrigin]) -> None:
     for origin in origins:
         if not 0 <= origin.line < len(program):
             raise ValueError(f"expected origins of lines 0 to {len(program) - 1}, got line {origin.line}")
         for component in origin.components:
             heads = [] if component.head is None else [component.head]
-            fits = component.layer in _layers(weights) and all(0 <= head < weights.num_heads for head in heads)
+            fits = 0 <= component.layer < weights.num_layers and all(0 <= head < weights.num_heads for head in heads)
             if not fits or not all(0 <= unit < weights.mlp_size for unit in component.units):
                 shape = f"{weights.num_layers} layers of {weights.num_heads} heads and {weights.mlp_size} hidden units"
                 raise ValueError(f"line {origin.line + 1}: {component}: no part of a model of {shape}")
@@ -133,17 +134,17 @@ class _Part:
 
     @property
     def names(self) -> str:
-        names = " ".join(map(variable_name, self.lines))
+        names = self.all_names
         return names if len(names) <= _NAMES else names[: _NAMES - 1].rsplit(" ", 1)[0] + "…"
 
+    @property
+    def all_names(self) -> str:
+        return " ".join(map(variable_name, self.lines))
 
-def _parts(origins: Iterable[LineOrigin]) -> list[_Part]:
+
+def _parts(origins: Sequence[LineOrigin]) -> list[_Part]:
     """Each component once: heads of a layer by number, then its hidden units by line."""
-    lines: dict[Component, list[Variable]] = {}
-    for origin in origins:
-        for component in origin.components:
-            lines.setdefault(component, []).append(origin.line)
-    parts = [_Part(component, tuple(sorted(set(those)))) for component, those in lines.items()]
+    parts = [_Part(component, lines) for component, lines in owners(origins).items()]
     return sorted(parts, key=lambda p: (p.component.kind, p.component.head or 0, p.lines, p.component.units))
 
 
@@ -194,7 +195,7 @@ class _Drawing:
         self, program: Program, weights: TracrWeights, origins: Sequence[LineOrigin], layers: Sequence[_Layer]
     ) -> None:
         self.program, self.origins, self.mlp_size = program, origins, weights.mlp_size
-        self.root = Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "role": "img", "class": "trade-layers"})
+        self.root = Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "role": "group", "class": "trade-layers"})
         SubElement(self.root, "title").text = self.title()
         SubElement(self.root, "desc").text = self.description()
         SubElement(self.root, "style").text = _STYLE
@@ -243,7 +244,8 @@ class _Drawing:
             self.text(group, f"+ {layer.rest}", _LEFT + _PADDING, y + layer.height - 8, "soft")
         return y + layer.height + _BETWEEN
 
-    def part(self, group: Element, part: _Part, y: float) -> None:
+    def part(self, parent: Element, part: _Part, y: float) -> None:
+        group = SubElement(parent, "g", {"data-line": part.all_names, "tabindex": "0"})
         x, width = _LEFT + _PADDING, _LAYER - 2 * _PADDING
         self.box(group, part.component.kind, x, y, width, part.height)
         self.text(group, part.text, x + 6, y + 15, "")
@@ -257,7 +259,7 @@ class _Drawing:
         """Where the units stand among all of their layer, from left to right."""
         self.box(group, "strip", x, y, width, _STRIP)
         each = width / self.mlp_size
-        for first, last in _runs(units):
+        for first, last in runs(units):
             wide = max((last + 1 - first) * each, _THINNEST)
             self.box(group, "unit", min(x + first * each, x + width - wide), y, wide, _STRIP)
 
@@ -279,7 +281,7 @@ class _Drawing:
         return y + heights[-1]
 
     def line(self, number: Variable, rows: Sequence[str], y: float, components: Sequence[Component]) -> None:
-        group = SubElement(self.root, "g", {"class": "line"})
+        group = SubElement(self.root, "g", {"class": "line", "data-line": variable_name(number), "tabindex": "0"})
         for component in components:
             self.link(group, number, component, _MARGIN + len(rows[0]) * _CHARACTER + 5, y + _ROW / 2)
         first = self.text(group, "", _MARGIN, y + 12, "")
@@ -335,14 +337,6 @@ def _in_order(wanted: Sequence[float | None]) -> list[float]:
     least = list(itertools.accumulate(following, min))[::-1]
     most = itertools.accumulate(following[::-1], max)
     return [(low + high) / 2 for low, high in zip(least, most, strict=True)]
-
-
-def _runs(units: Sequence[int]) -> list[tuple[int, int]]:
-    """First and last of each run of consecutive numbers; `units` ascend."""
-    runs: list[tuple[int, int]] = []
-    for unit in units:
-        runs[-1:] = [(runs[-1][0], unit)] if runs and unit == runs[-1][1] + 1 else [*runs[-1:], (unit, unit)]
-    return runs
 
 
 def _px(number: float) -> str:

@@ -20,7 +20,7 @@ from trade_hf.compiled.compiler import compile_like, owners_of
 from trade_hf.compiled.forward import residual_stream
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.rasp.evaluate import PADDING, random_inputs
-from trade_hf.rasp.program import Op, Program
+from trade_hf.rasp.program import Op, Program, Variable
 
 CHANGED = 1e-3  # of a value in the residual stream, where values are 1 apart
 INPUTS = 64
@@ -57,6 +57,15 @@ class LineOrigin:
         return "; ".join(map(str, self.components))
 
 
+def owners(origins: Sequence[LineOrigin]) -> dict[Component, tuple[Variable, ...]]:
+    """The lines that each component is of, ascending."""
+    lines: dict[Component, set[Variable]] = {}
+    for origin in origins:
+        for component in origin.components:
+            lines.setdefault(component, set()).add(origin.line)
+    return {component: tuple(sorted(those)) for component, those in lines.items()}
+
+
 def provenance(program: Program, weights: TracrWeights) -> tuple[LineOrigin, ...]:
     """The origin of each live line, in order.
 
@@ -81,7 +90,7 @@ def provenance(program: Program, weights: TracrWeights) -> tuple[LineOrigin, ...
         blocks = [Component(at, "mlp", units=tuple(sorted(some))) for (n, at), some in units.items() if n == line]
         own = [*heads.get(line, []), *blocks]
         if program.lines[line].op is Op.SELECT:
-            own = [head for reader in _readers(program, line) for head in heads[reader]]
+            own = [head for reader in readers(program, line) for head in heads[reader]]
         origins.append(LineOrigin(line, tuple(own)))
     return tuple(origins)
 
@@ -108,7 +117,7 @@ def confirm(program: Program, weights: TracrWeights, origins: Sequence[LineOrigi
         moved = np.abs(values(silenced(weights, origin.components, shared)) - meant).max(0) > CHANGED
         changed = {line for line, own in directions.items() if moved[own].any()}
         line = origin.line
-        own = {line} if program.lines[line].op is not Op.SELECT else set(_readers(program, line))
+        own = {line} if program.lines[line].op is not Op.SELECT else set(readers(program, line))
         verdicts.append(bool(own & changed) and changed <= _dependent(program, line))
     return tuple(verdicts)
 
@@ -121,6 +130,17 @@ def _matched(compiled: TracrWeights, weights: TracrWeights) -> tuple[TracrWeight
     except ValueError:
         found = denoise(weights)
         return found, correspond(compiled, found)
+
+
+def without(weights: TracrWeights, origins: Sequence[LineOrigin], line: Variable) -> TracrWeights:
+    """A copy in which a line's parts write nothing, but for a unit that cleans BOS for other lines too.
+
+    Args:
+      origins: of all lines, as `provenance` gives them.
+      line: which one, counted from 0.
+    """
+    parts = [part for origin in origins if origin.line == line for part in origin.components]
+    return silenced(weights, parts, _shared_units(origins))
 
 
 def silenced(
@@ -139,7 +159,8 @@ def silenced(
     return replace(weights, tensors=tensors)
 
 
-def _readers(program: Program, line: int) -> list[int]:
+def readers(program: Program, line: Variable) -> list[Variable]:
+    """The live lines that read a line."""
     return [n for n in program.live_lines if line in program.lines[n].args]
 
 
@@ -171,12 +192,15 @@ def _shared_units(origins: Sequence[LineOrigin]) -> frozenset[tuple[int, int]]:
     return frozenset(shared)
 
 
+def runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """First and last of each run of consecutive numbers; `numbers` ascend."""
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        first = found.pop()[0] if found and number == found[-1][1] + 1 else number
+        found.append((first, number))
+    return found
+
+
 def _ranges(numbers: Sequence[int]) -> str:
     """`0–3, 7`."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and parts[-1][-1] == number - 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}–{p[-1]}" for p in parts)
+    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in runs(numbers))

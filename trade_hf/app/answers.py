@@ -11,6 +11,7 @@ from typing import Any
 
 from trade_hf.app.keep import keep_html
 from trade_hf.app.settings import MAX_CODE, SCRAMBLES, domain, named
+from trade_hf.app.silence import silence_html
 from trade_hf.certificate import Certificate, certify
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.weights import TracrWeights
@@ -67,7 +68,7 @@ def decompile_answer(request: dict[str, Any], say: Say) -> dict[str, str]:
         "places": _places(result.program, given, origins),
         "tokens": ", ".join(map(str, tokens)),
         "input": _on_input(result.program, given, tokens, origins),
-        "weights": _weights(plain, given, request.get("scramble", "")),
+        "weights": _weights(plain, given, origins, request.get("scramble", "")),
         "tried": attempts_html(result),
         "keep": keep_html(request, result, certificate, given),
     }
@@ -82,6 +83,20 @@ def input_answer(request: dict[str, Any], say: Say) -> str:
     program, tokens = parse(request["found"]), _tokens(request["tokens"], given)
     say("Running the model")
     return _on_input(program, given, tokens, _origins(program, given))
+
+
+def silence_answer(request: dict[str, Any], say: Say) -> str:
+    """What the model of a request gives on `tokens` without the parts of `line`, as in `v2`, of the program `found`.
+
+    Raises ValueError with one line for an input that the model does not take, or for no such line.
+    """
+    _, given = _models(request, say)
+    program, tokens = parse(request["found"]), _tokens(request["tokens"], given)
+    names = [variable_name(line) for line in range(len(program))]
+    if request["line"] not in names:
+        raise ValueError(f"line: expected one of {', '.join(names)}, got {str(request['line'])[:80]}")
+    say("Silencing the line's parts")
+    return silence_html(program, given, tokens, names.index(request["line"]), _origins(program, given))
 
 
 def _models(request: dict[str, Any], say: Say) -> tuple[TracrWeights, TracrWeights]:
@@ -174,10 +189,10 @@ def _on_input(
     return join([*lines, heading, attention_html(weights, tokens, origins or ()), outputs])
 
 
-def _weights(plain: TracrWeights, given: TracrWeights, scramble: str) -> Html:
+def _weights(plain: TracrWeights, given: TracrWeights, origins: Sequence[LineOrigin] | None, scramble: str) -> Html:
     if given is plain:
-        return join([shape_html(given), weights_html(given)])
+        return join([shape_html(given), weights_html(given, origins or ())])
     words = f"The decompiler sees only the weights under “after”. The change: {scramble}, with seed {SEED}."
-    after = element("section", element("h2", "After the scramble"), weights_html(given))
+    after = element("section", element("h2", "After the scramble"), weights_html(given, origins or ()))
     before = element("section", element("h2", "Before, as Tracr compiles it"), weights_html(plain))
-    return join([shape_html(given), element("p", words, class_="note"), element("div", after, before, class_="beside")])
+    return join([shape_html(given), element("p", words, class_="note"), after, before])

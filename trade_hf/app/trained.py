@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trade_hf.app.settings import FILES
+from trade_hf.app.silence import OF_TRAINED
 from trade_hf.arguments import parse_vocab
 from trade_hf.report.highlight import code_html
 from trade_hf.report.markup import Html, download, element, join
@@ -71,6 +72,11 @@ def input_answer(request: dict[str, Any], say: Say) -> str:
     lines = tuple(mechanism(program, model, domain, learn=False))
     result = TrainedDecompilation(program, compare(program, model, domain), lines, 0.0, (), domain.tokens.shape[1])
     return _on_input(result, model, domain, tokens)
+
+
+def silence_answer(request: dict[str, Any], say: Say) -> str:
+    """Why no line's parts are silenced."""
+    return element("p", OF_TRAINED, class_="note")
 
 
 def _about(result: TrainedDecompilation) -> Html:

@@ -12,12 +12,16 @@ from typing import IO, Any
 import torch
 
 from trade_hf.app import trained
-from trade_hf.app.answers import decompile_answer, input_answer
+from trade_hf.app.answers import decompile_answer, input_answer, silence_answer
 from trade_hf.app.examples import EXAMPLES
 from trade_hf.handler import answer_each, stream_of_answers, write
 
-ANSWERS = {"decompile": decompile_answer, "input": input_answer}
-OF_TRAINED = {"decompile": trained.decompile_answer, "input": trained.input_answer}
+ANSWERS = {"decompile": decompile_answer, "input": input_answer, "silence": silence_answer}
+OF_TRAINED = {
+    "decompile": trained.decompile_answer,
+    "input": trained.input_answer,
+    "silence": trained.silence_answer,
+}
 
 
 def main(time_limit: float) -> None:

@@ -130,8 +130,8 @@ class _Layout:
         ]
         if variable < 0:
             return element("g", box, *words, class_=f"node {kind}")
-        title = element("title", self.description(variable))
-        return element("a", title, box, *words, href=f"#v{variable + 1}", class_=f"node {kind}")
+        title, name = element("title", self.description(variable)), variable_name(variable)
+        return element("a", title, box, *words, href=f"#{name}", class_=f"node {kind}", data_line=name)
 
     def description(self, variable: Variable) -> str:
         line = self.program.lines[variable]

@@ -6,39 +6,48 @@ import base64
 import struct
 import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import numpy as np
 
 from trade_hf.compiled.forward import attention
 from trade_hf.compiled.weights import TracrWeights
+from trade_hf.provenance import Component, LineOrigin, owners, runs
 from trade_hf.rasp.functions import Value
 from trade_hf.rasp.program import variable_name
-from trade_hf.report.markup import Html, element, join, shown
-
-if TYPE_CHECKING:
-    from trade_hf.provenance import LineOrigin
+from trade_hf.report.markup import Html, element, join, scrolling, shown
 
 MAX_PIXELS = 600_000  # of all pictures of a model together
 MAX_HEADS = 48  # whose attention is drawn
 LEVELS = 8  # of a colour
 _POSITIVE, _NEGATIVE = (37, 99, 235), (234, 88, 12)
-_PICTURE = 200  # pixels of a matrix's longer side, unless it has more entries
+_PICTURE = 320  # pixels of a matrix's longer side, unless it has more entries
+_ENTRY = (12, 24)  # pixels of an entry of a matrix: least, most
+# Whose rows (axis 0) or columns (axis 1) a matrix of a layer consists of.
+_ALONG: dict[str, tuple[Literal["head", "mlp"], int]] = {
+    "W_Q": ("head", 1), "W_K": ("head", 1), "W_V": ("head", 1), "W_O": ("head", 0),
+    "MLP in": ("mlp", 1), "MLP out": ("mlp", 0),
+}  # fmt: skip
+_REACHED = ("W_Q", "MLP in")  # whose parts are reached by keyboard: each part of a layer once
 _CELL = 27  # pixels of a cell of an attention pattern
 
 
 # ---------------------------------------------------------------- weights
 
 
-def weights_html(weights: TracrWeights) -> Html:
-    """Every matrix as a picture: embeddings, each layer's attention and MLP, unembedding."""
+def weights_html(weights: TracrWeights, origins: Sequence[LineOrigin] = ()) -> Html:
+    """Every matrix as a picture in a box that scrolls: embeddings, each layer's attention and MLP, unembedding. With
+    `origins`, heads and hidden units are marked together with the lines of the program that they are."""
     groups = _matrices(weights)
     count = sum(map(len, groups.values()))
     side = int(np.clip(np.sqrt(MAX_PIXELS / count), 16, 256))
     parts: list[Html] = []
     for title, matrices in groups.items():
         filled = {name: matrix for name, matrix in matrices.items() if matrix.any()}
-        figures = [_matrix_figure(f"{title}: {name}", name, matrix, side) for name, matrix in filled.items()]
+        figures = [
+            _matrix_figure(f"{title}: {name}", name, matrix, side, _parts_svg(weights, title, name, matrix, origins))
+            for name, matrix in filled.items()
+        ]
         parts += [element("h3", title), element("div", *figures, class_="maps")]
         if len(filled) < len(matrices):
             empty = ", ".join(name for name in matrices if name not in filled)
@@ -73,29 +82,60 @@ def _with_bias(matrix: np.ndarray, bias: np.ndarray) -> np.ndarray:
     return np.concatenate([matrix, bias[None]]) if bias.any() else matrix
 
 
-def _matrix_figure(title: str, name: str, matrix: np.ndarray, side: int) -> Html:
+def _matrix_figure(title: str, name: str, matrix: np.ndarray, side: int, over: Html) -> Html:
     rows, columns = matrix.shape
     largest, filled = float(np.abs(matrix).max()), int(np.count_nonzero(matrix))
     about = f"{rows} × {columns}, {filled:,} not zero, largest {largest:.3g}"
     smaller = shrunk(matrix, side)
-    scale = max(1, min(6, _PICTURE // max(smaller.shape)))
+    scale = int(np.clip(_PICTURE // max(smaller.shape), *_ENTRY))
     picture = element(
         "img",
         src="data:image/png;base64," + base64.b64encode(matrix_png(smaller)).decode(),
         alt=f"{title}, {about}",
-        title=f"{title}, {about}",
         width=smaller.shape[1] * scale,
         height=smaller.shape[0] * scale,
     )
     words = [element("strong", name), f" {rows} × {columns}, to ±{largest:.3g}"]
     if smaller.shape != matrix.shape:
         words.append(f", drawn as {smaller.shape[0]} × {smaller.shape[1]}")
-    return element("figure", picture, element("figcaption", *words))
+    box = scrolling(element("div", picture, over, class_="matrix"), f"{title}, {about}")
+    return element("figure", box, element("figcaption", *words))
+
+
+def _parts_svg(weights: TracrWeights, group: str, name: str, matrix: np.ndarray, origins: Sequence[LineOrigin]) -> Html:
+    """What lies over a matrix's picture: the rows or columns of each head, and of each line's hidden units."""
+    if name not in _ALONG:
+        return Html("")
+    kind, axis = _ALONG[name]
+    each = weights.key_size if kind == "head" else 1
+    paths = []
+    for part, lines in owners(origins).items():
+        if part.kind == kind and group == f"Layer {part.layer}":
+            names = " ".join(map(variable_name, lines))
+            stretches = [(each * first, each * (last + 1)) for first, last in runs(part.places)]
+            paths.append(
+                element(
+                    "path",
+                    element("title", f"{part}: {names}"),
+                    d="".join(_stretch(matrix, axis, *stretch) for stretch in stretches),
+                    data_line=names,
+                    tabindex=0 if name in _REACHED else None,
+                )
+            )
+    rows, columns = matrix.shape
+    return element("svg", *paths, viewBox=f"0 0 {columns} {rows}", preserveAspectRatio="none", class_="parts")
+
+
+def _stretch(matrix: np.ndarray, axis: int, start: int, end: int) -> str:
+    """Rows or columns of a matrix, as a path."""
+    rows, columns = matrix.shape
+    return f"M0 {start}H{columns}V{end}H0Z" if axis == 0 else f"M{start} 0H{end}V{rows}H{start}Z"
 
 
 def _scale() -> Html:
     swatches = join(element("i", class_=kind) for kind in ("negative", "zero", "positive"))
-    text = "below 0, 0, above 0; darker is larger, each matrix by its own largest entry. A bias is the last row."
+    colours = "below 0, 0, above 0; darker is larger, each matrix by its own largest entry."
+    text = f"{colours} A bias is the last row. What is larger than its box scrolls."
     return element("p", swatches, " ", text, class_="note scale")
 
 
@@ -154,14 +194,11 @@ def attention_html(weights: TracrWeights, tokens: Sequence[Value], origins: Sequ
     patterns = attention(weights, tokens)
     heads = [(layer, head) for layer, head in np.ndindex(patterns.shape[:2]) if _writes(weights, layer, head)]
     labels = [shown(token) for token in (weights.bos, *tokens)]
-    lines = _lines_of_heads(origins)
+    lines = {part: " ".join(map(variable_name, those)) for part, those in owners(origins).items()}
     figures = [
-        element(
-            "figure",
-            pattern_svg(patterns[layer, head], labels, f"layer {layer} head {head}"),
-            element("figcaption", element("strong", f"layer {layer} head {head}"), lines.get((layer, head), "")),
-        )
+        _head_figure(patterns[layer, head], labels, part, lines.get(part, ""))
         for layer, head in heads[:MAX_HEADS]
+        for part in [Component(layer, "head", head=head)]
     ]
     silent, left_out = patterns.shape[0] * patterns.shape[1] - len(heads), len(heads) - len(figures)
     notes = ["Rows are queries, columns the keys that they attend to, in percent."]
@@ -170,14 +207,10 @@ def attention_html(weights: TracrWeights, tokens: Sequence[Value], origins: Sequ
     return join([element("p", " ".join(notes), class_="note"), element("div", *figures, class_="maps")])
 
 
-def _lines_of_heads(origins: Sequence[LineOrigin]) -> dict[tuple[int, int | None], str]:
-    found: dict[tuple[int, int | None], str] = {}
-    for origin in origins:
-        for component in origin.components:
-            if component.kind == "head":
-                place = component.layer, component.head
-                found[place] = f"{found.get(place, '')} {variable_name(origin.line)}"
-    return found
+def _head_figure(pattern: np.ndarray, labels: Sequence[str], part: Component, names: str) -> Html:
+    own = {"data_line": names, "tabindex": 0} if names else {}
+    caption = element("figcaption", element("strong", part), " ", names)
+    return element("figure", pattern_svg(pattern, labels, str(part)), caption, **own)
 
 
 def _writes(weights: TracrWeights, layer: int, head: int) -> bool:

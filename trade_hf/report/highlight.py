@@ -20,12 +20,14 @@ _FORMATTER = HtmlFormatter(nowrap=True)
 def code_html(code: str, label: str = "program", anchors: bool = False) -> Html:
     """Code in colours.
 
-    With `anchors` the line of v3 has the id `v3`, so that the graph of the program can point at it: once on a page.
+    With `anchors` the line of v3 has the id `v3`, so that the graph of the program can point at it, and is marked
+    together with all else that is of v3 (`markup.script`): once on a page.
     """
     lines = []
     for text in highlighted(code):
         name = re.match(r'<span class="nv">(v\d+)</span>', text)
-        lines.append(element("span", text, class_="line", id=name[1] if name and anchors else None))
+        own = {"id": name[1], "data_line": name[1], "tabindex": 0} if name and anchors else {}
+        lines.append(element("span", text, class_="line", **own))
     return scrolling(element("pre", element("code", join(lines, "\n"))), label)
 
 

@@ -75,10 +75,11 @@ def shown(value: Value | None, limit: int = MAX_SHOWN) -> str:
 
 def listed(values: Iterable[Value | None]) -> str:
     """Values as a Python list, each cut to `MAX_SHOWN`; fractions to four places."""
-    return "[" + ", ".join(_short(value) for value in values) + "]"
+    return "[" + ", ".join(short(value) for value in values) + "]"
 
 
-def _short(value: Value | None) -> str:
+def short(value: Value | None) -> str:
+    """A value in Python, cut to `MAX_SHOWN`; fractions to four places."""
     text = f"{round(value, 4) + 0.0:g}" if isinstance(value, float) else repr(value)  # + 0.0: no -0
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
 
@@ -94,6 +95,13 @@ def download(content: str | bytes, name: str, kind: str) -> Html:
 def style() -> Html:
     """The style sheet that all parts need, once on a page."""
     return Html(f"<style>{Path(__file__).with_name('style.css').read_text(encoding='utf-8')}</style>")
+
+
+@functools.cache
+def script() -> str:
+    """The script that marks elements of the same line together, once on a page: those with `data_line`, the names of
+    lines with spaces between (`link.js`)."""
+    return Path(__file__).with_name("link.js").read_text(encoding="utf-8")
 
 
 def block(*children: object) -> Html:

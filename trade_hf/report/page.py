@@ -1,13 +1,16 @@
 """The report: one page that says what was recovered from a model, how that is known, and how the model does it.
 
-It opens from disk: no script, no font, nothing from elsewhere (a content security policy forbids all of them). Its
-parts are functions that return HTML, for notebooks and the demo too; `block` gives one of them its style.
+It opens from disk: no font, nothing from elsewhere, and one script, which marks what is of the same line (a content
+security policy forbids all else). Its parts are functions that return HTML, for notebooks and the demo too; `block`
+gives one of them its style.
 
 trade decompile model.safetensors --report report.html
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -35,6 +38,7 @@ from trade_hf.report.markup import (
     element,
     join,
     listed,
+    script,
     scrolling,
     shown,
     style,
@@ -51,7 +55,6 @@ if TYPE_CHECKING:
 EXAMPLES, EXAMPLE_LENGTH = 6, 8  # inputs that are shown, tokens in them at most
 NO_ANSWER = "no answer"
 MAX_ATTEMPTS = 20  # that are listed
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _PROVEN = tuple(status.value for status in PROVEN)
 
 
@@ -77,7 +80,7 @@ def report(
         "What each line gives": values_on(result.program, weights, examples[-1]),
         "What the heads attend to": attention_html(weights, examples[-1], origins),
         "What was tried": attempts_html(result),
-        "The model": join([shape_html(weights), weights_html(weights)]),
+        "The model": join([shape_html(weights), weights_html(weights, origins)]),
     }
     return page(f"Decompiled: {name}", verdict_html(certificate.verdict, certificate.summary), sections)
 
@@ -87,18 +90,25 @@ def page(title: str, lead: Html, sections: dict[str, Html]) -> str:
     head = element(
         "head",
         element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", http_equiv="Content-Security-Policy", content=_policy()),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
         element("link", rel="icon", href="data:,"),
         element("title", title),
         style(),
+        element("script", Html(script())),
     )
     parts = [element("section", element("h2", heading), content) for heading, content in sections.items()]
     main = element("main", element("h1", title), lead, *parts, class_="trade page")
     footer = element("footer", "Made by trade decompile --report. Numbers of layers, heads and units count from 0.")
     body = element("body", main, footer, class_="trade-page")
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+
+
+def _policy() -> str:
+    """Of the page's content: no script but its own."""
+    digest = base64.b64encode(hashlib.sha256(script().encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
 
 
 # ---------------------------------------------------------------- parts

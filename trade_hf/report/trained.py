@@ -96,7 +96,7 @@ def mechanism_html(result: TrainedDecompilation) -> Html:
     calls = result.code.splitlines()[2:]
     rows = [
         [
-            element("a", line.line, href=f"#{line.line}"),
+            element("a", line.line, href=f"#{line.line}", data_line=line.line),
             element("div", element("code", _call(call)), class_="words"),
             line.where,
             f"{line.held:.2f}",
@@ -145,18 +145,18 @@ def attention_html(result: TrainedDecompilation, model: Transformer, tokens: Seq
     for number, selected in chosen.items():
         line = f"v{number + 1}"
         weights = selected[0] / np.maximum(selected[0].sum(-1, keepdims=True), 1)
-        figures.append(_figure(weights, labels, line, "what the program selects"))
+        figures.append(_figure(weights, labels, line, "what the program selects", line))
         if (head := places.get(line)) in heads:
-            figures.append(_figure(heads[head][0], labels, str(head), f"follows {line} best"))
+            figures.append(_figure(heads[head][0], labels, str(head), f"follows {line} best", line))
     if not figures:
         return element("p", "The program selects nothing.", class_="note")
     words = f"On the input {listed(tokens)}. Rows are queries, columns the keys that they attend to, in percent."
     return join([element("p", words, class_="note"), element("div", *figures, class_="maps")])
 
 
-def _figure(pattern: np.ndarray, labels: Sequence[str], name: str, words: str) -> Html:
+def _figure(pattern: np.ndarray, labels: Sequence[str], name: str, words: str, line: str) -> Html:
     caption = element("figcaption", element("strong", name), f" {words}")
-    return element("figure", pattern_svg(pattern, labels, name), caption)
+    return element("figure", pattern_svg(pattern, labels, name), caption, data_line=line, tabindex=0)
 
 
 def examples_html(program: Program, model: Transformer, domain: Domain) -> Html:

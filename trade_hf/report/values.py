@@ -8,20 +8,21 @@ import numpy as np
 
 from trade_hf.rasp.evaluate import evaluate
 from trade_hf.rasp.functions import Value
-from trade_hf.rasp.program import INDICES, TOKENS, Line, Program, Type, Variable
+from trade_hf.rasp.program import INDICES, TOKENS, Line, Program, Type, Variable, variable_name
 from trade_hf.rasp.tables import sort_values
-from trade_hf.report.markup import Html, join, shown, table
+from trade_hf.report.markup import Html, element, join, shown, table
 
 Row = list[Value | None]
 
 
 def values_html(program: Program, tokens: Sequence[Value], vocab: Sequence[Value], length: int, causal: bool) -> Html:
     """A table with a row for each line: an s-op's values, and for a selector the positions that each one selects."""
-    rows = [["tokens", *map(shown, tokens)]]
+    rows: list[list[object]] = [["tokens", *map(shown, tokens)]]
     for number, values in enumerate(line_values(program, tokens, vocab, length, causal)):
         is_selector = program.lines[number].op.result is Type.SELECTOR
         cells = [_positions(value) if is_selector else _number(value) for value in values]
-        rows.append([f"v{number + 1}", *cells])
+        name = variable_name(number)
+        rows.append([element("span", name, data_line=name), *cells])
     head = ["", *(f"position {position}" for position in range(len(tokens)))]
     words = "What each line gives; for a selector, the positions that each position selects"
     return join([table(head, rows, words)])
