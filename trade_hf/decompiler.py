@@ -382,8 +382,8 @@ class _Search:
         """Whether a program is the model's own beyond doubt."""
         if verdict.status is Status.IDENTICAL or (is_like and not self.is_aligned):
             return True
-        is_run = verdict.status.is_on_all_inputs
-        return self.is_clean and not is_run and _is_own(program, verdict, self.weights)
+        is_open = self.is_clean and (verdict.is_verified or not verdict.status.is_on_all_inputs)
+        return is_open and _is_own(program, verdict, self.weights)
 
 
 def _denoised(weights: TracrWeights, limits: Limits) -> TracrWeights:
