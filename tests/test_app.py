@@ -77,7 +77,7 @@ def test_a_program_is_compiled_scrambled_and_decompiled(demo):
     assert "Proven" in answer[0] and "SelectorWidth" in answer[0]
     steps = re.findall(r'role=\\"status\\">(\w+)', text)
     assert list(dict.fromkeys(steps)) == ["Waiting", "Compiling", "Reading", "Writing", "Finding", "Drawing", "Done"]
-    assert float(re.search(r"Done in ([\d.]+) s", text)[1]) < 2
+    assert float(re.search(r"Done in ([\d.]+) s", text)[1]) < 10  # a search that does not end would take 20
     places, attention, proof, weights, tried = answer[1:6]
     assert "Confirmed for each line" in places and places.count("<svg") == 2
     assert "[3, 1, 1]" in attention and "layer 0 head 0" in attention
