@@ -182,7 +182,9 @@ def test_notebooks_show_code_certificate_and_shape(histogram):
     assert result.code.strip() in page.text and "identical weights" in page.text
     assert not page.all("id")  # many of these stand on one page
     assert "Layers1" in check_page(weights._repr_html_()).text
-    assert re.fullmatch(r"Decompilation\(2 lines, identical weights, read from the weights, 1 tried, .* s\)", repr(result))
+    assert re.fullmatch(
+        r"Decompilation\(2 lines, identical weights, read from the weights, 1 tried, .* s\)", repr(result)
+    )
     many = compile_program(BY_NAME["histogram"], tuple(range(100)), 2)
     assert "10, 11, … 100 in all]" in repr(many) and len(repr(many)) < 250
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tracr.compiler import compiling
 
-import trade_hf.search as search
+import trade_hf.candidates as candidates
 from dataset_builder.unusual import KINDS, unusual_programs
 from trade_hf.candidates import lifted_programs
 from trade_hf.circuit.denoise import denoise
@@ -155,7 +155,7 @@ def test_logarithms_are_read_to_the_last_digit():
 
 
 def test_a_program_that_cannot_be_read_costs_no_other(tiny_checkpoint, monkeypatch):
-    named, calls = search.name_functions, itertools.count()
+    named, calls = candidates.name_functions, itertools.count()
 
     def fails_once(structure):
         if next(calls) == 0:
@@ -163,7 +163,7 @@ def test_a_program_that_cannot_be_read_costs_no_other(tiny_checkpoint, monkeypat
         return named(structure)
 
     weights = compile_program(parse(LOST["two linear maps of the same pair"]), VOCAB, LENGTH)
-    monkeypatch.setattr(search, "name_functions", fails_once)
+    monkeypatch.setattr(candidates, "name_functions", fails_once)
     result = decompile(weights, tiny_checkpoint, max_candidates=3)
     assert result.unread == {"ValueError: zip() argument 2 is longer than argument 1": 1}
     assert result.to_dict()["unread"] == result.unread
