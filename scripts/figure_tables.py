@@ -26,6 +26,7 @@ CHANGES = {
     "permuted": "random order",
     "rotated": "random orthogonal basis",
     "skewed": "random non-orthogonal basis",
+    "edited": "non-orthogonal basis, edited",
     "compressed": "compressed",
     "noisy-0.0003": "noise of 0.03 %",
     "noisy-0.001": "noise of 0.1 %",
