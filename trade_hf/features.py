@@ -1,4 +1,4 @@
-"""Weights → the encoder's input: one unit for each thing that reads or writes the residual stream, and who reads whom.
+"""The encoder's input features: one unit for each reader or writer of the residual stream, and their dot products.
 
 The basis of the residual stream is arbitrary, so no coordinate is kept. A unit is a token's or a position's embedding,
 a dimension of a head's W_Q and W_K, one of its W_V and W_O, a hidden unit of an MLP, or a column of the unembedding.
