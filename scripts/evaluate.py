@@ -409,7 +409,7 @@ def _foreign_row(
         weights = VARIANTS[variant](_compiled_here(item, options), seed)
     result = decompile(weights, checkpoint)
     proven, verdict = result.verdict.is_verified, result.verdict
-    if result.status in LEFT_OPEN:
+    if result.status in LEFT_OPEN and verdict.checked < verdict.inputs:
         verdict = verify(result.program, weights)
     return {
         "name": item.name,

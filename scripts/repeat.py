@@ -2,8 +2,8 @@
 
 Run: python scripts/repeat.py --models 200 --files runs/repeat --json --out results/repeat.json
 
-The models are written once and read in each condition: OpenBLAS's kernels for Haswell, Zen and SkylakeX (numpy's; torch
-has its own), and beside four processes that are busy. A killed run goes on where it was.
+The models are written once and read in each condition: OpenBLAS's kernels for several processors, and beside four
+processes that are busy. A killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -33,7 +34,9 @@ from trade_hf.compiled.weights import TracrWeights
 from trade_hf.decompiler import decompile
 from trade_hf.files import write_text, write_whole
 
-CONDITIONS = {"Haswell": "Haswell", "Zen": "Zen", "SkylakeX": "SkylakeX", "busy": None}  # OPENBLAS_CORETYPE
+# OpenBLAS's kernels that this processor has the instructions for.
+KERNELS = ("Haswell", "Zen", "SkylakeX" if torch.cpu.get_capabilities().get("avx512_f") else "Sandybridge")
+CONDITIONS = {**{kernels: kernels for kernels in KERNELS}, "busy": None}  # OPENBLAS_CORETYPE
 BUSY = 4  # processes
 SAMPLERS = (UP_TO_TEN, CONFIGS["wide"].sampler, LONG)
 VARIANTS = {

@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
@@ -231,13 +231,13 @@ def decompile(
             raise ImportError("a trained model can be read where trade-hf is installed") from None
         return decompile_trained(source, domain)
     weights = to_weights(source, **known)
-    load = functools.partial(load_model, check_checkpoint(checkpoint))
-    return decompile_with(load, weights, max_candidates, budget_seconds, max_steps)
+    model = functools.partial(_load_model, check_checkpoint(checkpoint))
+    return decompile_with(model, weights, max_candidates, budget_seconds, max_steps)
 
 
 @np.errstate(all="ignore")  # a model may hold any numbers; what overflows is looked at
 def decompile_with(
-    model: TraDeForConditionalGeneration | Callable[[], TraDeForConditionalGeneration],
+    model: TraDeForConditionalGeneration | functools.partial[TraDeForConditionalGeneration],
     given: TracrWeights,
     max_candidates: int = MAX_CANDIDATES,
     budget_seconds: float | None = None,
@@ -246,7 +246,7 @@ def decompile_with(
     """Recover a RASP program, and check it.
 
     Args:
-      model: as `load_model` or `prepare` gives it, or a function that gives it, which is called where no program that
+      model: as `load_model` or `prepare` gives it, or a partial function that returns it, called only if no program that
         is read from the weights is the model's own.
       given: the compiled transformer.
       max_candidates: how many programs are checked at most.
@@ -270,7 +270,7 @@ def decompile_with(
     clean = _denoised(used, limits)
     unread: Unread = Counter()
     search = _Search(clean, clean is not used, max_candidates, limits)
-    ended_by = search.over(propose(clean, _loader(model), limits, unread))
+    ended_by = search.over(propose(clean, model, limits, unread))
     program, verdict = search.canonical(_what_is_left(end))
     verifier = search.verifier
     if clean is not given:  # the verdict that counts is another one
@@ -283,12 +283,11 @@ def decompile_with(
 
 def propose(
     weights: TracrWeights,
-    load: Callable[[], TraDeForConditionalGeneration],
+    model: TraDeForConditionalGeneration | functools.partial[TraDeForConditionalGeneration],
     limits: Limits | None = None,
     unread: Unread | None = None,
 ) -> Iterator[Candidate]:
-    """Distinct candidates: what is read from the weights, then what the network finds, which `load` gives. There is an
-    end, but far off.
+    """Distinct candidates: what is read from the weights, then what the network finds. There is an end, but far off.
 
     At least one of the network comes if all are asked for. Raises LimitError after it, once `limits` are reached.
     `unread` counts those that could not be read from the weights, by the reason.
@@ -301,7 +300,8 @@ def propose(
                 yield Candidate(program)
     from trade_hf.search import search  # and torch with it: only where it is needed
 
-    for candidate in search(weights, load(), limits, unread):
+    network = model() if isinstance(model, functools.partial) else model
+    for candidate in search(weights, network, limits, unread):
         if candidate.program not in seen:
             seen.add(candidate.program)
             yield candidate
@@ -392,13 +392,6 @@ def _denoised(weights: TracrWeights, limits: Limits) -> TracrWeights:
         return denoise(weights, limits)
     except LimitError:
         return weights
-
-
-def _loader(
-    model: TraDeForConditionalGeneration | Callable[[], TraDeForConditionalGeneration],
-) -> Callable[[], TraDeForConditionalGeneration]:
-    """A function that gives the model; a model is one that can be called too."""
-    return (lambda: model) if hasattr(model, "generate") else model  # type: ignore[return-value]
 
 
 def _what_is_left(end: float) -> Limits:

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from trade_hf.decompiler import check_checkpoint
 from trade_hf.with_code import add_code
 
 PACKAGE = Path(__file__).parent
@@ -26,9 +27,7 @@ def export(checkpoint: Path, folder: Path) -> list[Path]:
 
     Raises FileNotFoundError where there is no checkpoint.
     """
-    if not (checkpoint / "config.json").is_file():
-        raise FileNotFoundError(f"{checkpoint}: expected a folder with a TraDe checkpoint, found no config.json")
-    shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
+    shutil.copytree(check_checkpoint(checkpoint), folder, dirs_exist_ok=True)
     add_code(folder, None)
     return sorted(path for path in folder.rglob("*") if path.is_file())
 

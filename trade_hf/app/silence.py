@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from trade_hf.circuit.comparison import are_alike
 from trade_hf.compiled.forward import run
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.provenance import LineOrigin, readers, without
 from trade_hf.rasp.functions import Value
 from trade_hf.rasp.program import Op, Program, Variable, variable_name
 from trade_hf.report.markup import Html, element, join, listed, short, shown, table
-from trade_hf.verification import TOLERANCE
 
 UNKNOWN = "Its parts are not those that Tracr makes of this program, so no line has parts that could be silenced."
 OF_TRAINED = "Of a trained model it is known where lines are held, not which parts could be silenced for one alone."
@@ -66,5 +66,5 @@ def _outputs(weights: TracrWeights, tokens: Sequence[Value]) -> list[Value | Non
 
 def _are_alike(before: Value | None, after: Value | None) -> bool:
     if isinstance(before, float) and isinstance(after, float):
-        return bool(np.isclose(before, after, atol=TOLERANCE))
+        return bool(are_alike(before, after))
     return before == after

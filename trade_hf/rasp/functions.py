@@ -63,7 +63,8 @@ class Function:
     @functools.cached_property
     def compute(self) -> Callable[..., Any]:
         """The function itself, without what `__call__` costs."""
-        return self.__call__ if self.name is None else _lambda(self.kind, self.name)  # type: ignore[return-value]
+        named = None if self.name is None else _lambda(self.kind, self.name)
+        return named or self.__call__
 
     @functools.cached_property
     def _lookup(self) -> Mapping[Value, Value]:
