@@ -246,8 +246,8 @@ def decompile_with(
     """Recover a RASP program, and check it.
 
     Args:
-      model: as `load_model` or `prepare` gives it, or a partial function that returns it, called only if no program that
-        is read from the weights is the model's own.
+      model: as `load_model` or `prepare` gives it, or a partial function that returns it, called only if no program
+        that is read from the weights is the model's own.
       given: the compiled transformer.
       max_candidates: how many programs are checked at most.
       budget_seconds: a limit of the wall clock; None: there is none, and the result is the same on every machine. At
