@@ -18,6 +18,7 @@ from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.transforms import add_noise, permute, rotate, skew
 from trade_hf.decompiler import decompile
 from trade_hf.provenance import confirm, provenance
+from trade_hf.verification import Status
 
 CONFIGS = {
     "base": UP_TO_TEN,
@@ -109,3 +110,10 @@ def test_a_noisy_model_is_decompiled_and_judged_as_it_is():
     for level, verdict in ((1e-4, "equivalent on all 3,905 inputs"), (1e-3, "refuted by [2, 2, 2, 2, 2]")):
         result = decompile(add_noise(weights, level, seed=1))
         assert (result.program, str(result.verdict)) == (program, verdict)
+
+
+def test_a_noisy_models_program_is_in_canonical_form_though_noise_refutes_it():
+    sample = next(itertools.islice(sample_programs(5, UP_TO_TEN), 8, None))
+    result = decompile(add_noise(permute(sample.compile(), 8), 0.001, 8))
+    assert result.status is Status.REFUTED  # noise leaves no exact None
+    assert result.program == sample.program

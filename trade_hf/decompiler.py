@@ -75,7 +75,7 @@ class Decompilation:
     """What was recovered.
 
     Attributes:
-      program: over the model's own vocabulary; in canonical form where it is proven.
+      program: over the model's own vocabulary; in canonical form unless that is a weaker answer.
       verdict: how far program and weights are known to agree.
       attempts: all programs that were tried, in order.
       chosen: the number of the attempt that `program` is.
@@ -343,7 +343,7 @@ class _Search:
     def canonical(self, limits: Limits) -> tuple[Program, Verdict]:
         """The chosen program, in canonical form where it gives the same, and its verdict."""
         best, candidate = self.attempts[self.chosen], self.candidates[self.chosen]
-        if not (best.verdict.is_verified or best.verdict.status.is_on_all_inputs):
+        if best.verdict.status is Status.NOT_COMPARABLE:
             return best.program, best.verdict
         canonical = canonicalise_spoken(candidate.program, self.weights.input_vocab, self.weights.max_seq_len)
         if canonical == candidate.program:
