@@ -30,7 +30,7 @@ LARGEST = 1e29
 OTHER_ROUNDING = 2.0**-26
 WIDE = 512  # residual directions; few programs need more
 MOST_DRAWN = 2**21  # random numbers at once
-MAX_CELLS = 2**24  # numbers in one intermediate array: 64 MiB in float32, and there are several at a time
+MAX_CELLS = 2**19  # numbers in one intermediate array: 2 MiB in float32, which a processor keeps near at hand
 
 
 @dataclass(frozen=True)
