@@ -68,7 +68,7 @@ def decompile_answer(request: dict[str, Any], say: Say) -> dict[str, str]:
         "places": _places(result.program, given, origins),
         "tokens": ", ".join(map(str, tokens)),
         "input": _on_input(result.program, given, tokens, origins),
-        "weights": _weights(plain, given, origins, request.get("scramble", "")),
+        "weights": _weights(result.program, plain, given, origins, request.get("scramble", "")),
         "tried": attempts_html(result),
         "keep": keep_html(request, result, certificate, given),
     }
@@ -189,10 +189,17 @@ def _on_input(
     return join([*lines, heading, attention_html(weights, tokens, origins or ()), outputs])
 
 
-def _weights(plain: TracrWeights, given: TracrWeights, origins: Sequence[LineOrigin] | None, scramble: str) -> Html:
+def _weights(
+    program: Program,
+    plain: TracrWeights,
+    given: TracrWeights,
+    origins: Sequence[LineOrigin] | None,
+    scramble: str,
+) -> Html:
     if given is plain:
         return join([shape_html(given), weights_html(given, origins or ())])
     words = f"The decompiler sees only the weights under “after”. The change: {scramble}, with seed {SEED}."
     after = element("section", element("h2", "After the scramble"), weights_html(given, origins or ()))
-    before = element("section", element("h2", "Before, as Tracr compiles it"), weights_html(plain))
+    before = weights_html(plain, _origins(program, plain) or ())
+    before = element("section", element("h2", "Before, as Tracr compiles it"), before)
     return join([shape_html(given), element("p", words, class_="note"), after, before])
