@@ -13,6 +13,7 @@ from dataset_builder.corpus import CONFIGS
 from dataset_builder.library import library_programs
 from dataset_builder.sampler import SamplerConfig, sample_programs
 from trade_hf.candidates import lifted_programs
+from trade_hf.circuit.denoise import denoise
 from trade_hf.circuit.isomorphism import are_identical
 from trade_hf.circuit.lifting import lift
 from trade_hf.compiled.compiler import compile_program
@@ -90,6 +91,37 @@ def test_a_compressed_model():
     small = compress(weights)
     assert small.d_model < weights.d_model
     assert canonical(next(lifted_programs(small)), weights) == canonical(case.program, weights)
+
+
+SAME = "rasp.SelectorWidth(rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ))"
+# Programs some of whose values no reader tells apart.
+MERGED = {
+    "a sum read at one value": f"""
+v = rasp.SequenceMap(lambda x, y: x + y, rasp.tokens, {SAME})
+program = rasp.Map(lambda x: x == 2, v)""",
+    "a sum read at one value elsewhere": """
+v = rasp.SequenceMap(lambda x, y: x + y, rasp.tokens, rasp.Map(lambda x: x % 2, rasp.indices))
+w = rasp.Aggregate(rasp.Select(rasp.indices, rasp.indices, lambda k, q: k == q + 1), v)
+program = rasp.Map(lambda x: x == 2, w)""",
+    "a sum that two read": f"""
+v = rasp.SequenceMap(lambda x, y: x + y, rasp.tokens, {SAME})
+w = rasp.SequenceMap(lambda x, y: x == y, v, rasp.indices)
+program = rasp.Map(lambda x: x, w)""",
+    "a selector of a sum's": f"""
+v = rasp.SequenceMap(lambda x, y: x + y, rasp.tokens, {SAME})
+program = rasp.SelectorWidth(rasp.Select(v, rasp.indices, rasp.Comparison.LEQ))""",
+    "a width read at one count": f"program = rasp.numerical(rasp.Map(lambda x: x == 5, {SAME}))",
+    "a width read at none": """
+v = rasp.SelectorWidth(rasp.Select(rasp.tokens, rasp.indices, lambda k, q: k == q + 1))
+program = rasp.numerical(rasp.Map(lambda x: x == 0, v))""",
+}
+
+
+@pytest.mark.parametrize("text", MERGED.values(), ids=MERGED)
+def test_a_compressed_model_whose_values_are_merged(text):
+    program = parse(text)
+    weights = denoise(compress(compile_program(program, VOCAB, LENGTH)))
+    assert canonical(next(lifted_programs(weights)), weights) == canonical(program, weights)
 
 
 def test_compressed_models_of_random_programs(samples):

@@ -16,7 +16,7 @@ from enum import Enum
 from trade_hf.circuit.lifting import lift
 from trade_hf.compiled.weights import TracrWeights
 from trade_hf.limits import Limits
-from trade_hf.rasp.canonical import Structure, name_functions
+from trade_hf.rasp.canonical import Structure, name_functions, name_unmerged
 from trade_hf.rasp.program import Program
 
 Unread = Counter[str]  # how many programs could not be read from the weights, by the reason
@@ -56,14 +56,23 @@ def lifted_programs(
 
 def named(structures: Iterator[Structure], unread: Unread | None = None) -> Iterator[Program]:
     """With functions. One that weights cannot have been compiled from, which may show in reading it or in looking for
-    names, costs no other: the reason is counted."""
+    names, costs no other: the reason is counted. Before one with tables comes one without: in a compressed model,
+    values that no reader tells apart may be one."""
     while True:
         try:
-            program = name_functions(next(structures))
+            structure = next(structures)
+            program = name_functions(structure)
+            unmerged = name_unmerged(structure) if _has_tables(program) else None
         except StopIteration:
             return
         except UNREADABLE as error:
             if unread is not None:
                 unread[f"{type(error).__name__}: {error}"] += 1
             continue
+        if unmerged is not None:
+            yield unmerged
         yield program
+
+
+def _has_tables(program: Program) -> bool:
+    return any(line.function is not None and line.function.table is not None for line in program.lines)

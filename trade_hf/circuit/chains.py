@@ -66,6 +66,12 @@ class Chain:
         return are_parallel(self.vectors)
 
     @property
+    def is_even(self) -> bool:
+        """Whether all steps are one, as where selected keys are counted."""
+        steps = self.vectors[1:]
+        return bool(np.abs(steps - steps.mean(0)).max(initial=0) <= NEAR * np.abs(steps).max(initial=0))
+
+    @property
     def is_possible(self) -> bool:
         return self.has_start or self.is_straight
 

@@ -396,7 +396,8 @@ class _Realisation:
         for chain in chains:
             own = (chain.start, *chain.steps)
             told = any(self.futures.is_number(layer, piece.unit) for piece in own)
-            if told or (chain.is_number and not chain.read("as_value").any()):
+            is_number = chain.is_number and (chain.is_even or _number_of(chain, units) not in self.widths)
+            if told or (is_number and not chain.read("as_value").any()):
                 self.add_numbers(chain, units)
             else:
                 self.add_values(chain, units)
@@ -413,8 +414,7 @@ class _Realisation:
                 units[piece.unit].writes = {place: much}
         sizes = np.abs(along.cumsum())
         self.simple[self.scale_of[place]] = 1 / float(sizes[sizes > SMALL].min(initial=1))
-        source = units[chain.steps[0].unit].number if chain.steps else -1
-        if source in self.widths:  # it counts
+        if _number_of(chain, units) in self.widths:  # it counts
             self.simple[self.scale_of[place]] = -1 / float(along[1:].mean())
             self.counts.add(self.scale_of[place])
 
@@ -479,6 +479,11 @@ class _Realisation:
         factors = [self.factor(scale, slope) for scale in range(len(self.slopes))]
         scales = np.array([1.0 if scale < 0 else factors[scale] for scale in self.scale_of])
         return Assembly(self.weights, self.layers, scales, slope).weights(outputs)
+
+
+def _number_of(chain: Chain, units: dict[int, Unit]) -> int:
+    """The direction of the number whose thresholds a step function has; -1 if it has none."""
+    return next((units[step.unit].number for step in chain.steps if step.unit >= 0), -1)
 
 
 def _filled_up(steps: list[list[Piece]]) -> list[list[Piece]]:

@@ -284,9 +284,21 @@ def name_functions(structure: Structure, trials: int = MAX_TRIALS) -> Program:
     while True:
         search = _NameSearch(structure, tables, trials)
         if search.run():
-            named = zip(structure.nodes, search.functions, strict=True)
-            return Program(tuple([Line(node.op, node.args, function) for node, function in named]))
+            return search.program()
         tables |= {search.furthest if search.furthest >= 0 else _last_without_table(structure, tables)}
+
+
+def name_unmerged(structure: Structure, trials: int = MAX_TRIALS) -> Program | None:
+    """As `name_functions`, of a compressed model, where values that no reader tells apart may be one: a line that no
+    name passes is looked for among functions with more values. None where that leads to no program without tables."""
+    finer: frozenset[int] = frozenset()
+    while True:
+        search = _UnmergedSearch(structure, finer, trials)
+        if search.run():
+            return search.program()
+        if search.furthest in finer or not search.may_be_merged(search.furthest):
+            return None
+        finer |= {search.furthest}
 
 
 def _beside_diagonal(entries: tuple[int, ...]) -> tuple[int, ...]:
@@ -398,6 +410,11 @@ class _NameSearch:
     def run(self) -> bool:
         return self.assign(0) is None
 
+    def program(self) -> Program:
+        """What was found."""
+        named = zip(self.structure.nodes, self.functions, strict=True)
+        return Program(tuple([Line(node.op, node.args, function) for node, function in named]))
+
     def assign(self, number: int) -> int | None:
         """Fill lines from `number` on. None if that worked, else the earlier lines that are to blame, a bit each."""
         if number == len(self.structure.nodes):
@@ -423,7 +440,7 @@ class _NameSearch:
             self.furthest = max(self.furthest, number)
         return blame
 
-    def candidates(self, number: int, node: Node) -> Sequence[tuple[Function | None, Domain]]:
+    def candidates(self, number: int, node: Node) -> Iterable[tuple[Function | None, Domain]]:
         """Functions that give the node's table, each with the values that its codes then have."""
         op, args = node.op, node.args
         if op is Op.AGGREGATE:
@@ -463,6 +480,61 @@ class _NameSearch:
         values = required if required is not None else tuple(range(max(entries) + 1))
         cells = zip(arguments, entries, strict=True)
         return tabulated(kind, {a: values[entry] for a, entry in cells if entry >= 0}), Domain.of(values)
+
+
+class _UnmergedSearch(_NameSearch):
+    """One in which the functions of the lines `finer` may have more values than their tables have codes."""
+
+    def __init__(self, structure: Structure, finer: frozenset[int], trials: int) -> None:
+        super().__init__(structure, frozenset(), trials)
+        self.finer = finer
+        self.codes: dict[Variable, Sequence[int]] = {}  # the code of each value, where several have one
+
+    def may_be_merged(self, number: int) -> bool:
+        """Whether a line's values may be those of several: they are not shown as outputs."""
+        op = self.structure.nodes[number].op if number >= 0 else None
+        return op in (Op.MAP, Op.SEQUENCE_MAP) and number != self.named_by_output
+
+    def candidates(self, number: int, node: Node) -> Iterable[tuple[Function | None, Domain]]:
+        node = self.unmerged(node)
+        self.codes.pop(number, None)
+        if number in self.finer:
+            return self.finer_functions(number, node)
+        if node.op is Op.AGGREGATE and node.args[1] in self.codes:
+            self.codes[number] = self.codes[node.args[1]]
+        return super().candidates(number, node)
+
+    def unmerged(self, node: Node) -> Node:
+        """A node whose table is over the values of its arguments in place of their codes."""
+        if not node.entries or not self.codes.keys() & set(node.args):
+            return node
+        first, *others = [self.codes.get(argument, range(len(self.domains[argument]))) for argument in node.args]
+        if node.op is Op.SEQUENCE_MAP and node.args[0] == node.args[1]:  # the diagonal, and the number of values
+            entries = (*(node.entries[code] for code in first), node.entries[-1])
+        elif others:
+            width = max(others[0]) + 1
+            entries = tuple(node.entries[one * width + other] for one in first for other in others[0])
+        else:
+            entries = tuple(node.entries[code] for code in first)
+        return node._replace(entries=entries)
+
+    def finer_functions(self, number: int, node: Node) -> Iterator[tuple[Function, Domain]]:
+        """Those that give a node's table once some of their values are taken as one, each with all its values."""
+        assert node.op.kind is not None
+        cells = list(itertools.product(*[self.domains[argument].values for argument in node.args]))
+        if len(cells) != len(node.entries):
+            return
+        for function in _NO_COMPARISONS[node.op.kind].values():
+            code_of: dict[Value | None, int] = {None: -1}
+            try:
+                values = list(lazy_image(function.compute, cells))
+            except (TypeError, ValueError):  # as in `_functions_that_give`
+                continue
+            if all(code_of.setdefault(value, code) == code for value, code in zip(values, node.entries, strict=True)):
+                del code_of[None]
+                if -1 not in code_of.values():
+                    self.codes[number] = tuple(code_of.values())
+                    yield function, Domain.of(tuple(code_of))  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- k-th token → the token itself
