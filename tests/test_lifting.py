@@ -124,6 +124,22 @@ def test_a_compressed_model_whose_values_are_merged(text):
     assert canonical(next(lifted_programs(weights)), weights) == canonical(program, weights)
 
 
+def test_s_ops_that_are_told_apart_by_later_lines_alone():
+    """The values 2 of v3 and 4 of v4 are of the same token: which is whose shows in what their readers write."""
+    program = parse("""
+v2 = rasp.Aggregate(rasp.Select(rasp.indices, rasp.tokens, rasp.Comparison.EQ), rasp.tokens)
+v3 = rasp.Map(lambda x: x // 2, v2)
+v4 = rasp.Map(lambda x: x, v2)
+v5 = rasp.Map(lambda x: x, v3, simplify=False)
+v6 = rasp.Map(lambda x: x % 2, v4, simplify=False)
+v7 = rasp.Map(lambda x: x, v5, simplify=False)
+v8 = rasp.SequenceMap(lambda x, y: y - x, rasp.tokens, v6)
+program = rasp.SequenceMap(lambda x, y: x == y, v7, v8)""")
+    weights = compile_program(program, VOCAB, LENGTH)
+    for model in (weights, permute(weights, 24), denoise(rotate(weights, 24)), denoise(compress(weights))):
+        assert canonical(next(lifted_programs(model)), weights) == canonical(program, weights)
+
+
 def test_compressed_models_of_random_programs(samples):
     """What nothing reads is lost, so that another program may be found that does the same."""
     found = 0

@@ -54,11 +54,13 @@ def lift(weights: TracrWeights, limits: Limits | None = None) -> Iterator[Struct
 
 @dataclass(frozen=True)
 class _Lifted:
-    """Lines found so far, what was read of them, and each select by its arguments and its table."""
+    """Lines found so far, what was read of them, each select by its arguments and its table, and whether two s-ops are
+    written alike for one of their values, which nothing that Tracr makes is."""
 
     lines: tuple[Line, ...]
     state: State
     selects: dict[tuple, Variable]
+    shares: bool = False
 
     def with_lines(self, *lines: tuple[Op, tuple[Variable, ...]]) -> tuple[Line, ...]:
         return (*self.lines, *(Line(op, args, _ANY[op.kind]) for op, args in lines))
@@ -83,18 +85,23 @@ class Lifter:
         encodings = Encodings(weights)
         self.readers = [Reader((), weights, layer, encodings, limits) for layer in range(weights.num_layers)]
         self.patience = self.readers[0].patience
+        self.may_share = False
         for reader in self.readers:
             reader.patience, reader.is_ordered = self.patience, False
 
     def structures(self) -> Iterator[Structure]:
-        """As `lift`."""
-        start = _Lifted((), self.readers[0].start(), {})
+        """As `lift`. Those in which two s-ops share a direction come last."""
         with contextlib.suppress(GaveUpError, RecursionError):
-            for lifted in self._from_layer(0, start):
-                output = self._output(lifted.state)
-                if output is not None:
-                    with contextlib.suppress(UnreadableError):
-                        yield self._structure(lifted, output)
+            yield from self._structures()
+            self.may_share = True
+            yield from self._structures()
+
+    def _structures(self) -> Iterator[Structure]:
+        for lifted in self._from_layer(0, _Lifted((), self.readers[0].start(), {})):
+            output = self._output(lifted.state)
+            if output is not None and lifted.shares == self.may_share:
+                with contextlib.suppress(UnreadableError):
+                    yield self._structure(lifted, output)
 
     def _from_layer(self, layer: int, lifted: _Lifted) -> Iterator[_Lifted]:
         if layer == self.weights.num_layers:
@@ -151,7 +158,7 @@ class Lifter:
         lines = (*lines, Line(op, args, None))
         reader = self._reader(layer, lines)
         readings = reader.attended(len(lines) - 1, head.selector, head.written, value, lifted.state)
-        return _Lifted(lines, lifted.state.after(readings), selects)
+        return _Lifted(lines, lifted.state.after(readings), selects, lifted.shares)
 
     # ------------------------------------------------------------ MLP units
 
@@ -169,7 +176,10 @@ class Lifter:
                 lines = lifted.with_lines(*parts, *constants)
                 reader = self._reader(layer, lines)
                 for state in reader.read(len(lifted.lines), lifted.state):
-                    after = self._with_constants(layer, _Lifted(lines, state, lifted.selects))
+                    shares = lifted.shares or _share(state, len(lifted.lines))
+                    if shares and not self.may_share:
+                        continue
+                    after = self._with_constants(layer, _Lifted(lines, state, lifted.selects, shares))
                     if len(idle) and not self._are_values(idle):
                         yield self._with_zeros(after, len(lifted.lines), idle)
                     yield from _on_itself(after, range(len(lifted.lines), len(lines)), idle)
@@ -217,7 +227,7 @@ class Lifter:
         lines = lifted.with_lines(*[(Op.MAP, (TOKENS,))] * len(starts))
         numbers = range(len(lifted.lines), len(lines))
         readings = {n: Reading(entries, Written(row[None])) for n, row in zip(numbers, starts, strict=True)}
-        return _Lifted(lines, lifted.state.after(readings), lifted.selects)
+        return _Lifted(lines, lifted.state.after(readings), lifted.selects, lifted.shares)
 
     def _with_zeros(self, lifted: _Lifted, before: int, rows: np.ndarray) -> _Lifted:
         """With a map to the number 0 for each row: its unit reads nothing, whichever s-op it is of, and writes the
@@ -227,7 +237,7 @@ class Lifter:
         zeros = (0.0,) * len(lifted.state.written[source].vectors)
         numbers = range(len(lifted.lines), len(lines))
         readings = {n: Reading(zeros, Written(row[None], (0,))) for n, row in zip(numbers, rows, strict=True)}
-        return _Lifted(lines, lifted.state.after(readings), lifted.selects)
+        return _Lifted(lines, lifted.state.after(readings), lifted.selects, lifted.shares)
 
     def _reader(self, layer: int, lines: tuple[Line, ...]) -> Reader:
         return self.readers[layer].of(lines)
@@ -330,6 +340,19 @@ class Lifter:
         )
 
 
+def _share(state: State, first: int) -> bool:
+    """Whether a categorical s-op of the lines from `first` on is written, for some value, as another s-op is."""
+    rows = [(v, written.vectors) for v, written in state.written.items() if not written.numbers]
+    owners = np.concatenate([np.full(len(vectors), v) for v, vectors in rows])
+    vectors = np.concatenate([vectors for _, vectors in rows])
+    lengths = np.linalg.norm(vectors, axis=1)
+    used = lengths > SMALL
+    owners, vectors = owners[used], vectors[used] / lengths[used, None]
+    new = owners >= first
+    alike = vectors[new] @ vectors.T > 1 - SMALL
+    return bool((alike & (owners[new][:, None] != owners)).any())
+
+
 def _longest(ends: list[tuple[Variable, np.ndarray]]) -> tuple[Variable, np.ndarray]:
     return ends[first_of_largest([float(np.linalg.norm(row)) for _, row in ends])]
 
@@ -351,7 +374,7 @@ def _on_itself(lifted: _Lifted, numbers: range, idle: np.ndarray) -> Iterator[_L
             lines = list(lifted.lines)
             lines[number] = Line(Op.SEQUENCE_MAP, line.args * 2, _ANY[Op.SEQUENCE_MAP.kind])
             state = lifted.state.after({number: Reading((*entries, len(vectors)), Written(vectors))})
-            yield _Lifted(tuple(lines), state, lifted.selects)
+            yield _Lifted(tuple(lines), state, lifted.selects, lifted.shares)
 
 
 def _sums(sizes: list[int], most: int) -> list[set[int]]:
