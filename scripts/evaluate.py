@@ -431,7 +431,7 @@ def _is_altered(program: Any, weights: TracrWeights) -> bool:
     """Whether rounding has altered the model in this variant: it is known to differ from its own program, in one
     precision at least."""
     verdict = verify(program, weights, limit=MOST_RUN // weights.max_seq_len)
-    return verdict.elsewhere is not None or verdict.status in (Status.REFUTED, Status.EQUIVALENT_BUT_FOR_NONE)
+    return verdict.status is Status.REFUTED or verdict.elsewhere is not None or verdict.faint is not None
 
 
 def _compiled_here(item: LibraryProgram, options: TracrOptions) -> TracrWeights:

@@ -21,6 +21,7 @@ from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.transforms import EDITS, add_noise, compress, permute, readable_dimensions, rotate, skew
 from trade_hf.decompiler import spelled
 from trade_hf.rasp.canonical import canonicalise_spoken
+from trade_hf.rasp.text import parse
 from trade_hf.verification import PROVEN, verify
 
 SAMPLES = list(itertools.islice(sample_programs("realisation", UP_TO_TEN), 20))
@@ -104,3 +105,21 @@ def test_thresholds_closer_than_their_rise_are_told_apart():
     writes = np.array([[1.0], [-1.0], [1.0], [-1.0], [1.0], [-1.0]])
     pairs, rise = pair_up(begins, writes)
     assert pairs == [(0, 1), (2, 3), (4, 5)] and rise == pytest.approx(1.0)
+
+
+def test_a_number_whose_one_reader_writes_nothing_is_a_number():
+    """v5 is mapped to 4, whatever it is: what rounding leaves at its reader's steps does not make it a value."""
+    program = parse("""
+v1 = rasp.numerical(rasp.Map(lambda x: {0: 0, 1: 1, 2: 0, 3: 1, 4: 1}.get(x), rasp.tokens))
+v2 = rasp.Select(rasp.indices, rasp.indices, rasp.Comparison.LEQ)
+v3 = rasp.numerical(rasp.Aggregate(v2, v1, default=0))
+v4 = rasp.Map(lambda x: {0.0: 3, 0.3333333333333333: 3, 0.5: 3, 1.0: 3}.get(x), v3)
+v5 = rasp.numerical(rasp.Map(lambda x: {0.0: 1, 0.3333333333333333: 0, 0.5: 0, 1.0: 1}.get(x), v3))
+v6 = rasp.Map(lambda x: {0.0: 0, 0.3333333333333333: 4, 0.5: 3, 1.0: 3}.get(x), v3)
+v7 = rasp.Map(lambda x: {0.0: 2, 0.3333333333333333: 0, 0.5: 0, 1.0: 1}.get(x), v3)
+v8 = rasp.SequenceMap(lambda x, y: x or y, v6, v4)
+v9 = rasp.Map(lambda x: {0: 4, 1: 4}.get(x), v5, simplify=False)
+v10 = rasp.SequenceMap(lambda x, y: y - x, v9, v8)
+program = rasp.SequenceMap(lambda x, y: x + y, v10, v7)""")
+    model = rotate(compile_program(program, VOCAB, 3), 392)
+    assert verify(spelled(read(model), model), model).status in PROVEN

@@ -84,6 +84,10 @@ class Chain:
         """[threshold + 1, product] what is read of its values."""
         return np.stack([getattr(piece, name) for piece in (self.start, *self.steps)]).cumsum(0)
 
+    @property
+    def is_read_as_value(self) -> bool:
+        return bool((np.abs(self.read("as_value")) > DUST).any())
+
 
 def pair_up(begins: np.ndarray, writes: np.ndarray) -> tuple[list[tuple[int, int]], float]:
     """The upper and the lower unit of each threshold of a number, and how far the number goes from where the first

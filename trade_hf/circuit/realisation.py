@@ -397,7 +397,7 @@ class _Realisation:
             own = (chain.start, *chain.steps)
             told = any(self.futures.is_number(layer, piece.unit) for piece in own)
             is_number = chain.is_number and (chain.is_even or _number_of(chain, units) not in self.widths)
-            if told or (is_number and not chain.read("as_value").any()):
+            if told or (is_number and not chain.is_read_as_value):
                 self.add_numbers(chain, units)
             else:
                 self.add_values(chain, units)
