@@ -18,7 +18,7 @@ from trade_hf.circuit.isomorphism import are_identical
 from trade_hf.circuit.lifting import lift
 from trade_hf.compiled.compiler import compile_program
 from trade_hf.compiled.transforms import add_noise, compress, permute, rotate
-from trade_hf.decompiler import spelled
+from trade_hf.decompiler import decompile, spelled
 from trade_hf.rasp.canonical import canonicalise_spoken
 from trade_hf.rasp.text import parse
 from trade_hf.verification import verify
@@ -149,6 +149,15 @@ def test_compressed_models_of_random_programs(samples):
         programs = itertools.islice(lifted_programs(small), 4)
         found += any(verify(spelled(program, small), small).is_verified for program in programs)
     assert found >= 23
+
+
+def test_of_a_compressed_models_programs_the_first_that_is_proven_is_the_answer(samples):
+    for sample in samples[:12]:
+        result = decompile(compress(sample.compile()))
+        proven = [number for number, attempt in enumerate(result.attempts) if attempt.verdict.is_verified]
+        own = result.candidates - 1  # which ends the search
+        assert result.chosen in (proven[0], own), sample.program
+        assert result.verdict.is_verified and result.candidates <= proven[0] + 9
 
 
 def test_weights_that_are_no_tracr_model_give_none_and_end(samples):

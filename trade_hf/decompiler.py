@@ -48,7 +48,7 @@ SEARCH_SHARE = 0.8  # of the time limit, if there is one; the rest is for that v
 COMPARED = 1_000  # pairs of units whose products are compared in a step
 FURTHER = 60  # candidates that are looked at after one that is equivalent
 UNLIKE = 60  # candidates that are looked at where each is refuted and none can be compared with the model's units
-A_FEW = 8  # after one whose units read and write as the model's do, where noise or a turn was taken off
+A_FEW = 8  # after one that is proven, or whose units are like the model's, where noise or a turn was taken off
 DIGITS = 4  # of a distance of signatures: what differs by rounding alone is as far
 LIKE_IN_NOISE = 0.1  # largest difference of two signatures that are alike, where noise was taken off but for thresholds
 
@@ -363,7 +363,7 @@ class _Search:
         if self._is_found(program, verdict, is_like):
             return EndedBy.FOUND
         if verdict.is_verified or verdict.status.is_on_all_inputs or is_like:
-            further = A_FEW if is_like and self.is_clean else FURTHER
+            further = A_FEW if self.is_clean and (is_like or verdict.is_verified) else FURTHER
             self.last = min(self.last, len(self.attempts) + further)
         if len(self.attempts) == UNLIKE and max(self.strengths) <= (Status.REFUTED.strength, -math.inf):
             return EndedBy.REFUTED
@@ -376,7 +376,9 @@ class _Search:
         if not (verdict.status.is_on_all_inputs or (self.is_clean and verdict.reason is None)):
             return math.inf
         self.limits.spend(len(self.likeness.signature) ** 2 / COMPARED)
-        return self.likeness.distance(program)
+        distance = self.likeness.distance(program)
+        is_unlike = self.is_clean and verdict.is_verified and distance >= LIKE_IN_NOISE  # then no other is less so
+        return math.inf if is_unlike else distance
 
     def _is_found(self, program: Program, verdict: Verdict, is_like: bool) -> bool:
         """Whether a program is the model's own beyond doubt."""
