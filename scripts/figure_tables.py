@@ -69,9 +69,12 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def percent(results: Path, study: str, name: str) -> str:
-    """A share in per cent."""
+    """A share in per cent: 0.0 and 100.0 of none and of all alone."""
     share = _load(results, study).get(name)
-    return NONE if share is None else f"{100 * share:.1f} %"
+    if share is None:
+        return NONE
+    is_rounded_away = f"{100 * share:.1f}" in ("0.0", "100.0") and share not in (0, 1)
+    return f"{100 * share:.{2 if is_rounded_away else 1}f} %"
 
 
 def interval(results: Path, study: str, name: str) -> str:

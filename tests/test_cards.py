@@ -254,3 +254,14 @@ def test_the_forecast_goes_on_as_the_loss_did(tmp_path, script):
         assert forecast.loss(examples) == pytest.approx(4 / math.sqrt(examples))
         assert forecast.exact(examples) == pytest.approx(math.exp(-40 / math.sqrt(examples)))
         assert forecast.examples(forecast.exact(examples)) == pytest.approx(examples)
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"), [(0, "0.0 %"), (0.0004, "0.04 %"), (0.705, "70.5 %"), (0.9995, "99.95 %"), (1, "100.0 %")]
+)
+def test_none_and_all_are_said_of_none_and_all_alone(share, shown, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from figure_tables import percent
+
+    (tmp_path / "study.json").write_text(json.dumps({"share": share}))
+    assert percent(tmp_path, "study", "share") == shown
