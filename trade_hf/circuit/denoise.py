@@ -57,7 +57,7 @@ def denoise(weights: TracrWeights, limits: Limits | None = None) -> TracrWeights
     if is_aligned(weights):
         return weights
     for brought in (partial(_by_products, limits=limits), _as_it_is, _by_lengths):
-        with contextlib.suppress(NotTracrsError, GaveUpError, WeightsError):
+        with contextlib.suppress(NotTracrsError, GaveUpError, WeightsError, ArithmeticError, LookupError):
             found = brought(weights)
             clean = replace(found, tensors={name: _denoise(tensor) for name, tensor in found.tensors.items()})
             check_limits(clean)

@@ -414,7 +414,7 @@ class _Realisation:
                 units[piece.unit].writes = {place: much}
         sizes = np.abs(along.cumsum())
         self.simple[self.scale_of[place]] = 1 / float(sizes[sizes > SMALL].min(initial=1))
-        if _number_of(chain, units) in self.widths:  # it counts
+        if _number_of(chain, units) in self.widths and chain.is_even and along[1:].any():  # it counts
             self.simple[self.scale_of[place]] = -1 / float(along[1:].mean())
             self.counts.add(self.scale_of[place])
 
