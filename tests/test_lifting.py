@@ -111,6 +111,16 @@ program = rasp.Map(lambda x: x, w)""",
 v = rasp.SequenceMap(lambda x, y: x + y, rasp.tokens, {SAME})
 program = rasp.SelectorWidth(rasp.Select(v, rasp.indices, rasp.Comparison.LEQ))""",
     "a width read at one count": f"program = rasp.numerical(rasp.Map(lambda x: x == 5, {SAME}))",
+    "a width of a width, also as a number": """
+v2 = rasp.numerical(rasp.SelectorWidth(rasp.Select(rasp.indices, rasp.tokens, lambda k, q: k == q + 2)))
+v4 = rasp.Map(lambda x: x, rasp.Map(lambda x: x == 4, v2), simplify=False)
+v5 = rasp.SequenceMap(lambda x, y: max(x, y), rasp.indices, v4)
+v7 = rasp.SelectorWidth(rasp.Select(rasp.indices, v5, rasp.Comparison.NEQ))
+v8 = rasp.Select(v7, rasp.indices, lambda k, q: k == q + 2)
+v9 = rasp.SelectorWidth(v8)
+v11 = rasp.Map(lambda x: x / 2, rasp.numerical(rasp.SelectorWidth(v8)))
+v13 = rasp.SelectorWidth(rasp.Select(rasp.indices, v9, lambda k, q: k == q + 2))
+program = rasp.SequenceMap(lambda x, y: max(x, y), v11, v13)""",
     "a width read at none": """
 v = rasp.SelectorWidth(rasp.Select(rasp.tokens, rasp.indices, lambda k, q: k == q + 1))
 program = rasp.numerical(rasp.Map(lambda x: x == 0, v))""",
