@@ -145,6 +145,7 @@ BAD_METADATA = {
         lambda m: m.update(output_directions=[10**6]),
         "output_directions below 45, or a tensor unembed/w",
     ),
+    "true for a direction": (lambda m: m.update(output_directions=[True]), "output_directions below 45, or a tensor"),
     "strange value": (lambda m: m["vocab"].__setitem__(0, {"a": 1}), "expected numbers and strings for vocab"),
     "infinite value": (lambda m: m["vocab"].__setitem__(0, float("inf")), "expected numbers and strings for vocab"),
     "huge value": (lambda m: m["vocab"].__setitem__(0, 10**300), "expected numbers and strings for vocab"),

@@ -187,7 +187,8 @@ def one_hot_columns(matrix: np.ndarray) -> list[int] | None:
 def from_one_hot_columns(rows: Any, d_model: int) -> np.ndarray:
     """[d_model, output] with a 1 in each column, at its row. Raises WeightsError for rows that are none."""
     rows = [plain(row) for row in rows] if isinstance(rows, list | tuple | np.ndarray) else []
-    if not 0 < len(rows) <= LIMITS["outputs"] or not all(isinstance(row, int) and 0 <= row < d_model for row in rows):
+    are_rows = all(isinstance(row, int) and not isinstance(row, bool) and 0 <= row < d_model for row in rows)
+    if not 0 < len(rows) <= LIMITS["outputs"] or not are_rows:
         wanted = f"expected 1 to {LIMITS['outputs']:,} output_directions below {d_model:,}"
         raise WeightsError(f"{wanted}, or a tensor {UNEMBED}")
     matrix = np.zeros((d_model, len(rows)), np.float32)
