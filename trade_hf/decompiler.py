@@ -340,10 +340,15 @@ class _Search:
         """The number of the first attempt with the strongest verdict; of equal ones, of that most like the model."""
         return self.strengths.index(max(self.strengths))
 
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether each program so far is refuted, and none has units that can be compared with the model's."""
+        return max(self.strengths) <= (Status.REFUTED.strength, -math.inf)
+
     def canonical(self, limits: Limits) -> tuple[Program, Verdict]:
         """The chosen program, in canonical form where it gives the same, and its verdict."""
         best, candidate = self.attempts[self.chosen], self.candidates[self.chosen]
-        if best.verdict.status is Status.NOT_COMPARABLE:
+        if self.is_hopeless:
             return best.program, best.verdict
         canonical = canonicalise_spoken(candidate.program, self.weights.input_vocab, self.weights.max_seq_len)
         if canonical == candidate.program:
@@ -365,7 +370,7 @@ class _Search:
         if verdict.is_verified or verdict.status.is_on_all_inputs or is_like:
             further = A_FEW if self.is_clean and (is_like or verdict.is_verified) else FURTHER
             self.last = min(self.last, len(self.attempts) + further)
-        if len(self.attempts) == UNLIKE and max(self.strengths) <= (Status.REFUTED.strength, -math.inf):
+        if len(self.attempts) == UNLIKE and self.is_hopeless:
             return EndedBy.REFUTED
         if len(self.attempts) < self.last:
             return None
