@@ -382,8 +382,9 @@ class _Search:
             return math.inf
         self.limits.spend(len(self.likeness.signature) ** 2 / COMPARED)
         distance = self.likeness.distance(program)
-        is_unlike = self.is_clean and verdict.is_verified and distance >= LIKE_IN_NOISE  # then no other is less so
-        return math.inf if is_unlike else distance
+        if self.is_clean and verdict.is_verified and distance >= LIKE_IN_NOISE:
+            return math.inf  # of a compressed model: how far its proven programs are from it tells nothing
+        return distance
 
     def _is_found(self, program: Program, verdict: Verdict, is_like: bool) -> bool:
         """Whether a program is the model's own beyond doubt."""

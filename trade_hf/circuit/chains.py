@@ -86,6 +86,7 @@ class Chain:
 
     @property
     def is_read_as_value(self) -> bool:
+        """Whether what reads values reads any of what it gives, besides rounding."""
         return bool((np.abs(self.read("as_value")) > DUST).any())
 
 

@@ -13,7 +13,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -85,7 +85,7 @@ class Lifter:
         encodings = Encodings(weights)
         self.readers = [Reader((), weights, layer, encodings, limits) for layer in range(weights.num_layers)]
         self.patience = self.readers[0].patience
-        self.may_share = False
+        self.may_share = self.left_out = False
         for reader in self.readers:
             reader.patience, reader.is_ordered = self.patience, False
 
@@ -93,8 +93,9 @@ class Lifter:
         """As `lift`. Those in which two s-ops share a direction come last."""
         with contextlib.suppress(GaveUpError, RecursionError):
             yield from self._structures()
-            self.may_share = True
-            yield from self._structures()
+            if self.left_out:
+                self.may_share = True
+                yield from self._structures()
 
     def _structures(self) -> Iterator[Structure]:
         for lifted in self._from_layer(0, _Lifted((), self.readers[0].start(), {})):
@@ -158,7 +159,7 @@ class Lifter:
         lines = (*lines, Line(op, args, None))
         reader = self._reader(layer, lines)
         readings = reader.attended(len(lines) - 1, head.selector, head.written, value, lifted.state)
-        return _Lifted(lines, lifted.state.after(readings), selects, lifted.shares)
+        return replace(lifted, lines=lines, state=lifted.state.after(readings), selects=selects)
 
     # ------------------------------------------------------------ MLP units
 
@@ -178,6 +179,7 @@ class Lifter:
                 for state in reader.read(len(lifted.lines), lifted.state):
                     shares = lifted.shares or _share(state, len(lifted.lines))
                     if shares and not self.may_share:
+                        self.left_out = True
                         continue
                     after = self._with_constants(layer, _Lifted(lines, state, lifted.selects, shares))
                     if len(idle) and not self._are_values(idle):
@@ -227,7 +229,7 @@ class Lifter:
         lines = lifted.with_lines(*[(Op.MAP, (TOKENS,))] * len(starts))
         numbers = range(len(lifted.lines), len(lines))
         readings = {n: Reading(entries, Written(row[None])) for n, row in zip(numbers, starts, strict=True)}
-        return _Lifted(lines, lifted.state.after(readings), lifted.selects, lifted.shares)
+        return replace(lifted, lines=lines, state=lifted.state.after(readings))
 
     def _with_zeros(self, lifted: _Lifted, before: int, rows: np.ndarray) -> _Lifted:
         """With a map to the number 0 for each row: its unit reads nothing, whichever s-op it is of, and writes the
@@ -237,7 +239,7 @@ class Lifter:
         zeros = (0.0,) * len(lifted.state.written[source].vectors)
         numbers = range(len(lifted.lines), len(lines))
         readings = {n: Reading(zeros, Written(row[None], (0,))) for n, row in zip(numbers, rows, strict=True)}
-        return _Lifted(lines, lifted.state.after(readings), lifted.selects, lifted.shares)
+        return replace(lifted, lines=lines, state=lifted.state.after(readings))
 
     def _reader(self, layer: int, lines: tuple[Line, ...]) -> Reader:
         return self.readers[layer].of(lines)
@@ -374,7 +376,7 @@ def _on_itself(lifted: _Lifted, numbers: range, idle: np.ndarray) -> Iterator[_L
             lines = list(lifted.lines)
             lines[number] = Line(Op.SEQUENCE_MAP, line.args * 2, _ANY[Op.SEQUENCE_MAP.kind])
             state = lifted.state.after({number: Reading((*entries, len(vectors)), Written(vectors))})
-            yield _Lifted(tuple(lines), state, lifted.selects, lifted.shares)
+            yield replace(lifted, lines=tuple(lines), state=state)
 
 
 def _sums(sizes: list[int], most: int) -> list[set[int]]:

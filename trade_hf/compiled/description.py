@@ -6,7 +6,8 @@ What follows from the tensors' shapes need not be given; all else that is missin
 from __future__ import annotations
 
 import json
-from typing import Any
+import math
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -142,10 +143,15 @@ def _pad_row(embedding: np.ndarray, tensors: dict[str, np.ndarray]) -> np.ndarra
     return pad_row(embedding, writing, np.concatenate([np.zeros((0, width)), *read])).astype(np.float32)
 
 
+def is_whole(value: Any, least: int, most: float = math.inf) -> TypeGuard[int]:
+    """Whether a value is a whole number within bounds; `True` is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
 def read_integer(meta: dict, key: str) -> int:
     """A whole number above 0 from metadata. Raises WeightsError for anything else."""
     value = plain(meta.get(key))
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not is_whole(value, 1):
         raise WeightsError(f"expected a whole number above 0 for {key}, got {value!r}")
     return value
 
@@ -187,8 +193,7 @@ def one_hot_columns(matrix: np.ndarray) -> list[int] | None:
 def from_one_hot_columns(rows: Any, d_model: int) -> np.ndarray:
     """[d_model, output] with a 1 in each column, at its row. Raises WeightsError for rows that are none."""
     rows = [plain(row) for row in rows] if isinstance(rows, list | tuple | np.ndarray) else []
-    are_rows = all(isinstance(row, int) and not isinstance(row, bool) and 0 <= row < d_model for row in rows)
-    if not 0 < len(rows) <= LIMITS["outputs"] or not are_rows:
+    if not 0 < len(rows) <= LIMITS["outputs"] or not all(is_whole(row, 0, d_model - 1) for row in rows):
         wanted = f"expected 1 to {LIMITS['outputs']:,} output_directions below {d_model:,}"
         raise WeightsError(f"{wanted}, or a tensor {UNEMBED}")
     matrix = np.zeros((d_model, len(rows)), np.float32)

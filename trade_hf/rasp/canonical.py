@@ -36,7 +36,7 @@ from trade_hf.rasp.program import (
     Type,
     Variable,
 )
-from trade_hf.rasp.tables import Domain, Table, Tables, UnsupportedError, lazy_image, sort_values, tabulate
+from trade_hf.rasp.tables import Domain, Table, Tables, UnsupportedError, image, lazy_image, sort_values, tabulate
 
 # Names are searched within this many trials; beyond, the line that failed furthest down becomes an explicit table.
 MAX_TRIALS = 20_000
@@ -527,7 +527,7 @@ class _UnmergedSearch(_NameSearch):
         for function in _NO_COMPARISONS[node.op.kind].values():
             code_of: dict[Value | None, int] = {None: -1}
             try:
-                values = list(lazy_image(function.compute, cells))
+                values = image(function.compute, cells)
             except (TypeError, ValueError):  # as in `_functions_that_give`
                 continue
             if all(code_of.setdefault(value, code) == code for value, code in zip(values, node.entries, strict=True)):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from trade_hf.compiled.description import is_whole
 from trade_hf.compiled.weights import LIMITS, WeightsError
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -63,7 +64,7 @@ class Config:
         limits |= {"n_ctx": LIMITS["max_seq_len"], "d_vocab": 65_536, "d_vocab_out": 65_536, "d_mlp": 16_384}
         for name, most in limits.items():
             value, least = getattr(self, name), 0 if name == "d_mlp" and self.attn_only else 1
-            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            if not is_whole(value, least, most):
                 raise WeightsError(f"{name}: expected a whole number from {least} to {most:,}, got {value!r}")
         choices = {"normalization_type": NORMS, "attention_dir": DIRECTIONS, "attn_only": (False, True)}
         if not self.attn_only:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from trade_hf.compiled.description import is_whole
 from trade_hf.compiled.weights import LIMITS, WeightsError
 
 PADDING = -1  # token after the end of an input
@@ -176,7 +177,7 @@ def read_json(path: Path, most_bytes: int) -> Any:
 
 
 def _count(value: Any, what: str, most: int, least: int = 1) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+    if not is_whole(value, least, most):
         raise WeightsError(f"{what}: expected a whole number from {least} to {most:,}, got {value!r}")
     return value
 
